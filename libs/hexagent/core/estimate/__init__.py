@@ -1,0 +1,1 @@
+"""How long things take: tables, learned speeds, output lengths; parameters travel as snapshots."""

@@ -1,0 +1,44 @@
+"""The estimator's learned parameters as one immutable, versioned value of at most 256 KiB."""
+
+from typing import NamedTuple
+
+
+class SpeedFactor(NamedTuple):
+    """Measured time over table time of an instance, in ppm: above 1,000,000 is slower than the table."""
+
+    instance_id: str
+    prefill_ppm: int
+    decode_ppm: int
+    observations: int
+
+
+class LengthQuantiles(NamedTuple):
+    """Output tokens of finished calls of a class and role; role "" = the whole class, class "" = everything."""
+
+    workflow_class: str
+    role: str
+    samples: int
+    q50: int
+    q90: int
+    q99: int
+    mean: int
+
+
+class ToolQuantiles(NamedTuple):
+    """Measured run time of a tool."""
+
+    name: str
+    samples: int
+    q50_us: int
+    q90_us: int
+
+
+class Snapshot(NamedTuple):
+    revision: int  # grows with every change
+    at_us: int
+    speeds: tuple[SpeedFactor, ...] = ()  # sorted by instance
+    lengths: tuple[LengthQuantiles, ...] = ()  # sorted by (class, role)
+    tools: tuple[ToolQuantiles, ...] = ()  # sorted by name
+
+
+EMPTY = Snapshot(0, 0)

@@ -1,0 +1,88 @@
+"""What an instance, an engine profile, a link and a cluster are."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Role(IntEnum):
+    PREFILL = 1
+    DECODE = 2
+    BOTH = 3  # not disaggregated: chunked prefill mixed with decode
+
+
+class HandOff(IntEnum):
+    PULL = 1  # KV stays pinned on the prefill side until the decode side has admitted the call and pulled it
+    PUSH = 2  # decode is bound, and its blocks are reserved, when prefill starts; KV follows at prefill end
+
+
+class EngineProfile(NamedTuple):
+    """What an engine can do; a policy never uses what its profile lacks."""
+
+    name: str
+    hand_off: HandOff
+    never_evicts: bool  # reserve prompt + max_tokens (GUARANTEED_NO_EVICT), else prompt + predicted
+    block_reuse: bool  # committed full blocks serve later prompts with the same prefix
+    local_prefill: bool  # a decode instance can prefill a call it will decode
+    pipelined_transfer: bool  # KV moves while prefill runs
+    send_concurrency: int  # transfers an instance sends at a time
+
+
+PROFILES: dict[str, EngineProfile] = {
+    p.name: p
+    for p in (
+        EngineProfile("trtllm-1.2.1", HandOff.PULL, True, True, True, False, 1),
+        EngineProfile("trtllm-1.3", HandOff.PULL, True, True, True, True, 1),
+        EngineProfile("push", HandOff.PUSH, False, True, False, False, 1),
+        EngineProfile("ideal", HandOff.PULL, False, True, True, True, 4),
+    )
+}
+
+
+class LinkSpec(NamedTuple):
+    """An instance's network side; a transfer runs at the slower of its two ends."""
+
+    bytes_per_s: int
+    setup_us: int  # per transfer
+
+
+class InstanceSpec(NamedTuple):
+    instance_id: str
+    gpu_type: str  # a100, h100, h200, ...
+    tp: int  # GPUs of the instance
+    role: Role
+    model: str
+    precision: str  # of weights: bf16, fp8, ...
+    kv_precision: str  # KV moves only between equal ones
+    kv_blocks: int
+    block_tokens: int
+    max_batch: int  # calls decoding at a time
+    max_step_tokens: int  # prefill tokens of one engine step
+    link: LinkSpec
+    profile: str  # a key of PROFILES
+    prefix_cache: bool  # off: the engine runs without block reuse whatever its profile could do
+    agent_id: str = ""
+    address: str = ""  # host:port of the agent's gRPC server
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.kv_blocks * self.block_tokens
+
+
+class TenantSpec(NamedTuple):
+    name: str
+    weight: int = 1
+
+
+class ClusterSpec(NamedTuple):
+    """A stack as configured: what `solo` times and static limits are taken from."""
+
+    name: str
+    instances: tuple[InstanceSpec, ...]  # sorted by id
+    tenants: tuple[TenantSpec, ...]
+    seed: int  # hidden factors and noise of emulated instances
+    noise_ppm: int  # standard deviation of the log of a step's noise
+    hidden_factor_ppm: tuple[int, int]  # range of an emulated instance's constant factor
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(sorted({i.model for i in self.instances}))

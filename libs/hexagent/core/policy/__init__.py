@@ -1,0 +1,1 @@
+"""Scheduling policies by name, and the placement rules they share."""

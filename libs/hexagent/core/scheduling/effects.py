@@ -1,0 +1,56 @@
+"""What the scheduler core asks its driver to do."""
+
+from typing import NamedTuple
+
+from hexagent.core.ids import CallId, Ticket
+from hexagent.core.scheduling.record import DecisionRecord
+from hexagent.core.workflow.model import CallOutcome
+
+
+class Dispatch(NamedTuple):
+    """Hand one attempt to the agent of `prefill_instance`."""
+
+    ticket: Ticket
+    prefill_instance: str
+    decode_instance: str  # "" = chosen at prefill end by a later `Bind`; equal to prefill_instance = local
+    reserve_output_tokens: int  # decode blocks to reserve beyond the prompt
+    rank: int  # order among calls waiting on the instance, lower first
+    decision: int  # sequence of the record that explains it
+
+
+class Bind(NamedTuple):
+    """Choose, or choose again, where a dispatched call decodes."""
+
+    ticket: Ticket
+    prefill_instance: str
+    decode_instance: str
+    decision: int
+
+
+class CancelAttempt(NamedTuple):
+    """Stop an attempt wherever it is."""
+
+    ticket: Ticket
+    prefill_instance: str
+    decode_instance: str
+    reason: str
+
+
+class Refuse(NamedTuple):
+    """A call that will not run: its outcome goes to the tracker like an engine's."""
+
+    outcome: CallOutcome
+
+
+class Record(NamedTuple):
+    record: DecisionRecord
+
+
+class Unplaceable(NamedTuple):
+    """Diagnostic: a ready call fits no instance that is up; it waits."""
+
+    call: CallId
+    reason: str
+
+
+Effect = Dispatch | Bind | CancelAttempt | Refuse | Record | Unplaceable

@@ -1,0 +1,118 @@
+"""What the scheduler core reacts to, besides the workflow events it shares with the tracker."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from hexagent.core.estimate.snapshot import Snapshot
+from hexagent.core.ids import Ticket
+from hexagent.core.instance.io import InstanceLoad
+from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.workflow.events import WorkflowEvent
+
+
+class Phase(IntEnum):
+    """Where an attempt of a call is, as its agent reports it."""
+
+    ACCEPTED = 1  # the prefill agent has the call in its local queue
+    PREFILLING = 2
+    PREFILLED = 3  # KV is pinned on the prefill instance
+    ADMITTED = 4  # the decode instance has reserved blocks
+    DECODING = 5  # KV has arrived
+    ENDED = 6  # no blocks are held any more; an outcome is on its way to the tracker
+    HAND_OFF_REFUSED = 7  # the decode side said no before KV moved: bind another, not an attempt
+    LOST = 8  # the agent or its engine lost the attempt: dispatch again, not an attempt of the call's own
+
+
+class CallProgress(NamedTuple):
+    ticket: Ticket
+    phase: Phase
+    instance_id: str
+    at_us: int
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reason: str = ""  # with HAND_OFF_REFUSED and LOST
+
+
+class HeldTicket(NamedTuple):
+    """An attempt an agent holds when a scheduler attaches; adopted, not dispatched again."""
+
+    ticket: Ticket
+    phase: Phase
+    instance_id: str
+    prompt_tokens: int
+    reserve_output_tokens: int
+    output_tokens: int
+    decode_instance: str
+
+
+class InstanceUp(NamedTuple):
+    """An agent answered for an instance; also sent again when its description changes."""
+
+    spec: InstanceSpec
+    held: tuple[HeldTicket, ...]
+    at_us: int
+
+
+class InstanceDown(NamedTuple):
+    """Declared dead: every attempt on it is lost."""
+
+    instance_id: str
+    at_us: int
+
+
+class InstanceCordoned(NamedTuple):
+    """No new call goes there (`cordoned`), or it may again."""
+
+    instance_id: str
+    cordoned: bool
+    at_us: int
+
+
+class StepSample(NamedTuple):
+    """Engine steps of one batch composition; the raw material of speed learning."""
+
+    steps: int
+    duration_us: int  # of all steps
+    prefill_tokens: int  # new tokens of one step, 0 = pure decode
+    prefill_context: int  # token-weighted mean prefix of the chunks plus half their own growth
+    decode_batch: int
+    mean_context: int
+
+
+class TransferSample(NamedTuple):
+    from_instance: str
+    to_instance: str
+    start_us: int
+    duration_us: int
+    kv_bytes: int
+
+
+class Telemetry(NamedTuple):
+    """One instance's report, a few times a second of wall time."""
+
+    instance_id: str
+    at_us: int
+    load: InstanceLoad
+    steps: tuple[StepSample, ...] = ()
+    transfers: tuple[TransferSample, ...] = ()
+    reused_tokens: int = 0  # since the last report
+    prefilled_tokens: int = 0
+    generated_tokens: int = 0
+
+
+class Started(NamedTuple):
+    """Every known agent answered or is declared dead: dispatching may begin."""
+
+    epoch: int
+    at_us: int
+
+
+class Tick(NamedTuple):
+    """Time passed; sent at the interval the core asks for."""
+
+    at_us: int
+
+
+SchedulerEvent = (
+    WorkflowEvent | CallProgress | InstanceUp | InstanceDown | InstanceCordoned | Telemetry | Snapshot | Started | Tick
+)

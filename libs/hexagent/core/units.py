@@ -1,0 +1,16 @@
+"""Units: times are integer microseconds of model time unless a name says otherwise."""
+
+US_PER_MS = 1_000
+US_PER_S = 1_000_000
+PPM = 1_000_000  # one as parts per million: factors, ratios and noise are integers in ppm
+MILLI = 1_000  # one as thousandths: SLO scales
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Smallest integer >= a / b, for b > 0."""
+    return -(-a // b)
+
+
+def scale_ppm(value: int, factor_ppm: int) -> int:
+    """`value` times a factor in parts per million, rounded down."""
+    return value * factor_ppm // PPM

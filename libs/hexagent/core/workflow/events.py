@@ -1,0 +1,86 @@
+"""What happened to a workflow: the only things written to its stream, and all that its state derives from."""
+
+from typing import NamedTuple
+
+from hexagent.core.ids import CallId
+from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowSpec, WorkflowStatus
+
+
+class WorkflowStarted(NamedTuple):
+    spec: WorkflowSpec
+    at_us: int
+    request_id: str = ""
+
+
+class NodesRevealed(NamedTuple):
+    workflow_id: str
+    nodes: tuple[NodeSpec, ...]  # parents stand before children
+    at_us: int
+    request_id: str = ""
+
+
+class ToolStarted(NamedTuple):
+    node: CallId
+    at_us: int
+    request_id: str = ""
+
+
+class ToolFinished(NamedTuple):
+    node: CallId
+    status: NodeStatus  # terminal
+    at_us: int
+    reason: str = ""
+    request_id: str = ""
+
+
+class CallFinished(NamedTuple):
+    """A call reached its end: by an engine's outcome, or because the graph no longer needs or allows it."""
+
+    outcome: CallOutcome
+    at_us: int
+
+
+class WorkflowChanged(NamedTuple):
+    """New scheduling terms or a pause; every field holds the value from now on."""
+
+    workflow_id: str
+    priority: int
+    slo_scale_milli: int
+    deadline_us: int
+    paused: bool
+    at_us: int
+    request_id: str = ""
+
+
+class WorkflowFinished(NamedTuple):
+    """No further reveal; nodes still open at CANCELLED, FAILED or ABANDONED are finished by events before this."""
+
+    workflow_id: str
+    status: WorkflowStatus
+    at_us: int
+    reason: str = ""
+    request_id: str = ""
+
+
+WorkflowEvent = (
+    WorkflowStarted
+    | NodesRevealed
+    | ToolStarted
+    | ToolFinished
+    | CallFinished
+    | WorkflowChanged
+    | WorkflowFinished
+)
+
+
+def workflow_of(event: WorkflowEvent) -> str:
+    """The id of the workflow the event belongs to."""
+    match event:
+        case WorkflowStarted():
+            return event.spec.workflow_id
+        case ToolStarted() | ToolFinished():
+            return event.node.workflow_id
+        case CallFinished():
+            return event.outcome.call.workflow_id
+        case _:
+            return event.workflow_id
