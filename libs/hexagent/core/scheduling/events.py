@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.ids import Ticket
-from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.workflow.events import WorkflowEvent
 
 
@@ -66,38 +66,6 @@ class InstanceCordoned(NamedTuple):
     instance_id: str
     cordoned: bool
     at_us: int
-
-
-class StepSample(NamedTuple):
-    """Engine steps of one batch composition; the raw material of speed learning."""
-
-    steps: int
-    duration_us: int  # of all steps
-    prefill_tokens: int  # new tokens of one step, 0 = pure decode
-    prefill_context: int  # token-weighted mean prefix of the chunks plus half their own growth
-    decode_batch: int
-    mean_context: int
-
-
-class TransferSample(NamedTuple):
-    from_instance: str
-    to_instance: str
-    start_us: int
-    duration_us: int
-    kv_bytes: int
-
-
-class Telemetry(NamedTuple):
-    """One instance's report, a few times a second of wall time."""
-
-    instance_id: str
-    at_us: int
-    load: InstanceLoad
-    steps: tuple[StepSample, ...] = ()
-    transfers: tuple[TransferSample, ...] = ()
-    reused_tokens: int = 0  # since the last report
-    prefilled_tokens: int = 0
-    generated_tokens: int = 0
 
 
 class Started(NamedTuple):

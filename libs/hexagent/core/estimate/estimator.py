@@ -1,0 +1,93 @@
+"""Estimates evaluated in process: nominal tables of the cluster's instances times a snapshot's parameters."""
+
+from hexagent.core.estimate.lengths import LengthTable, PredictedLength
+from hexagent.core.estimate.snapshot import EMPTY, Snapshot
+from hexagent.core.estimate.tables import StepTable, load_table
+from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
+from hexagent.core.units import PPM, US_PER_S, ceil_div
+
+SOLO_CACHE_MAX = 100_000
+
+
+def transfer_us(source: InstanceSpec, target: InstanceSpec, kv_bytes: int) -> int:
+    """Time of one KV transfer between free ends: the slower end's set-up and bandwidth."""
+    rate = min(source.link.bytes_per_s, target.link.bytes_per_s)
+    return max(source.link.setup_us, target.link.setup_us) + ceil_div(kv_bytes * US_PER_S, rate)
+
+
+class Estimator:
+    """What a scheduler asks; holds no state but the cluster's tables and the latest snapshot."""
+
+    def __init__(self, cluster: ClusterSpec) -> None:
+        self.snapshot = EMPTY
+        self._lengths = LengthTable(EMPTY)
+        self._speeds: dict[str, tuple[int, int]] = {}
+        self._solo_cache: dict[tuple[str, int, int], int] = {}
+        self._prefill_kinds: dict[str, list[InstanceSpec]] = {}
+        self._decode_kinds: dict[str, list[InstanceSpec]] = {}
+        for spec in cluster.instances:
+            if spec.role in (Role.PREFILL, Role.BOTH):
+                _add_kind(self._prefill_kinds.setdefault(spec.model, []), spec)
+            if spec.role in (Role.DECODE, Role.BOTH):
+                _add_kind(self._decode_kinds.setdefault(spec.model, []), spec)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Use newer parameters; an older revision is ignored."""
+        if snapshot.revision <= self.snapshot.revision:
+            return
+        self.snapshot = snapshot
+        self._lengths = LengthTable(snapshot)
+        self._speeds = {f.instance_id: (f.prefill_ppm, f.decode_ppm) for f in snapshot.speeds}
+
+    def table(self, spec: InstanceSpec) -> StepTable:
+        return load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+
+    def speed_ppm(self, instance_id: str) -> tuple[int, int]:
+        """Learned (prefill, decode) time factors; one each before anything was learned."""
+        return self._speeds.get(instance_id, (PPM, PPM))
+
+    def output_tokens(self, workflow_class: str, role: str, max_tokens: int, hint: int) -> PredictedLength:
+        return self._lengths.predict(workflow_class, role, max_tokens, hint)
+
+    def tool_us(self, name: str, hint_us: int) -> int:
+        return self._lengths.tool_us(name, hint_us)
+
+    def solo_us(self, model: str, prompt_tokens: int, output_tokens: int) -> int:
+        """Least nominal time of the call alone on the cluster as configured: batch 1, no reuse, best pair.
+
+        Over pairs of GPU kinds: prefill + transfer + decode at the mean context of its own growth. No learned
+        factor, hidden factor or load enters. One output token needs no hand-off. 0 for a model nobody serves.
+        """
+        key = (model, prompt_tokens, output_tokens)
+        known = self._solo_cache.get(key)
+        if known is None:
+            if len(self._solo_cache) >= SOLO_CACHE_MAX:
+                self._solo_cache.clear()
+            known = self._solo_cache[key] = self._solo(model, max(prompt_tokens, 1), max(output_tokens, 1))
+        return known
+
+    def _solo(self, model: str, prompt_tokens: int, output_tokens: int) -> int:
+        prefills = [(p, self.table(p).prefill_us(prompt_tokens)) for p in self._prefill_kinds.get(model, ())]
+        if not prefills:
+            return 0
+        if output_tokens == 1:
+            return min(t for _, t in prefills)
+        context = prompt_tokens + output_tokens // 2
+        decodes = [
+            (d, (output_tokens - 1) * self.table(d).decode_us(1, context)) for d in self._decode_kinds.get(model, ())
+        ]
+        kv_bytes = prompt_tokens * self.table(prefills[0][0]).kv_bytes_per_token
+        times = [
+            tp + td + (0 if p.role is Role.BOTH else transfer_us(p, d, kv_bytes))
+            for p, tp in prefills
+            for d, td in decodes
+            if (p.role is Role.BOTH) == (d.role is Role.BOTH)
+        ]
+        return min(times, default=0)
+
+
+def _add_kind(kinds: list[InstanceSpec], spec: InstanceSpec) -> None:
+    """Keep one instance of each kind: instances that differ only in name have equal solo times."""
+    traits = (spec.gpu_type, spec.tp, spec.precision, spec.role, spec.link)
+    if all((k.gpu_type, k.tp, k.precision, k.role, k.link) != traits for k in kinds):
+        kinds.append(spec)
