@@ -42,9 +42,7 @@ def drift(fresh: pathlib.Path, committed: pathlib.Path) -> list[str]:
     lines = [f"missing: {name}" for name in ours - theirs]
     lines += [f"no longer generated: {name}" for name in theirs - ours]
     lines += [
-        f"differs: {name}"
-        for name in ours & theirs
-        if not filecmp.cmp(fresh / name, committed / name, shallow=False)
+        f"differs: {name}" for name in ours & theirs if not filecmp.cmp(fresh / name, committed / name, shallow=False)
     ]
     return sorted(lines)
 
