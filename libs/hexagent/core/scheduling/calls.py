@@ -1,0 +1,55 @@
+"""A call as the scheduler sees it: costs predicted, place in its workflow, attempts made."""
+
+from typing import TYPE_CHECKING
+
+from hexagent.core.ids import CallId
+
+if TYPE_CHECKING:
+    from hexagent.core.scheduling.projection import Workflow
+
+
+class Call:
+    """A revealed LLM call; `output_q50` and `output_q90` are predictions fixed when it became ready."""
+
+    __slots__ = (
+        "attempts",
+        "call_id",
+        "expected_output_tokens",
+        "lora",
+        "max_tokens",
+        "model",
+        "output_q50",
+        "output_q90",
+        "prefill_us",
+        "prompt_tokens",
+        "ready_us",
+        "role",
+        "workflow",
+    )
+
+    def __init__(
+        self, call_id: CallId, workflow: "Workflow", role: str, model: str, prompt_tokens: int, max_tokens: int
+    ) -> None:
+        self.call_id = call_id
+        self.workflow = workflow
+        self.role = role
+        self.model = model
+        self.lora = ""
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.expected_output_tokens = 0
+        self.output_q50 = 1
+        self.output_q90 = 1
+        self.ready_us = 0
+        self.attempts = 0
+        self.prefill_us: dict[tuple[str, int, str], int] = {}  # nominal, by (GPU, TP, precision), filled on first use
+
+    @property
+    def mean_context(self) -> int:
+        """Tokens of context of an average decode step."""
+        return self.prompt_tokens + self.output_q50 // 2
+
+    @property
+    def order(self) -> tuple[int, CallId]:
+        """First come first served; the tie-break of every policy."""
+        return (self.ready_us, self.call_id)

@@ -1,0 +1,273 @@
+"""The scheduler core: events in, dispatches, cancels and decision records out."""
+
+from bisect import bisect_left, insort
+
+from hexagent.core.errors import NotFound
+from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.estimate.snapshot import Snapshot
+from hexagent.core.ids import CallId, Ticket
+from hexagent.core.instance.spec import ClusterSpec, HandOff
+from hexagent.core.instance.telemetry import Telemetry
+from hexagent.core.policy.placement import Placed
+from hexagent.core.policy.registry import Policy, policy_by_name
+from hexagent.core.policy.topology import Topology
+from hexagent.core.scheduling.calls import Call
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record
+from hexagent.core.scheduling.events import (
+    CallProgress,
+    HeldTicket,
+    InstanceCordoned,
+    InstanceDown,
+    InstanceUp,
+    Phase,
+    SchedulerEvent,
+    Started,
+    Tick,
+)
+from hexagent.core.scheduling.ledger import Attempt, Ledger
+from hexagent.core.scheduling.projection import Projection
+from hexagent.core.scheduling.record import Candidate, DecisionKind, DecisionRecord
+
+TICK_US = 1_000_000  # how often a driver sends `Tick`: a plan that no event triggers is at most this late
+
+
+class SchedulerCore:
+    """Owns the projection, the ledger and the queue of ready calls of one cluster.
+
+    Nothing is dispatched before `Started`, so that attempts which agents still hold are adopted, not repeated.
+    """
+
+    def __init__(self, cluster: ClusterSpec, policy: str) -> None:
+        self.estimator = Estimator(cluster)
+        self.projection = Projection(self.estimator)
+        self.ledger = Ledger()
+        self.waiting: list[Call] = []  # ready and not dispatched, first come first
+        self.epoch = 0  # 0 = not started
+        self.policy: Policy = policy_by_name(policy, self.estimator)
+        self._topologies: dict[str, Topology] = {}  # by model, until instances change
+        self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
+        self._held: dict[CallId, HeldTicket] = {}  # reported by agents before their call was known
+        self._sequence = 0
+
+    def handle(self, event: SchedulerEvent, now_us: int) -> tuple[Effect, ...]:
+        """Take in one event and plan if it may have freed a slot or added a call."""
+        effects: list[Effect] = []
+        match event:
+            case CallProgress():
+                plan = self._progress(event, effects)
+            case Telemetry():
+                plan = False  # speeds and lengths arrive learned, as snapshots
+            case Snapshot():
+                self.estimator.update(event)
+                plan = False
+            case InstanceUp():
+                plan = self._instance_up(event)
+            case InstanceDown():
+                plan = self._instance_down(event, effects)
+            case InstanceCordoned():
+                plan = self._cordon(event)
+            case Started():
+                self.epoch, plan = event.epoch, True
+                self._held.clear()
+            case Tick():
+                plan = True
+            case _:
+                change = self.projection.apply(event, now_us)
+                for call in change.ended:
+                    self._forget(call, effects)
+                for call in change.ready:
+                    self._enqueue(call)
+                plan = bool(change.ready or change.ended)
+        if plan and self.waiting and self.epoch:
+            self._plan(now_us, effects)
+        return tuple(effects)
+
+    # --- queue ------------------------------------------------------------------------------------------------
+    def _enqueue(self, call: Call) -> None:
+        held = self._held.pop(call.call_id, None)
+        if held is None or not self._adopt(call, held):
+            insort(self.waiting, call, key=lambda c: c.order)
+
+    def _dequeue(self, call: Call) -> None:
+        index = bisect_left(self.waiting, call.order, key=lambda c: c.order)
+        if index < len(self.waiting) and self.waiting[index] is call:
+            del self.waiting[index]
+
+    def _forget(self, call: Call, effects: list[Effect]) -> None:
+        """The call has its outcome: free what it holds; an attempt that still runs is stopped."""
+        self._dequeue(call)
+        attempt = self._attempts.pop(call.call_id, None)
+        if attempt is not None and attempt.ticket in self.ledger.attempts:
+            self.ledger.ended(attempt, attempt.prefill_end_us)
+            effects.append(_cancel(attempt, "CALL_ENDED"))
+
+    def _retry(self, attempt: Attempt) -> None:
+        """The attempt is lost through no fault of the call: it waits again, at its old place."""
+        self.ledger.ended(attempt, attempt.prefill_end_us)
+        if self._attempts.get(attempt.call.call_id) is attempt:
+            del self._attempts[attempt.call.call_id]
+            insort(self.waiting, attempt.call, key=lambda c: c.order)
+
+    # --- agents -----------------------------------------------------------------------------------------------
+    def _progress(self, event: CallProgress, effects: list[Effect]) -> bool:
+        """Returns whether a slot may have become free."""
+        attempt = self.ledger.attempts.get(event.ticket)
+        if attempt is None:
+            return False
+        match event.phase:
+            case Phase.PREFILLED:
+                self.ledger.prefill_ended(attempt, event.at_us)
+                attempt.phase = max(attempt.phase, Phase.PREFILLED)
+            case Phase.ADMITTED:
+                attempt.phase = max(attempt.phase, Phase.ADMITTED)
+            case Phase.DECODING:
+                self.ledger.kv_left(attempt)
+            case Phase.ENDED:
+                self.ledger.ended(attempt, event.at_us)
+            case Phase.LOST:
+                effects.append(_cancel(attempt, event.reason))
+                self._retry(attempt)
+            case Phase.HAND_OFF_REFUSED:
+                self._rebind(attempt, event, effects)
+            case _:
+                attempt.phase = max(attempt.phase, event.phase)
+                return False
+        return True
+
+    def _rebind(self, attempt: Attempt, event: CallProgress, effects: list[Effect]) -> None:
+        """The decode side said no: the next best one under pull, else the attempt is lost."""
+        _, decode = self.ledger.pool(attempt.call.model)
+        others = [d for d in decode if d is not attempt.decode and d.kv_free_tokens >= attempt.kv_tokens]
+        if attempt.prefill.profile.hand_off is not HandOff.PULL or not others:
+            effects.append(_cancel(attempt, event.reason))
+            self._retry(attempt)
+            return
+        call = attempt.call
+        best = min(others, key=lambda d: d.decode_step_us(self.estimator, 1, call.mean_context))
+        finish_us = event.at_us + call.output_q50 * best.decode_step_us(self.estimator, 1, call.mean_context)
+        self.ledger.rebound(attempt, best, event.at_us)
+        chosen = Candidate(
+            attempt.prefill.spec.instance_id, best.spec.instance_id, 0, attempt.prefill_end_us, event.at_us, finish_us
+        )
+        record = self._record(DecisionKind.BIND, attempt, chosen, (), 0, (0, 0), event.at_us)
+        effects.append(Bind(attempt.ticket, chosen.prefill_instance, chosen.decode_instance, record.sequence))
+        effects.append(Record(record))
+
+    def _instance_up(self, event: InstanceUp) -> bool:
+        self.ledger.describe(event.spec)
+        self._topologies.clear()
+        for held in event.held:
+            call = self.projection.find(held.ticket.call)
+            if call is None or call not in self.waiting:
+                self._held[held.ticket.call] = held
+            elif self._adopt(call, held):
+                self._dequeue(call)
+        return True
+
+    def _adopt(self, call: Call, held: HeldTicket) -> bool:
+        """Book an attempt that an agent already runs. A decode instance that is not known means it is dispatched
+        again; its agent drops the older attempt."""
+        prefill = self.ledger.instances.get(held.instance_id)
+        decode = self.ledger.instances.get(held.decode_instance or held.instance_id)
+        if prefill is None or decode is None or held.ticket.attempt <= call.attempts:
+            return False
+        call.attempts = held.ticket.attempt
+        attempt = Attempt(held.ticket, call, prefill, decode, held.reserve_output_tokens)
+        self._attempts[call.call_id] = attempt
+        self.ledger.dispatched(attempt, call.ready_us, call.ready_us)
+        if held.phase >= Phase.PREFILLED:
+            self.ledger.prefill_ended(attempt, call.ready_us)
+        if held.phase >= Phase.DECODING:
+            self.ledger.kv_left(attempt)
+        return True
+
+    def _instance_down(self, event: InstanceDown, effects: list[Effect]) -> bool:
+        instance = self.ledger.instances.get(event.instance_id)
+        if instance is None or not instance.up:
+            return False
+        instance.up = False
+        self._topologies.clear()
+        for attempt in self.ledger.held_by(instance):
+            effects.append(_cancel(attempt, "INSTANCE_DOWN"))
+            self._retry(attempt)
+        return True
+
+    def _cordon(self, event: InstanceCordoned) -> bool:
+        instance = self.ledger.instances.get(event.instance_id)
+        if instance is None:
+            raise NotFound(f"no instance {event.instance_id!r}", reason="UNKNOWN_INSTANCE", field="instance_id")
+        instance.cordoned = event.cordoned
+        self._topologies.clear()
+        return True
+
+    # --- planning ---------------------------------------------------------------------------------------------
+    def _plan(self, now_us: int, effects: list[Effect]) -> None:
+        by_model: dict[str, list[Call]] = {}
+        for call in self.waiting:
+            if not call.workflow.paused:
+                by_model.setdefault(call.model, []).append(call)
+        for model, calls in by_model.items():
+            topology = self._topology(model)
+            if not topology.prefill or not topology.decode:
+                continue
+            planned = self.policy.dispatcher.plan(self.policy.order, topology, calls, now_us)
+            for rank, (placed, score) in enumerate(planned, 1):
+                if placed.startable:
+                    self._dispatch(placed, score, (rank, len(calls)), now_us, effects)
+
+    def _topology(self, model: str) -> Topology:
+        topology = self._topologies.get(model)
+        if topology is None:
+            topology = self._topologies[model] = Topology(*self.ledger.pool(model), self.estimator)
+        return topology
+
+    def _dispatch(self, placed: Placed, score: int, place: tuple[int, int], now_us: int, effects: list[Effect]) -> None:
+        call = placed.call
+        call.attempts += 1
+        ticket = Ticket(call.call_id, call.attempts, self.epoch)
+        reserve = self.ledger.reserve_output_tokens(call, placed.decode)
+        attempt = Attempt(ticket, call, placed.prefill, placed.decode, reserve)
+        self._dequeue(call)
+        self._attempts[call.call_id] = attempt
+        self.ledger.dispatched(attempt, placed.chosen.prefill_end_us, placed.chosen.transfer_end_us)
+        record = self._record(DecisionKind.DISPATCH, attempt, placed.chosen, placed.others, score, place, now_us)
+        chosen = placed.chosen
+        effects.append(
+            Dispatch(ticket, chosen.prefill_instance, chosen.decode_instance, reserve, score, record.sequence)
+        )
+        effects.append(Record(record))
+
+    def _record(
+        self,
+        kind: DecisionKind,
+        attempt: Attempt,
+        chosen: Candidate,
+        others: tuple[Candidate, ...],
+        score: int,
+        place: tuple[int, int],
+        now_us: int,
+    ) -> DecisionRecord:
+        self._sequence += 1
+        call = attempt.call
+        return DecisionRecord(
+            sequence=self._sequence,
+            at_us=now_us,
+            kind=kind,
+            policy=self.policy.name,
+            ticket=attempt.ticket,
+            chosen=chosen,
+            others=others,
+            key=(score, call.ready_us),
+            position=place[0],
+            waiting=place[1],
+            age_us=now_us - call.workflow.arrival_us,
+            horizon_us=call.workflow.horizon_us,
+            prompt_tokens=call.prompt_tokens,
+            predicted_output_tokens=call.output_q50,
+            reserve_output_tokens=attempt.reserve_output_tokens,
+            snapshot_revision=self.estimator.snapshot.revision,
+        )
+
+
+def _cancel(attempt: Attempt, reason: str) -> CancelAttempt:
+    return CancelAttempt(attempt.ticket, attempt.prefill.spec.instance_id, attempt.decode.spec.instance_id, reason)

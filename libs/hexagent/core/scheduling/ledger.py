@@ -1,0 +1,163 @@
+"""The scheduler's book of the cluster: who runs where, what is reserved, when each part is predicted to be free."""
+
+from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.ids import Ticket
+from hexagent.core.instance.spec import PROFILES, EngineProfile, InstanceSpec, Role
+from hexagent.core.scheduling.calls import Call
+from hexagent.core.scheduling.events import Phase
+from hexagent.core.units import scale_ppm
+
+
+class Attempt:
+    """One dispatched attempt of a call and what it holds."""
+
+    __slots__ = ("call", "decode", "kv_tokens", "phase", "prefill", "prefill_end_us", "reserve_output_tokens", "ticket")
+
+    def __init__(
+        self, ticket: Ticket, call: Call, prefill: "Instance", decode: "Instance", reserve_output_tokens: int
+    ) -> None:
+        self.ticket = ticket
+        self.call = call
+        self.prefill = prefill
+        self.decode = decode
+        self.reserve_output_tokens = reserve_output_tokens
+        self.kv_tokens = call.prompt_tokens + reserve_output_tokens
+        self.phase = Phase.ACCEPTED
+        self.prefill_end_us = 0  # predicted, then measured
+
+
+class Instance:
+    """Ledger of one instance. `prefilling` and `decoding` hold attempts in order of dispatch."""
+
+    __slots__ = (
+        "context_sum",
+        "cordoned",
+        "decoding",
+        "egress_free_us",
+        "ingress_free_us",
+        "pinned_tokens",
+        "prefill_free_us",
+        "prefilling",
+        "profile",
+        "reserved_tokens",
+        "spec",
+        "up",
+    )
+
+    def __init__(self, spec: InstanceSpec) -> None:
+        self.spec = spec
+        self.profile: EngineProfile = PROFILES[spec.profile]
+        self.up = False
+        self.cordoned = False
+        self.prefilling: dict[Ticket, Attempt] = {}
+        self.decoding: dict[Ticket, Attempt] = {}  # bound here: waiting, in flight or decoding
+        self.prefill_free_us = 0  # predicted end of the prefill work dispatched here
+        self.egress_free_us = 0
+        self.ingress_free_us = 0
+        self.pinned_tokens = 0  # prompts in prefill or waiting to be pulled
+        self.reserved_tokens = 0
+        self.context_sum = 0  # over `decoding`: prompt plus half the predicted output
+
+    @property
+    def usable(self) -> bool:
+        return self.up and not self.cordoned
+
+    def prefill_free(self, now_us: int) -> int:
+        """When a call dispatched now could start: an overdue prediction counts as any moment now."""
+        return max(now_us, self.prefill_free_us) if self.prefilling else now_us
+
+    @property
+    def kv_free_tokens(self) -> int:
+        return self.spec.kv_tokens - self.reserved_tokens - self.pinned_tokens
+
+    def decode_step_us(self, estimator: Estimator, extra_batch: int, extra_context: int) -> int:
+        """Predicted step time were `extra_batch` calls of `extra_context` tokens in sum bound here as well."""
+        batch = len(self.decoding) + extra_batch
+        context = (self.context_sum + extra_context) // max(batch, 1)
+        step_us = estimator.table(self.spec).decode_us(min(max(batch, 1), self.spec.max_batch), max(context, 1))
+        return scale_ppm(step_us, estimator.speed_ppm(self.spec.instance_id)[1])
+
+
+class Ledger:
+    """Instances by id, in order of id, and the attempts they hold."""
+
+    def __init__(self) -> None:
+        self.instances: dict[str, Instance] = {}
+        self.attempts: dict[Ticket, Attempt] = {}
+
+    def describe(self, spec: InstanceSpec) -> Instance:
+        """Add the instance or take its new description; it becomes usable."""
+        instance = self.instances.get(spec.instance_id)
+        if instance is None:
+            self.instances[spec.instance_id] = Instance(spec)
+            self.instances = dict(sorted(self.instances.items()))
+            instance = self.instances[spec.instance_id]
+        instance.spec = spec
+        instance.profile = PROFILES[spec.profile]
+        instance.up = True
+        return instance
+
+    def pool(self, model: str) -> tuple[list[Instance], list[Instance]]:
+        """Usable (prefill, decode) instances of a model, in order of id."""
+        usable = [i for i in self.instances.values() if i.usable and i.spec.model == model]
+        prefill = [i for i in usable if i.spec.role in (Role.PREFILL, Role.BOTH)]
+        return prefill, [i for i in usable if i.spec.role in (Role.DECODE, Role.BOTH)]
+
+    def reserve_output_tokens(self, call: Call, decode: Instance) -> int:
+        """Blocks an engine of this profile reserves beyond the prompt: all it may need, or what is predicted."""
+        return call.max_tokens if decode.profile.never_evicts else call.output_q90
+
+    def dispatched(self, attempt: Attempt, prefill_end_us: int, transfer_end_us: int) -> None:
+        prefill, call = attempt.prefill, attempt.call
+        self.attempts[attempt.ticket] = attempt
+        attempt.prefill_end_us = prefill_end_us
+        prefill.prefilling[attempt.ticket] = attempt
+        prefill.prefill_free_us = max(prefill.prefill_free_us, prefill_end_us)
+        prefill.pinned_tokens += call.prompt_tokens
+        if attempt.decode is not prefill:
+            prefill.egress_free_us = max(prefill.egress_free_us, transfer_end_us)
+        self._bind(attempt, attempt.decode, transfer_end_us)
+
+    def rebound(self, attempt: Attempt, decode: Instance, transfer_end_us: int) -> None:
+        """The attempt decodes elsewhere than it was bound."""
+        self._unbind(attempt)
+        attempt.decode = decode
+        self._bind(attempt, decode, transfer_end_us)
+
+    def _bind(self, attempt: Attempt, decode: Instance, transfer_end_us: int) -> None:
+        decode.decoding[attempt.ticket] = attempt
+        decode.reserved_tokens += attempt.kv_tokens
+        decode.context_sum += attempt.call.mean_context
+        if decode is not attempt.prefill:
+            decode.ingress_free_us = max(decode.ingress_free_us, transfer_end_us)
+
+    def _unbind(self, attempt: Attempt) -> None:
+        if attempt.decode.decoding.pop(attempt.ticket, None) is not None:
+            attempt.decode.reserved_tokens -= attempt.kv_tokens
+            attempt.decode.context_sum -= attempt.call.mean_context
+
+    def prefill_ended(self, attempt: Attempt, at_us: int) -> None:
+        """The slot is free; the prompt stays pinned until `kv_left`."""
+        if attempt.prefill.prefilling.pop(attempt.ticket, None) is not None:
+            attempt.prefill_end_us = at_us
+
+    def kv_left(self, attempt: Attempt) -> None:
+        """The decode side has the KV, or nobody needs it."""
+        if attempt.phase < Phase.DECODING:
+            attempt.prefill.pinned_tokens -= attempt.call.prompt_tokens
+            attempt.phase = Phase.DECODING
+
+    def ended(self, attempt: Attempt, at_us: int) -> None:
+        """The attempt holds nothing any more."""
+        if self.attempts.pop(attempt.ticket, None) is not None:
+            self.prefill_ended(attempt, at_us)
+            self.kv_left(attempt)
+            self._unbind(attempt)
+
+    def held_by(self, instance: Instance) -> list[Attempt]:
+        """Attempts that are lost when the instance is; those past their transfer no longer need its prefill side."""
+        return [
+            a
+            for a in self.attempts.values()
+            if a.decode is instance or (a.prefill is instance and a.phase < Phase.DECODING)
+        ]

@@ -1,0 +1,136 @@
+"""The scheduler's view of workflows: the tracker's graph code, with costs and horizons."""
+
+from typing import NamedTuple
+
+from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.ids import CallId
+from hexagent.core.scheduling.calls import Call
+from hexagent.core.workflow.events import (
+    CallFinished,
+    NodesRevealed,
+    ToolFinished,
+    WorkflowEvent,
+    WorkflowFinished,
+    WorkflowStarted,
+    workflow_of,
+)
+from hexagent.core.workflow.graph import NEVER, GraphDelta, Node, WorkflowGraph
+from hexagent.core.workflow.horizon import Horizon
+from hexagent.core.workflow.model import NodeStatus, WorkflowStatus
+
+
+class Workflow:
+    """One running workflow: graph, horizon and its calls that have not ended."""
+
+    __slots__ = ("arrival_us", "calls", "graph", "horizon")
+
+    def __init__(self, started: WorkflowStarted) -> None:
+        self.arrival_us = started.at_us
+        self.graph = WorkflowGraph(started)
+        self.horizon = Horizon()
+        self.calls: dict[str, Call] = {}
+
+    @property
+    def horizon_us(self) -> int:
+        """Completion time of the revealed graph had the workflow run alone."""
+        return self.horizon.total_us()
+
+    @property
+    def paused(self) -> bool:
+        return self.graph.status is WorkflowStatus.PAUSED
+
+    @property
+    def tenant(self) -> str:
+        return self.graph.spec.tenant
+
+
+class Change(NamedTuple):
+    """What an event means to the scheduler."""
+
+    ready: tuple[Call, ...] = ()
+    ended: tuple[Call, ...] = ()  # by an outcome, a cancel or a refusal: hold nothing for them any longer
+
+
+NO_CHANGE = Change()
+
+
+def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str) -> int:
+    """A node's part of the horizon: true lengths or run time once finished, predictions before."""
+    if node.spec.call is None:
+        if node.status is NodeStatus.SUCCEEDED and node.started_us != NEVER:
+            return node.finished_us - node.started_us
+        tool = node.spec.tool
+        return estimator.tool_us(tool.name, tool.expected_us) if tool is not None else 0
+    call, outcome = node.spec.call, node.outcome
+    if node.status is NodeStatus.SUCCEEDED and outcome is not None:
+        return estimator.solo_us(call.model, outcome.prompt_tokens, outcome.output_tokens)
+    length = estimator.output_tokens(workflow_class, node.spec.role, call.max_tokens, call.expected_output_tokens)
+    return estimator.solo_us(call.model, call.prompt_tokens, length.q50)
+
+
+class Projection:
+    """Every running workflow, fed by the tracker's events; a finished one is forgotten."""
+
+    def __init__(self, estimator: Estimator) -> None:
+        self._estimator = estimator
+        self.workflows: dict[str, Workflow] = {}
+
+    def find(self, call_id: CallId) -> Call | None:
+        workflow = self.workflows.get(call_id.workflow_id)
+        return workflow.calls.get(call_id.node_id) if workflow else None
+
+    def apply(self, event: WorkflowEvent, now_us: int) -> Change:
+        """Take in a workflow event; one of a workflow that is not known is ignored."""
+        if isinstance(event, WorkflowStarted):
+            self.workflows.setdefault(event.spec.workflow_id, Workflow(event))
+            return NO_CHANGE
+        workflow = self.workflows.get(workflow_of(event))
+        if workflow is None:
+            return NO_CHANGE
+        delta = workflow.graph.apply(event)
+        match event:
+            case NodesRevealed(nodes=nodes):
+                for spec in nodes:
+                    self._reveal(workflow, workflow.graph.node(spec.node_id))
+            case CallFinished(outcome=outcome):
+                self._closed(workflow, outcome.call.node_id)
+            case ToolFinished(node=node):
+                self._closed(workflow, node.node_id)
+            case WorkflowFinished():
+                del self.workflows[workflow.graph.workflow_id]
+                return Change(ended=tuple(workflow.calls.values()))
+        return self._change(workflow, delta, now_us)
+
+    def _reveal(self, workflow: Workflow, node: Node) -> None:
+        if node.index < len(workflow.horizon):
+            return  # revealed before
+        cost_us = solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class)
+        workflow.horizon.add(node.index, node.parents, node.spec.join, cost_us)
+        spec = node.spec.call
+        if spec is not None:
+            call_id = CallId(workflow.graph.workflow_id, node.node_id)
+            call = Call(call_id, workflow, node.spec.role, spec.model, spec.prompt_tokens, spec.max_tokens)
+            call.lora = spec.lora
+            call.expected_output_tokens = spec.expected_output_tokens
+            workflow.calls[node.node_id] = call
+
+    def _closed(self, workflow: Workflow, node_id: str) -> None:
+        node = workflow.graph.find(node_id)
+        if node is None or node.open:
+            return
+        if node.status is NodeStatus.SUCCEEDED:
+            cost_us = solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class)
+            workflow.horizon.set_cost(node.index, cost_us)
+        else:
+            workflow.horizon.exclude(node.index)
+
+    def _change(self, workflow: Workflow, delta: GraphDelta, now_us: int) -> Change:
+        ended = tuple(workflow.calls.pop(n) for n in delta.closed if n in workflow.calls)
+        ready = tuple(workflow.calls[n] for n in delta.ready if n in workflow.calls)
+        for call in ready:
+            call.ready_us = now_us
+            length = self._estimator.output_tokens(
+                workflow.graph.spec.workflow_class, call.role, call.max_tokens, call.expected_output_tokens
+            )
+            call.output_q50, call.output_q90 = length
+        return Change(ready, ended)
