@@ -101,7 +101,9 @@ class AttemptSpec(_message.Message):
 
     @_builtins.property
     def outputs(self) -> _containers.MessageMap[_builtins.str, _call_pb2.SegmentRef]:
-        """What stands where the prompt says `output_of`, by node id."""
+        """What stands where the prompt says `output_of`, by node id; every node the prompt names is here, as a call is
+        ready only when all outputs in its prompt exist.
+        """
 
     @_builtins.property
     def trace_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class WorkflowEventEnvelope(_message.Message):
-    """One entry of the stream WORKFLOWS: all that a workflow's state derives from. At most 256 KiB."""
+    """One entry of the stream WORKFLOW: all that a workflow's state derives from. At most 256 KiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -219,12 +219,15 @@ class ToolFinished(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     status: _enums_pb2.NodeStatus.ValueType
     """How, terminal."""
     reason: _builtins.str
     """Cause of anything but success."""
     request_id: _builtins.str
     """The request that said so; empty when a limit ended it."""
+    message: _builtins.str
+    """The cause for people."""
     @_builtins.property
     def node(self) -> _ids_pb2.CallId:
         """The tool's node."""
@@ -236,10 +239,11 @@ class ToolFinished(_message.Message):
         status: _enums_pb2.NodeStatus.ValueType = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "reason", b"reason", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "node", b"node", "reason", b"reason", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,6 +256,9 @@ class CallFinished(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OUTCOME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request that cancelled it; empty = none did."""
     @_builtins.property
     def outcome(self) -> Global___CallOutcome:
         """How."""
@@ -260,10 +267,11 @@ class CallFinished(_message.Message):
         self,
         *,
         outcome: Global___CallOutcome | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -441,6 +441,7 @@ class NodeUpdate(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node."""
     kind: _enums_pb2.NodeKind.ValueType
@@ -448,7 +449,9 @@ class NodeUpdate(_message.Message):
     status: _enums_pb2.NodeStatus.ValueType
     """Its status from now on."""
     reason: _builtins.str
-    """With a tool that did not succeed: the cause."""
+    """With a tool that did not succeed: the stable cause."""
+    message: _builtins.str
+    """With a tool that did not succeed: the cause for people."""
     @_builtins.property
     def result(self) -> Global___CallResult:
         """With a call that ended: how."""
@@ -461,10 +464,11 @@ class NodeUpdate(_message.Message):
         status: _enums_pb2.NodeStatus.ValueType = ...,
         result: Global___CallResult | None = ...,
         reason: _builtins.str = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "node_id", b"node_id", "reason", b"reason", "result", b"result", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "node_id", b"node_id", "reason", b"reason", "result", b"result", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -264,12 +264,15 @@ class FinishToolRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key."""
     status: _enums_pb2.NodeStatus.ValueType
-    """SUCCEEDED, FAILED or CANCELLED."""
+    """SUCCEEDED or FAILED."""
     reason: _builtins.str
-    """Cause of anything but success; empty with it."""
+    """Stable cause of anything but success; empty with it."""
+    message: _builtins.str
+    """The cause for people; empty with success."""
     @_builtins.property
     def node(self) -> _ids_pb2.CallId:
         """The tool's node."""
@@ -281,10 +284,11 @@ class FinishToolRequest(_message.Message):
         node: _ids_pb2.CallId | None = ...,
         status: _enums_pb2.NodeStatus.ValueType = ...,
         reason: _builtins.str = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "reason", b"reason", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "node", b"node", "reason", b"reason", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -151,9 +151,10 @@ class WorkflowServiceServicer:
 
     def RevealNodes(self, request, context):
         """Adds nodes to a workflow, all or none.
-        NOT_FOUND: unknown workflow, model or parent. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: a
-        cycle, or a prompt that fits no instance. FAILED_PRECONDITION: the workflow ended, or segments are missing, listed
-        in the error's metadata. RESOURCE_EXHAUSTED: a limit on nodes or sizes.
+        NOT_FOUND: unknown workflow or model. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: an unknown
+        parent, a cycle, a prompt that fits no instance, or more than one reveal may hold. FAILED_PRECONDITION: the
+        workflow ended, or segments are missing, listed in the error's metadata. RESOURCE_EXHAUSTED: the workflow has all
+        the nodes it may have, or an inline body is above 64 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

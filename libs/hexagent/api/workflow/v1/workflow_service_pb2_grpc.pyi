@@ -48,9 +48,10 @@ class WorkflowServiceStub:
     """
     RevealNodes: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.RevealNodesRequest, _workflow_service_pb2.RevealNodesResponse]
     """Adds nodes to a workflow, all or none.
-    NOT_FOUND: unknown workflow, model or parent. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: a
-    cycle, or a prompt that fits no instance. FAILED_PRECONDITION: the workflow ended, or segments are missing, listed
-    in the error's metadata. RESOURCE_EXHAUSTED: a limit on nodes or sizes.
+    NOT_FOUND: unknown workflow or model. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: an unknown
+    parent, a cycle, a prompt that fits no instance, or more than one reveal may hold. FAILED_PRECONDITION: the
+    workflow ended, or segments are missing, listed in the error's metadata. RESOURCE_EXHAUSTED: the workflow has all
+    the nodes it may have, or an inline body is above 64 KiB.
     """
     StartTool: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.StartToolRequest, _workflow_service_pb2.StartToolResponse]
     """Says that a tool began.
@@ -130,9 +131,10 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     """
     RevealNodes: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.RevealNodesRequest, _workflow_service_pb2.RevealNodesResponse]  # type: ignore[assignment]
     """Adds nodes to a workflow, all or none.
-    NOT_FOUND: unknown workflow, model or parent. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: a
-    cycle, or a prompt that fits no instance. FAILED_PRECONDITION: the workflow ended, or segments are missing, listed
-    in the error's metadata. RESOURCE_EXHAUSTED: a limit on nodes or sizes.
+    NOT_FOUND: unknown workflow or model. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: an unknown
+    parent, a cycle, a prompt that fits no instance, or more than one reveal may hold. FAILED_PRECONDITION: the
+    workflow ended, or segments are missing, listed in the error's metadata. RESOURCE_EXHAUSTED: the workflow has all
+    the nodes it may have, or an inline body is above 64 KiB.
     """
     StartTool: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.StartToolRequest, _workflow_service_pb2.StartToolResponse]  # type: ignore[assignment]
     """Says that a tool began.
@@ -227,9 +229,10 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_workflow_service_pb2.RevealNodesResponse, _abc.Awaitable[_workflow_service_pb2.RevealNodesResponse]]:
         """Adds nodes to a workflow, all or none.
-        NOT_FOUND: unknown workflow, model or parent. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: a
-        cycle, or a prompt that fits no instance. FAILED_PRECONDITION: the workflow ended, or segments are missing, listed
-        in the error's metadata. RESOURCE_EXHAUSTED: a limit on nodes or sizes.
+        NOT_FOUND: unknown workflow or model. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: an unknown
+        parent, a cycle, a prompt that fits no instance, or more than one reveal may hold. FAILED_PRECONDITION: the
+        workflow ended, or segments are missing, listed in the error's metadata. RESOURCE_EXHAUSTED: the workflow has all
+        the nodes it may have, or an inline body is above 64 KiB.
         """
 
     @_abc_1.abstractmethod
