@@ -5,6 +5,15 @@ from typing import NamedTuple
 from hexagent.core.ids import CallId
 from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowSpec, WorkflowStatus
 
+# Why the tracker itself ended a node: the `reason` of its ToolFinished or of the outcome in its CallFinished.
+JOIN_MET = "JOIN_MET"  # every join that waited for the node is met by others
+PARENT_FAILED = "PARENT_FAILED"  # the node's join can no longer be met
+NODE_CANCELLED = "NODE_CANCELLED"  # the client cancelled the node and gave no reason of its own
+TOOL_TIMEOUT = "TOOL_TIMEOUT"  # a started tool was not finished in time
+WORKFLOW_CANCELLED = "WORKFLOW_CANCELLED"  # also of a WorkflowFinished without a reason of the client's
+WORKFLOW_FINISHED = "WORKFLOW_FINISHED"  # the client finished the workflow with the node still open
+WORKFLOW_ABANDONED = "WORKFLOW_ABANDONED"  # idle expiry
+
 
 class WorkflowStarted(NamedTuple):
     spec: WorkflowSpec
@@ -13,6 +22,8 @@ class WorkflowStarted(NamedTuple):
 
 
 class NodesRevealed(NamedTuple):
+    """Everything one reveal named; nodes the graph already has are in it too and change nothing."""
+
     workflow_id: str
     nodes: tuple[NodeSpec, ...]  # parents stand before children
     at_us: int
@@ -31,6 +42,7 @@ class ToolFinished(NamedTuple):
     at_us: int
     reason: str = ""
     request_id: str = ""
+    message: str = ""
 
 
 class CallFinished(NamedTuple):
@@ -38,6 +50,7 @@ class CallFinished(NamedTuple):
 
     outcome: CallOutcome
     at_us: int
+    request_id: str = ""  # of the command that cancelled the call, "" = no command did
 
 
 class WorkflowChanged(NamedTuple):
@@ -63,13 +76,7 @@ class WorkflowFinished(NamedTuple):
 
 
 WorkflowEvent = (
-    WorkflowStarted
-    | NodesRevealed
-    | ToolStarted
-    | ToolFinished
-    | CallFinished
-    | WorkflowChanged
-    | WorkflowFinished
+    WorkflowStarted | NodesRevealed | ToolStarted | ToolFinished | CallFinished | WorkflowChanged | WorkflowFinished
 )
 
 

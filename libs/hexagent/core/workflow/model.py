@@ -39,6 +39,9 @@ class WorkflowStatus(IntEnum):
     ABANDONED = 6  # idle expiry: no client for longer than the limit
 
 
+LIVE = frozenset({WorkflowStatus.RUNNING, WorkflowStatus.PAUSED})  # the workflow takes commands
+
+
 class FinishReason(IntEnum):
     """Why generation ended."""
 
@@ -83,6 +86,7 @@ class ToolSpec(NamedTuple):
     name: str
     expected_us: int = 0  # client hint, 0 = none
     timeout_us: int = 0  # 0 = the stack's limit
+    start_now: bool = False  # the tool runs as soon as it is ready, without a StartTool of its client
 
 
 class NodeSpec(NamedTuple):
