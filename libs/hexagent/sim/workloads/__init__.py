@@ -1,0 +1,1 @@
+"""Workloads: seeded generators, the reader of recorded traces, and the scripted workflows both give."""
