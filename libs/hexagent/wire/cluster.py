@@ -1,0 +1,123 @@
+"""Instances as described, the cluster as configured, and the record every process reads both from."""
+
+from typing import NamedTuple
+
+from hexagent.api.common.v1 import enums_pb2
+from hexagent.api.worker.v1 import cluster_pb2, telemetry_pb2
+from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role, TenantSpec
+from hexagent.wire.codec import enum_of, parse, to_bytes
+
+
+class ClusterRecord(NamedTuple):
+    """The stack's one record of itself."""
+
+    name: str
+    origin_wall_ns: int  # wall time at which model time is 0
+    time_scale: float  # model seconds a wall second
+    kv_byte_scale: float  # emulated KV bytes for one real byte
+    cluster: ClusterSpec
+
+
+def instance_to_proto(spec: InstanceSpec) -> telemetry_pb2.InstanceDescription:
+    return telemetry_pb2.InstanceDescription(
+        instance_id=spec.instance_id,
+        gpu_type=spec.gpu_type,
+        tp=spec.tp,
+        role=enums_pb2.Role.ValueType(spec.role),
+        model=spec.model,
+        precision=spec.precision,
+        kv_precision=spec.kv_precision,
+        kv_blocks=spec.kv_blocks,
+        block_tokens=spec.block_tokens,
+        max_batch=spec.max_batch,
+        max_step_tokens=spec.max_step_tokens,
+        link=link_to_proto(spec.link),
+        profile=spec.profile,
+        prefix_cache=spec.prefix_cache,
+        agent_id=spec.agent_id,
+        address=spec.address,
+    )
+
+
+def instance_from_proto(message: telemetry_pb2.InstanceDescription) -> InstanceSpec:
+    return InstanceSpec(
+        instance_id=message.instance_id,
+        gpu_type=message.gpu_type,
+        tp=message.tp,
+        role=enum_of(Role, message.role, "instance.role"),
+        model=message.model,
+        precision=message.precision,
+        kv_precision=message.kv_precision,
+        kv_blocks=message.kv_blocks,
+        block_tokens=message.block_tokens,
+        max_batch=message.max_batch,
+        max_step_tokens=message.max_step_tokens,
+        link=link_from_proto(message.link),
+        profile=message.profile,
+        prefix_cache=message.prefix_cache,
+        agent_id=message.agent_id,
+        address=message.address,
+    )
+
+
+def instance_to_bytes(spec: InstanceSpec) -> bytes:
+    return to_bytes(instance_to_proto(spec))
+
+
+def instance_from_bytes(data: bytes) -> InstanceSpec:
+    return instance_from_proto(parse(telemetry_pb2.InstanceDescription, data))
+
+
+def link_to_proto(link: LinkSpec) -> telemetry_pb2.LinkDescription:
+    return telemetry_pb2.LinkDescription(bytes_per_s=link.bytes_per_s, setup_us=link.setup_us)
+
+
+def link_from_proto(message: telemetry_pb2.LinkDescription) -> LinkSpec:
+    return LinkSpec(message.bytes_per_s, message.setup_us)
+
+
+def cluster_to_proto(cluster: ClusterSpec) -> cluster_pb2.ClusterSpec:
+    least, most = cluster.hidden_factor_ppm
+    return cluster_pb2.ClusterSpec(
+        name=cluster.name,
+        instances=[instance_to_proto(instance) for instance in cluster.instances],
+        tenants=[cluster_pb2.TenantSpec(name=tenant.name, weight=tenant.weight) for tenant in cluster.tenants],
+        seed=cluster.seed,
+        noise_ppm=cluster.noise_ppm,
+        hidden_factor_min_ppm=least,
+        hidden_factor_max_ppm=most,
+    )
+
+
+def cluster_from_proto(message: cluster_pb2.ClusterSpec) -> ClusterSpec:
+    return ClusterSpec(
+        name=message.name,
+        instances=tuple(instance_from_proto(instance) for instance in message.instances),
+        tenants=tuple(TenantSpec(tenant.name, tenant.weight) for tenant in message.tenants),
+        seed=message.seed,
+        noise_ppm=message.noise_ppm,
+        hidden_factor_ppm=(message.hidden_factor_min_ppm, message.hidden_factor_max_ppm),
+    )
+
+
+def cluster_record_to_bytes(record: ClusterRecord) -> bytes:
+    return to_bytes(
+        cluster_pb2.ClusterRecord(
+            name=record.name,
+            origin_wall_ns=record.origin_wall_ns,
+            time_scale=record.time_scale,
+            kv_byte_scale=record.kv_byte_scale,
+            cluster=cluster_to_proto(record.cluster),
+        )
+    )
+
+
+def cluster_record_from_bytes(data: bytes) -> ClusterRecord:
+    message = parse(cluster_pb2.ClusterRecord, data)
+    return ClusterRecord(
+        message.name,
+        message.origin_wall_ns,
+        message.time_scale,
+        message.kv_byte_scale,
+        cluster_from_proto(message.cluster),
+    )

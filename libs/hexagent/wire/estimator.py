@@ -1,0 +1,79 @@
+"""The estimator's parameters."""
+
+from hexagent.api.estimator.v1 import snapshot_pb2
+from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot, SpeedFactor, ToolQuantiles
+from hexagent.wire.codec import parse, to_bytes
+
+
+def snapshot_to_proto(snapshot: Snapshot) -> snapshot_pb2.Snapshot:
+    return snapshot_pb2.Snapshot(
+        revision=snapshot.revision,
+        at_us=snapshot.at_us,
+        speeds=[_speed_to_proto(speed) for speed in snapshot.speeds],
+        lengths=[_length_to_proto(length) for length in snapshot.lengths],
+        tools=[_tool_to_proto(tool) for tool in snapshot.tools],
+    )
+
+
+def snapshot_from_proto(message: snapshot_pb2.Snapshot) -> Snapshot:
+    return Snapshot(
+        revision=message.revision,
+        at_us=message.at_us,
+        speeds=tuple(_speed_from_proto(speed) for speed in message.speeds),
+        lengths=tuple(_length_from_proto(length) for length in message.lengths),
+        tools=tuple(ToolQuantiles(tool.name, tool.samples, tool.q50_us, tool.q90_us) for tool in message.tools),
+    )
+
+
+def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
+    return to_bytes(snapshot_to_proto(snapshot))
+
+
+def snapshot_from_bytes(data: bytes) -> Snapshot:
+    return snapshot_from_proto(parse(snapshot_pb2.Snapshot, data))
+
+
+def _speed_to_proto(speed: SpeedFactor) -> snapshot_pb2.SpeedFactor:
+    return snapshot_pb2.SpeedFactor(
+        instance_id=speed.instance_id,
+        prefill_ppm=speed.prefill_ppm,
+        decode_ppm=speed.decode_ppm,
+        observations=speed.observations,
+    )
+
+
+def _speed_from_proto(message: snapshot_pb2.SpeedFactor) -> SpeedFactor:
+    return SpeedFactor(
+        instance_id=message.instance_id,
+        prefill_ppm=message.prefill_ppm,
+        decode_ppm=message.decode_ppm,
+        observations=message.observations,
+    )
+
+
+def _length_to_proto(length: LengthQuantiles) -> snapshot_pb2.LengthQuantiles:
+    return snapshot_pb2.LengthQuantiles(
+        workflow_class=length.workflow_class,
+        role=length.role,
+        samples=length.samples,
+        q50=length.q50,
+        q90=length.q90,
+        q99=length.q99,
+        mean=length.mean,
+    )
+
+
+def _length_from_proto(message: snapshot_pb2.LengthQuantiles) -> LengthQuantiles:
+    return LengthQuantiles(
+        workflow_class=message.workflow_class,
+        role=message.role,
+        samples=message.samples,
+        q50=message.q50,
+        q90=message.q90,
+        q99=message.q99,
+        mean=message.mean,
+    )
+
+
+def _tool_to_proto(tool: ToolQuantiles) -> snapshot_pb2.ToolQuantiles:
+    return snapshot_pb2.ToolQuantiles(name=tool.name, samples=tool.samples, q50_us=tool.q50_us, q90_us=tool.q90_us)

@@ -1,0 +1,95 @@
+"""Entries of the scheduler's journal: every input it handled, in order."""
+
+from typing import NamedTuple
+
+from hexagent.api.scheduler.v1 import journal_pb2
+from hexagent.core.estimate.snapshot import Snapshot
+from hexagent.core.instance.telemetry import Telemetry
+from hexagent.core.scheduling.events import (
+    CallProgress,
+    InstanceCordoned,
+    InstanceDown,
+    InstanceUp,
+    SchedulerEvent,
+    Started,
+    Tick,
+)
+from hexagent.wire.cluster import instance_from_proto, instance_to_proto
+from hexagent.wire.codec import bad, parse, to_bytes
+from hexagent.wire.estimator import snapshot_from_proto, snapshot_to_proto
+from hexagent.wire.telemetry import TelemetryReport, telemetry_from_proto, telemetry_to_proto
+from hexagent.wire.worker import held_from_proto, held_to_proto, progress_from_proto, progress_to_proto
+from hexagent.wire.workflow import event_from_proto, event_to_proto
+
+
+class JournalEntry(NamedTuple):
+    """One input, and the model time it was handled at."""
+
+    sequence: int
+    now_us: int
+    event: SchedulerEvent
+
+
+def journal_entry_to_bytes(entry: JournalEntry) -> bytes:
+    """What replay needs and no more: envelopes and what only people read are left out."""
+    message = journal_pb2.JournalEntry(sequence=entry.sequence, now_us=entry.now_us)
+    event = entry.event
+    match event:
+        case CallProgress():
+            message.progress.CopyFrom(progress_to_proto(event))
+        case InstanceUp():
+            held = [held_to_proto(ticket) for ticket in event.held]
+            up = journal_pb2.InstanceUp(instance=instance_to_proto(event.spec), held=held, at_us=event.at_us)
+            message.instance_up.CopyFrom(up)
+        case InstanceDown():
+            down = journal_pb2.InstanceDown(instance_id=event.instance_id, at_us=event.at_us)
+            message.instance_down.CopyFrom(down)
+        case InstanceCordoned():
+            cordoned = journal_pb2.InstanceCordoned(
+                instance_id=event.instance_id, cordoned=event.cordoned, at_us=event.at_us
+            )
+            message.instance_cordoned.CopyFrom(cordoned)
+        case Telemetry():
+            message.telemetry.CopyFrom(telemetry_to_proto(TelemetryReport(event)))
+        case Snapshot():
+            message.snapshot.CopyFrom(snapshot_to_proto(event))
+        case Started():
+            message.started.CopyFrom(journal_pb2.Started(epoch=event.epoch, at_us=event.at_us))
+        case Tick():
+            message.tick.CopyFrom(journal_pb2.Tick(at_us=event.at_us))
+        case _:
+            message.workflow.CopyFrom(event_to_proto(event, event_id="", sequence=0))
+    return to_bytes(message)
+
+
+def journal_entry_from_bytes(data: bytes) -> JournalEntry:
+    """`InvalidArgument` (BAD_MESSAGE) where it is no entry this version knows."""
+    message = parse(journal_pb2.JournalEntry, data)
+    return JournalEntry(message.sequence, message.now_us, _event_of(message))
+
+
+def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent:
+    match message.WhichOneof("event"):
+        case "workflow":
+            return event_from_proto(message.workflow).event
+        case "progress":
+            return progress_from_proto(message.progress)
+        case "instance_up":
+            up = message.instance_up
+            held = tuple(held_from_proto(ticket) for ticket in up.held)
+            return InstanceUp(instance_from_proto(up.instance), held, up.at_us)
+        case "instance_down":
+            return InstanceDown(message.instance_down.instance_id, message.instance_down.at_us)
+        case "instance_cordoned":
+            cordoned = message.instance_cordoned
+            return InstanceCordoned(cordoned.instance_id, cordoned.cordoned, cordoned.at_us)
+        case "telemetry":
+            return telemetry_from_proto(message.telemetry).telemetry
+        case "snapshot":
+            return snapshot_from_proto(message.snapshot)
+        case "started":
+            return Started(message.started.epoch, message.started.at_us)
+        case "tick":
+            return Tick(message.tick.at_us)
+        case None:
+            raise bad("BAD_MESSAGE", "event", "the entry holds no event this version knows")
