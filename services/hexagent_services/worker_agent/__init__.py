@@ -1,0 +1,1 @@
+"""worker-agent: one engine, or several emulated instances, under the scheduler's orders."""

@@ -1,0 +1,58 @@
+"""The agent as a whole: its instances, the attempts on them, and which scheduler it obeys."""
+
+from hexagent.core.errors import FailedPrecondition, InvalidArgument
+from hexagent.core.instance.spec import InstanceSpec
+from hexagent.runtime.clock import Clock
+from hexagent.wire.telemetry import AgentAnnouncement
+from hexagent_services.worker_agent.attempts import Attempts
+from hexagent_services.worker_agent.reports import Reports
+
+
+class Agent:
+    def __init__(
+        self,
+        agent_id: str,
+        address: str,
+        instances: tuple[InstanceSpec, ...],
+        attempts: Attempts,
+        reports: Reports,
+        clock: Clock,
+    ) -> None:
+        self.agent_id = agent_id
+        self.instances = instances
+        self.attempts = attempts
+        self.reports = reports
+        self.draining = False
+        self._address = address
+        self._clock = clock
+        self._epoch = 0  # the newest scheduler seen
+        self._announcements = 0
+
+    def attach(self, epoch: int, greeted: bool) -> int:
+        """Obey the scheduler of `epoch` from now on; returns the number of its session for `Reports.next_batch`.
+
+        `InvalidArgument` without a hello, `FailedPrecondition` (STALE_EPOCH) for an older scheduler.
+        """
+        if not greeted or epoch < 1:
+            raise InvalidArgument("a session begins with a hello of epoch >= 1", reason="NO_HELLO", field="hello")
+        if epoch < self._epoch:
+            raise FailedPrecondition(
+                f"epoch {epoch} is older than {self._epoch}, which this agent obeys",
+                reason="STALE_EPOCH",
+                field="hello.epoch",
+                details={"epoch": str(self._epoch)},
+            )
+        self._epoch = epoch
+        return self.reports.open()
+
+    def announcement(self) -> AgentAnnouncement:
+        self._announcements += 1
+        return AgentAnnouncement(
+            self.agent_id,
+            self._address,
+            self.instances,
+            self._epoch,
+            self._clock.now_us(),
+            self._announcements,
+            self.draining,
+        )

@@ -1,0 +1,380 @@
+"""The life of attempts on this agent: prefill and hand-off on one side, reserve, pull and decode on the other."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from typing import Final
+
+from hexagent.api.worker.v1 import worker_service_pb2 as pb
+from hexagent.core.errors import HexagentError
+from hexagent.core.ids import Ticket
+from hexagent.core.scheduling.effects import CancelAttempt
+from hexagent.core.scheduling.events import HeldTicket, Phase
+from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus
+from hexagent.runtime.clock import Clock
+from hexagent.wire.cluster import link_to_proto
+from hexagent.wire.codec import ticket_from_proto
+from hexagent.wire.worker import Attempt, BindCommand, DispatchCommand, attempt_from_proto, attempt_to_proto
+from hexagent.wire.workflow import times_from_proto, times_to_proto
+from hexagent_services.worker_agent.engine.port import (
+    DecodeEvent,
+    DecodeStarted,
+    Engine,
+    EngineAborted,
+    EngineRefused,
+    EngineRequest,
+    Finished,
+    Generated,
+    HandedOver,
+    KvPiece,
+    Prefilled,
+)
+from hexagent_services.worker_agent.peers import Peers
+from hexagent_services.worker_agent.reports import Reports
+from hexagent_services.worker_agent.requests import BodyCache, engine_request
+from hexagent_services.worker_agent.results import Results
+
+log = logging.getLogger(__name__)
+
+PERMANENT: Final = frozenset({"KV_TOO_SMALL", "NO_LOCAL_PREFILL"})  # no other attempt there would fare better
+
+
+class LiveAttempt:
+    """One ticket on this agent."""
+
+    __slots__ = ("bound", "decode_instance", "engine", "phase", "request", "spec", "task", "ticket")
+
+    def __init__(self, spec: Attempt, engine: Engine, phase: Phase) -> None:
+        self.ticket = spec.ticket
+        self.spec = spec
+        self.engine = engine
+        self.phase = phase
+        self.decode_instance = ""
+        self.request: EngineRequest | None = None
+        self.bound: asyncio.Queue[tuple[str, str]] = asyncio.Queue()  # (decode instance, its agent's address)
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def instance_id(self) -> str:
+        return self.engine.spec.instance_id
+
+
+class Attempts:
+    """Every attempt this agent holds, by (ticket, instance); each runs as one task."""
+
+    def __init__(
+        self,
+        engines: dict[str, Engine],
+        bodies: BodyCache,
+        peers: Peers,
+        results: Results,
+        reports: Reports,
+        clock: Clock,
+        address: str,
+    ) -> None:
+        self._engines = engines
+        self._bodies = bodies
+        self._peers = peers
+        self._results = results
+        self._reports = reports
+        self._clock = clock
+        self._address = address
+        self._live: dict[tuple[Ticket, str], LiveAttempt] = {}
+
+    # --- orders -----------------------------------------------------------------------------------------------
+    async def dispatch(self, orders: list[DispatchCommand]) -> None:
+        """Begin the attempts of one batch together, so that their prompts can share an engine step."""
+        fresh: list[tuple[LiveAttempt, DispatchCommand]] = []
+        for order in orders:
+            engine = self._engines.get(order.prefill_instance)
+            ticket = order.attempt.ticket
+            if engine is None:
+                self._lost(ticket, order.prefill_instance, "UNKNOWN_INSTANCE")
+            elif (ticket, order.prefill_instance) not in self._live:
+                attempt = LiveAttempt(order.attempt, engine, Phase.ACCEPTED)
+                attempt.decode_instance = order.decode_instance
+                self._live[ticket, order.prefill_instance] = attempt
+                fresh.append((attempt, order))
+        requests = await asyncio.gather(
+            *(engine_request(a.spec, self._bodies) for a, _ in fresh), return_exceptions=True
+        )
+        for (attempt, order), request in zip(fresh, requests, strict=True):
+            if isinstance(request, EngineRequest):
+                attempt.request = request
+                self._start(attempt, self._prefill(attempt, request, order))
+            else:
+                self._start(attempt, self._fail(attempt, request))
+
+    def bind(self, order: BindCommand) -> None:
+        bind = order.bind
+        attempt = self._live.get((bind.ticket, bind.prefill_instance))
+        if attempt is not None:
+            attempt.decode_instance = bind.decode_instance
+            attempt.bound.put_nowait((bind.decode_instance, order.decode_address))
+
+    def abort(self, ticket: Ticket, instance_id: str) -> bool:
+        """Stop the attempt here; False if it is not here."""
+        attempt = self._live.pop((ticket, instance_id), None)
+        if attempt is None:
+            return False
+        attempt.engine.abort(ticket)
+        if attempt.task is not None:
+            attempt.task.cancel()
+        return True
+
+    def cancel(self, order: CancelAttempt) -> None:
+        """The scheduler no longer wants the attempt: stop it on this agent, on either side."""
+        for instance_id in dict.fromkeys((order.prefill_instance, order.decode_instance)):
+            self.abort(order.ticket, instance_id)
+
+    async def hand_off(self, request: pb.HandOffRequest) -> str:
+        """Take over a prefilled call for decoding: "" or the reason for a no. Idempotent by ticket."""
+        engine = self._engines.get(request.target_instance)
+        spec = attempt_from_proto(request.attempt)
+        ticket = spec.ticket
+        if engine is None:
+            return "UNKNOWN_INSTANCE"
+        if (ticket, request.target_instance) in self._live:
+            return ""
+        attempt = LiveAttempt(spec, engine, Phase.PREFILLED)
+        attempt.decode_instance = request.target_instance
+        self._live[ticket, request.target_instance] = attempt
+        try:
+            attempt.request = await engine_request(spec, self._bodies)
+            engine.reserve(attempt.request, request.source_instance)
+        except (EngineRefused, HexagentError) as error:
+            self._live.pop((ticket, request.target_instance), None)
+            return error.reason
+        self._start(attempt, self._decode(attempt, attempt.request, request))
+        return ""
+
+    async def send_kv(self, request: pb.PullKvRequest) -> AsyncIterator[KvPiece]:
+        """Hand the KV over; with the last piece this agent holds nothing of the attempt any more."""
+        ticket = ticket_from_proto(request.ticket)
+        attempt = self._live.get((ticket, request.from_instance))
+        if attempt is None:
+            raise EngineRefused("UNKNOWN_TICKET")
+        link = attempt.engine.spec.link._replace(
+            bytes_per_s=request.to_link.bytes_per_s, setup_us=request.to_link.setup_us
+        )
+        async for piece in attempt.engine.send_kv(ticket, request.to_instance, link):
+            if piece.last:
+                self._live.pop((ticket, request.from_instance), None)
+            yield piece
+
+    def held(self) -> tuple[HeldTicket, ...]:
+        """What this agent has, for a scheduler that attaches."""
+        return tuple(
+            HeldTicket(
+                a.ticket,
+                a.phase,
+                a.instance_id,
+                a.spec.prompt_tokens,
+                a.spec.reserve_output_tokens,
+                0,
+                a.decode_instance,
+            )
+            for a in self._live.values()
+        )
+
+    async def drained(self) -> None:
+        """Return when nothing is held any more."""
+        while self._live:  # noqa: ASYNC110 - once in a life, and every end would have to remember an event
+            await asyncio.sleep(0.05)
+
+    # --- both sides -------------------------------------------------------------------------------------------
+    def _start(self, attempt: LiveAttempt, life: Coroutine[None, None, None]) -> None:
+        attempt.task = asyncio.create_task(self._guard(attempt, life))
+
+    async def _guard(self, attempt: LiveAttempt, life: Coroutine[None, None, None]) -> None:
+        """Whatever goes wrong with an attempt, its scheduler hears of it once."""
+        try:
+            await life
+        except asyncio.CancelledError:
+            raise
+        except EngineAborted:
+            self._live.pop((attempt.ticket, attempt.instance_id), None)
+        except EngineRefused as error:
+            await self._refused(attempt, error.reason)
+        except Exception:
+            log.exception("attempt %s failed on %s", attempt.ticket, attempt.instance_id)
+            self._live.pop((attempt.ticket, attempt.instance_id), None)
+            attempt.engine.abort(attempt.ticket)
+            self._lost(attempt.ticket, attempt.instance_id, "AGENT_ERROR")
+
+    async def _refused(self, attempt: LiveAttempt, reason: str) -> None:
+        if reason in PERMANENT:
+            await self._end(attempt, self._outcome(attempt, NodeStatus.REFUSED, CallTimes(), reason=reason))
+            return
+        self._live.pop((attempt.ticket, attempt.instance_id), None)
+        self._lost(attempt.ticket, attempt.instance_id, reason)
+
+    async def _fail(self, attempt: LiveAttempt, error: BaseException) -> None:
+        """The attempt cannot even begin: wrong input fails the call, anything else only the attempt."""
+        if not isinstance(error, HexagentError):
+            raise error
+        outcome = self._outcome(attempt, NodeStatus.FAILED, CallTimes(), reason=error.reason, message=error.message)
+        await self._end(attempt, outcome)
+
+    def _lost(self, ticket: Ticket, instance_id: str, reason: str) -> None:
+        self._reports.progress(ticket, Phase.LOST, instance_id, self._clock.now_us(), reason=reason)
+
+    def _outcome(
+        self, attempt: LiveAttempt, status: NodeStatus, times: CallTimes, *, reason: str = "", message: str = ""
+    ) -> CallOutcome:
+        return CallOutcome(
+            call=attempt.ticket.call,
+            attempt=attempt.ticket.attempt,
+            status=status,
+            reason=reason,
+            message=message,
+            prompt_tokens=attempt.spec.prompt_tokens,
+            times=times._replace(dispatched_us=attempt.spec.dispatched_us, end_us=times.end_us or self._clock.now_us()),
+        )
+
+    async def _end(self, attempt: LiveAttempt, outcome: CallOutcome, text: bytes | None = None) -> None:
+        """Store the outcome, then let the scheduler know: it forgets the attempt and must not lose the call."""
+        await self._results.outcome(outcome, text)
+        self._live.pop((attempt.ticket, attempt.instance_id), None)
+        self._reports.progress(
+            attempt.ticket,
+            Phase.ENDED,
+            attempt.instance_id,
+            outcome.times.end_us,
+            output_tokens=outcome.output_tokens,
+        )
+
+    # --- prefill side -----------------------------------------------------------------------------------------
+    async def _prefill(self, attempt: LiveAttempt, request: EngineRequest, order: DispatchCommand) -> None:
+        if order.decode_instance == order.prefill_instance:
+            await self._local(attempt, request)
+            return
+        prefilled = await attempt.engine.prefill(request)
+        attempt.phase = Phase.PREFILLED
+        self._reports.progress(
+            attempt.ticket,
+            Phase.PREFILLED,
+            attempt.instance_id,
+            prefilled.ended_us,
+            cached_tokens=prefilled.cached_tokens,
+        )
+        if request.call.stream:
+            last = prefilled.finish is not FinishReason.NONE
+            await self._results.tokens(attempt.ticket, 0, 1, prefilled.first_text, last)
+        if prefilled.finish is not FinishReason.NONE:
+            finished = Finished(prefilled.ended_us, 1, prefilled.finish, prefilled.first_text)
+            await self._succeed(attempt, prefilled, attempt.instance_id, finished, CallTimes())
+            return
+        await self._offer(attempt, prefilled, order.decode_instance, order.decode_address)
+
+    async def _offer(self, attempt: LiveAttempt, prefilled: Prefilled, decode_instance: str, address: str) -> None:
+        """Hand over to the decode side; where it says no, to whichever the scheduler binds next."""
+        while True:
+            if decode_instance:
+                reason = await self._peers.hand_off(address, self._hand_off(attempt, prefilled, decode_instance))
+                if not reason:
+                    return
+                self._reports.progress(
+                    attempt.ticket,
+                    Phase.HAND_OFF_REFUSED,
+                    attempt.instance_id,
+                    self._clock.now_us(),
+                    reason=reason,
+                )
+            decode_instance, address = await attempt.bound.get()
+
+    def _hand_off(self, attempt: LiveAttempt, prefilled: Prefilled, decode_instance: str) -> pb.HandOffRequest:
+        times = CallTimes(
+            dispatched_us=attempt.spec.dispatched_us,
+            prefill_start_us=prefilled.started_us,
+            prefill_end_us=prefilled.ended_us,
+            first_token_us=prefilled.ended_us,
+        )
+        return pb.HandOffRequest(
+            attempt=attempt_to_proto(attempt.spec),
+            source_instance=attempt.instance_id,
+            source_address=self._address,
+            target_instance=decode_instance,
+            opaque_state=prefilled.opaque_state,
+            first_text=prefilled.first_text,
+            first_tokens=1,
+            prompt_tokens=attempt.spec.prompt_tokens,
+            cached_tokens=prefilled.cached_tokens,
+            kv_bytes=prefilled.kv_bytes,
+            kv_ready=True,
+            times=times_to_proto(times),
+            source_link=link_to_proto(attempt.engine.spec.link),
+        )
+
+    # --- decode side ------------------------------------------------------------------------------------------
+    async def _decode(self, attempt: LiveAttempt, request: EngineRequest, handed: pb.HandOffRequest) -> None:
+        times = times_from_proto(handed.times)
+        prefilled = Prefilled(
+            started_us=times.prefill_start_us,
+            ended_us=times.prefill_end_us,
+            cached_tokens=handed.cached_tokens,
+            first_text=handed.first_text,
+            finish=FinishReason.NONE,
+            kv_bytes=handed.kv_bytes,
+            opaque_state=handed.opaque_state,
+        )
+
+        async def fetch_kv() -> KvPiece:
+            return await self._peers.pull(
+                handed.source_address, attempt.ticket, handed.source_instance, attempt.engine.spec
+            )
+
+        events = attempt.engine.decode(request, HandedOver(handed.source_instance, prefilled, True), fetch_kv)
+        await self._generate(attempt, prefilled, handed.source_instance, events)
+
+    async def _local(self, attempt: LiveAttempt, request: EngineRequest) -> None:
+        events = attempt.engine.local(request)
+        prefilled = await anext(events)
+        assert isinstance(prefilled, Prefilled)
+        self._reports.progress(attempt.ticket, Phase.PREFILLED, attempt.instance_id, prefilled.ended_us)
+        if request.call.stream:
+            await self._results.tokens(attempt.ticket, 0, 1, prefilled.first_text, False)
+        await self._generate(attempt, prefilled, attempt.instance_id, events)
+
+    async def _generate(
+        self,
+        attempt: LiveAttempt,
+        prefilled: Prefilled,
+        source: str,
+        events: AsyncIterator[DecodeEvent] | AsyncIterator[DecodeEvent | Prefilled],
+    ) -> None:
+        times, offset = CallTimes(), 1
+        async for event in events:
+            match event:
+                case DecodeStarted():
+                    attempt.phase = Phase.DECODING
+                    times = times._replace(
+                        transfer_start_us=event.transfer.start_us,
+                        transfer_end_us=event.transfer.end_us,
+                        decode_start_us=event.at_us,
+                    )
+                    self._reports.progress(attempt.ticket, Phase.DECODING, attempt.instance_id, event.at_us)
+                case Generated():
+                    await self._results.tokens(attempt.ticket, offset, event.tokens, event.text, False)
+                    offset += event.tokens
+                case Finished():
+                    await self._succeed(attempt, prefilled, source, event, times)
+
+    async def _succeed(
+        self, attempt: LiveAttempt, prefilled: Prefilled, source: str, finished: Finished, times: CallTimes
+    ) -> None:
+        times = times._replace(
+            prefill_start_us=prefilled.started_us,
+            prefill_end_us=prefilled.ended_us,
+            first_token_us=prefilled.ended_us,
+            end_us=finished.at_us,
+        )
+        outcome = self._outcome(attempt, NodeStatus.SUCCEEDED, times)._replace(
+            finish_reason=finished.finish,
+            cached_tokens=prefilled.cached_tokens,
+            output_tokens=finished.output_tokens,
+            prefill_instance=source,
+            decode_instance=attempt.instance_id if finished.output_tokens > 1 else "",
+            kv_bytes=prefilled.kv_bytes if times.transfer_end_us else 0,
+        )
+        await self._end(attempt, outcome, finished.text)

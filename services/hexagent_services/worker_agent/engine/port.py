@@ -1,0 +1,141 @@
+"""What the agent needs of an engine, as narrow as it can be; every engine passes the same conformance suite."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+from hexagent.api.common.v1 import call_pb2
+from hexagent.core.ids import Ticket
+from hexagent.core.instance.io import InstanceLoad, PrefixSegment
+from hexagent.core.instance.spec import InstanceSpec, LinkSpec
+from hexagent.core.instance.telemetry import StepSample, TransferSample
+from hexagent.core.workflow.model import FinishReason
+
+
+class EngineRequest(NamedTuple):
+    """One attempt as an engine sees it."""
+
+    ticket: Ticket
+    call: call_pb2.CallRequest  # sampling, tools, formats; its segments carry their bodies where they were fetched
+    prefix: tuple[PrefixSegment, ...]  # the prompt's digest chain
+    prompt_tokens: int
+    max_tokens: int
+    reserve_output_tokens: int
+    rank: int  # order among waiting calls, lower first
+
+
+class Prefilled(NamedTuple):
+    """The first token exists; unless `finish` says that it was the last, the KV is pinned until sent."""
+
+    started_us: int
+    ended_us: int
+    cached_tokens: int
+    first_text: bytes
+    finish: FinishReason  # NONE: decoding goes on
+    kv_bytes: int  # of the prompt, unscaled
+    opaque_state: bytes  # what the decode engine needs besides the KV
+
+
+class KvPiece(NamedTuple):
+    """Part of a transfer; the last one carries its measurements."""
+
+    data: bytes
+    last: bool
+    kv_bytes: int = 0  # unscaled
+    start_us: int = 0
+    end_us: int = 0
+
+
+class HandedOver(NamedTuple):
+    """What the decode side is given by the prefill side."""
+
+    source_instance: str
+    prefilled: Prefilled
+    kv_ready: bool  # False under push until prefill has ended
+
+
+class Generated(NamedTuple):
+    """Output since the last piece. `text` is UTF-8 that may be cut anywhere between characters."""
+
+    at_us: int
+    tokens: int
+    text: bytes
+
+
+class DecodeStarted(NamedTuple):
+    """KV is here; `transfer` are the sender's measurements."""
+
+    at_us: int
+    transfer: KvPiece
+
+
+class Finished(NamedTuple):
+    at_us: int
+    output_tokens: int  # the first token included
+    finish: FinishReason
+    text: bytes  # the whole output
+
+
+DecodeEvent = DecodeStarted | Generated | Finished
+FetchKv = Callable[[], Awaitable[KvPiece]]  # pulls the KV from its holder, returns the measurements
+
+
+class EngineRefused(Exception):
+    """The engine will not, or can no longer, run the attempt; `reason` as in `core.instance.io.Refused`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class EngineAborted(Exception):
+    """The attempt was aborted; `output_tokens` had been generated."""
+
+    def __init__(self, output_tokens: int) -> None:
+        super().__init__("aborted")
+        self.output_tokens = output_tokens
+
+
+class Samples(NamedTuple):
+    """Telemetry gathered since the last time it was taken."""
+
+    steps: tuple[StepSample, ...]
+    transfers: tuple[TransferSample, ...]
+    reused_tokens: int
+    prefilled_tokens: int
+    generated_tokens: int
+
+
+class Engine(Protocol):
+    """One instance. Calls that come in the same turn of the event loop may share an engine step."""
+
+    spec: InstanceSpec
+
+    async def prefill(self, request: EngineRequest) -> Prefilled:
+        """Run the prompt. `EngineRefused`, `EngineAborted`."""
+        ...
+
+    def send_kv(self, ticket: Ticket, to_instance: str, to_link: LinkSpec) -> AsyncIterator[KvPiece]:
+        """Hand the pinned KV over; blocks are released with the last piece. `EngineRefused`."""
+        ...
+
+    def reserve(self, request: EngineRequest, source_instance: str) -> None:
+        """Queue for decode blocks. `EngineRefused` at once when the call can never fit."""
+        ...
+
+    def decode(self, request: EngineRequest, handed: HandedOver, fetch_kv: FetchKv) -> AsyncIterator[DecodeEvent]:
+        """Generate the rest of a reserved attempt. `EngineRefused`, `EngineAborted`."""
+        ...
+
+    def local(self, request: EngineRequest) -> AsyncIterator[DecodeEvent | Prefilled]:
+        """Prefill and decode here, without a hand-off. `EngineRefused`, `EngineAborted`."""
+        ...
+
+    def abort(self, ticket: Ticket) -> None:
+        """Stop the attempt in whatever phase it is; unknown tickets are ignored."""
+        ...
+
+    def load(self) -> InstanceLoad: ...
+
+    def take_samples(self) -> Samples: ...
+
+    async def close(self) -> None: ...

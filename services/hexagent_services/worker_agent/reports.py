@@ -1,0 +1,56 @@
+"""What the agent tells its scheduler: progress of attempts, batched."""
+
+import asyncio
+
+from hexagent.api.worker.v1 import worker_service_pb2
+from hexagent.core.ids import Ticket
+from hexagent.core.scheduling.events import CallProgress, Phase
+from hexagent.wire.worker import progress_to_proto
+
+
+class Reports:
+    """A queue that one session drains. Without a session reports are dropped: the next scheduler asks what is held."""
+
+    def __init__(self) -> None:
+        self._pending: list[worker_service_pb2.Report] = []
+        self._wake = asyncio.Event()
+        self._session = 0
+
+    def open(self) -> int:
+        """Begin a session; an earlier one gets nothing any more. Returns its number for `next_batch`."""
+        self._session += 1
+        self._pending.clear()
+        self._wake.set()
+        return self._session
+
+    def close(self, session: int) -> None:
+        """End a session; nothing happens to a later one."""
+        if session == self._session:
+            self.open()
+
+    async def next_batch(self, session: int) -> list[worker_service_pb2.Report] | None:
+        """Everything reported since the last batch, at least one; None once the session is over."""
+        while session == self._session and not self._pending:
+            self._wake.clear()
+            await self._wake.wait()
+        if session != self._session:
+            return None
+        batch, self._pending = self._pending, []
+        return batch
+
+    def progress(
+        self,
+        ticket: Ticket,
+        phase: Phase,
+        instance_id: str,
+        at_us: int,
+        *,
+        cached_tokens: int = 0,
+        output_tokens: int = 0,
+        reason: str = "",
+    ) -> None:
+        if not self._session:
+            return
+        progress = CallProgress(ticket, phase, instance_id, at_us, cached_tokens, output_tokens, reason)
+        self._pending.append(worker_service_pb2.Report(progress=progress_to_proto(progress)))
+        self._wake.set()

@@ -1,0 +1,50 @@
+"""What the agent publishes about calls: token deltas and the one outcome of an attempt."""
+
+import asyncio
+from typing import Final
+
+from hexagent.core.ids import Ticket
+from hexagent.core.workflow.model import CallOutcome
+from hexagent.runtime import subjects
+from hexagent.runtime.bus import Bus
+from hexagent.wire.segments import Segment, SegmentKind, SegmentRole, segment_to_bytes
+from hexagent.wire.tokens import TokenDelta, token_delta_to_bytes
+from hexagent.wire.workflow import outcome_id, outcome_to_bytes
+from hexagent_services.worker_agent.requests import BodyCache
+
+INLINE_OUTPUT_MAX: Final = 64 << 10  # bytes of an output that ride in its outcome
+
+
+class Results:
+    def __init__(self, bus: Bus, bodies: BodyCache, agent_id: str) -> None:
+        self._bus = bus
+        self._bodies = bodies
+        self._agent_id = agent_id
+        self._sequence = 0  # of outcomes
+
+    async def tokens(self, ticket: Ticket, offset: int, tokens: int, text: bytes, last: bool) -> None:
+        """Publish output tokens `offset` to `offset + tokens`."""
+        delta = TokenDelta(ticket.call, ticket.attempt, offset, tokens, text, last=last)
+        # Not awaited: a stored delta is only a convenience for readers who come back.
+        await self._bus.publish_soon(subjects.token(ticket.call), token_delta_to_bytes(delta))
+
+    async def outcome(self, outcome: CallOutcome, text: bytes | None = None) -> None:
+        """Store the outcome, and before it the output's body, which becomes a segment. Errors as `Bus.publish`."""
+        storing: list[asyncio.Future[int]] = []
+        self._sequence += 1
+        if text is not None:
+            segment = Segment(SegmentRole.ASSISTANT, SegmentKind.OUTPUT, text, tokens=outcome.output_tokens)
+            body = segment_to_bytes(segment)
+            self._bodies.put(segment.digest, body)
+            inline = text if len(text) <= INLINE_OUTPUT_MAX else b""
+            outcome = outcome._replace(output=segment.ref, output_body=inline)
+            bucket = self._bus.bucket(subjects.SEGMENTS_BUCKET)
+            storing.append(await bucket.put_soon(segment.digest, body))
+        storing.append(
+            await self._bus.publish_soon(
+                subjects.outcome(outcome.call.workflow_id),
+                outcome_to_bytes(outcome, publisher=self._agent_id, sequence=self._sequence),
+                msg_id=outcome_id(outcome),
+            )
+        )
+        await asyncio.gather(*storing)

@@ -1,0 +1,139 @@
+"""The agent's gRPC service: the scheduler's session, and other agents' hand-offs, pulls and aborts."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from hexagent.api.worker.v1 import worker_service_pb2 as pb
+from hexagent.api.worker.v1 import worker_service_pb2_grpc as stubs
+from hexagent.core.errors import Aborted, FailedPrecondition, HexagentError, InvalidArgument, NotFound
+from hexagent.core.scheduling.effects import CancelAttempt
+from hexagent.core.scheduling.events import HeldTicket, InstanceUp
+from hexagent.runtime.clock import Clock
+from hexagent.wire.codec import ticket_from_proto
+from hexagent.wire.status import to_rpc_status
+from hexagent.wire.telemetry import announcement_to_proto
+from hexagent.wire.worker import BindCommand, DispatchCommand, command_from_proto, held_to_proto, welcome_to_proto
+from hexagent_services.worker_agent.agent import Agent
+from hexagent_services.worker_agent.engine.port import EngineRefused
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+log = logging.getLogger(__name__)
+
+
+class WorkerServicer(stubs.WorkerServiceServicer):
+    def __init__(self, agent: Agent, clock: Clock) -> None:
+        self._agent = agent
+        self._clock = clock
+
+    async def Session(
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> AsyncIterator[pb.SessionResponse]:
+        requests = aiter(request_iterator)
+        try:
+            first = await anext(requests)
+        except StopAsyncIteration:
+            return
+        try:
+            session = self._agent.attach(first.hello.epoch, first.HasField("hello"))
+        except HexagentError as error:
+            await context.abort(*to_rpc_status(error))
+        log.info("scheduler %s attached with epoch %d", first.hello.scheduler_id, first.hello.epoch)
+        yield pb.SessionResponse(welcome=self._welcome())
+        reader = asyncio.create_task(self._read(requests, session))
+        try:
+            while (reports := await self._agent.reports.next_batch(session)) is not None:
+                yield pb.SessionResponse(reports=reports)
+            if not reader.done():
+                await context.abort(*to_rpc_status(Aborted("a newer session took over", reason="SESSION_REPLACED")))
+            if (error := await reader) is not None:
+                await context.abort(*to_rpc_status(error))
+        finally:
+            reader.cancel()
+
+    async def _read(self, requests: AsyncIterator[pb.SessionRequest], session: int) -> HexagentError | None:
+        """Obey until the scheduler ends its side, or says what this agent does not understand."""
+        try:
+            async for request in requests:
+                await self._obey(request)
+        except HexagentError as error:
+            return error
+        finally:
+            self._agent.reports.close(session)
+        return None
+
+    async def _obey(self, request: pb.SessionRequest) -> None:
+        attempts = self._agent.attempts
+        dispatches: list[DispatchCommand] = []
+        for message in request.commands:
+            match command := command_from_proto(message):
+                case DispatchCommand():
+                    dispatches.append(command)
+                case BindCommand():
+                    attempts.bind(command)
+                case CancelAttempt():
+                    attempts.cancel(command)
+                case _:
+                    pass  # ranks and cordons are the scheduler's own business while local queues are this short
+        if dispatches:
+            await attempts.dispatch(dispatches)
+
+    def _welcome(self) -> pb.Welcome:
+        held: dict[str, list[HeldTicket]] = {}
+        for ticket in self._agent.attempts.held():
+            held.setdefault(ticket.instance_id, []).append(ticket)
+        now_us = self._clock.now_us()
+        ups = tuple(InstanceUp(s, tuple(held.get(s.instance_id, ())), now_us) for s in self._agent.instances)
+        return welcome_to_proto(self._agent.agent_id, ups)
+
+    async def HandOff(self, request: pb.HandOffRequest, context: Context) -> pb.HandOffResponse:
+        if request.attempt.ticket.epoch < 1 or not request.attempt.ticket.call.node_id:
+            error = InvalidArgument("a hand-off needs a ticket", reason="NO_TICKET", field="attempt.ticket")
+            await context.abort(*to_rpc_status(error))
+        if self._agent.draining:
+            return pb.HandOffResponse(accepted=False, reason="DRAINING")
+        reason = await self._agent.attempts.hand_off(request)
+        return pb.HandOffResponse(accepted=not reason, reason=reason)
+
+    async def PullKv(self, request: pb.PullKvRequest, context: Context) -> AsyncIterator[pb.PullKvResponse]:
+        offset = 0
+        try:
+            async for piece in self._agent.attempts.send_kv(request):
+                yield pb.PullKvResponse(
+                    offset=offset,
+                    data=piece.data,
+                    last=piece.last,
+                    kv_bytes=piece.kv_bytes,
+                    start_us=piece.start_us,
+                    end_us=piece.end_us,
+                )
+                offset += len(piece.data)
+        except EngineRefused as error:
+            refused = FailedPrecondition(f"no KV of this ticket here: {error.reason}", reason=error.reason)
+            await context.abort(*to_rpc_status(refused))
+
+    async def AbortCall(self, request: pb.AbortCallRequest, context: Context) -> pb.AbortCallResponse:
+        held = self._agent.attempts.abort(ticket_from_proto(request.ticket), request.instance_id)
+        return pb.AbortCallResponse(held=held)
+
+    async def DescribeAgent(self, request: pb.DescribeAgentRequest, context: Context) -> pb.DescribeAgentResponse:
+        return pb.DescribeAgentResponse(
+            agent=announcement_to_proto(self._agent.announcement()),
+            held=[held_to_proto(held) for held in self._agent.attempts.held()],
+        )
+
+    async def DrainInstance(self, request: pb.DrainInstanceRequest, context: Context) -> pb.DrainInstanceResponse:
+        if all(spec.instance_id != request.instance_id for spec in self._agent.instances):
+            known = ", ".join(spec.instance_id for spec in self._agent.instances)
+            error = NotFound(
+                f"no instance {request.instance_id!r} here; known: {known}",
+                reason="UNKNOWN_INSTANCE",
+                field="instance_id",
+            )
+            await context.abort(*to_rpc_status(error))
+        held = [h for h in self._agent.attempts.held() if h.instance_id == request.instance_id]
+        return pb.DrainInstanceResponse(held=len(held))
