@@ -2,14 +2,15 @@
 
 Formulas, per GPU of a tensor-parallel group of `tp` (experts are spread over the same group, ep = tp):
 
-- linear work of n tokens:   max(2 * n * active_params / (tp * flops * LINEAR_EFFICIENCY), weight bytes read / bandwidth);
-- attention of prefill:      4 * layers * heads * head_dim * n * (prefix + n / 2) / (tp * flops * ATTENTION_EFFICIENCY);
-- attention of decode:       batch * context * KV bytes / bandwidth, KV heads replicated where tp exceeds them;
-- all-reduce, two a layer:   n * hidden * 2 bytes * 2 * (tp - 1) / tp / link + ALL_REDUCE_US (ring all-reduce);
-- kernel launches:           LAYER_US a layer, MOE_LAYER_US more for routing and grouped products.
+- linear work of n tokens: 2 * n * active_params / (tp * flops * LINEAR_EFFICIENCY), or the time to read the weights
+  if that is longer; the most loaded GPU of an expert-parallel group has EXPERT_IMBALANCE times the mean;
+- attention of prefill: 4 * layers * heads * head_dim * n * (prefix + n / 2) / (tp * flops * ATTENTION_EFFICIENCY);
+- attention of decode: batch * context * KV bytes / bandwidth, KV heads replicated where tp exceeds them;
+- all-reduce, two a layer: n * hidden * 2 bytes * 2 * (tp - 1) / tp / link + ALL_REDUCE_US (ring all-reduce);
+- kernel launches: LAYER_US a layer (fp8 quantizes activations too), MOE_LAYER_US more for routing.
 
 Bandwidth is HBM times MEMORY_EFFICIENCY. A mixture of experts reads the experts its tokens touch:
-experts * (1 - (1 - k / experts) ** n), in expectation under uniform routing; all-to-all moves k copies of a token.
+experts * (1 - (1 - k / experts) ** n), in expectation under uniform routing.
 
 Hardware figures are NVIDIA's data sheets (A100 80 GB SXM, H100 SXM, H200 SXM, HGX B200, L40S): HBM bandwidth,
 dense tensor-core throughput without sparsity, NVLink bandwidth in one direction. Model figures are the published
@@ -18,13 +19,14 @@ dense tensor-core throughput without sparsity, NVLink bandwidth in one direction
 
 from typing import NamedTuple
 
-LINEAR_EFFICIENCY = 0.68
-ATTENTION_EFFICIENCY = 0.50
+LINEAR_EFFICIENCY = {"bf16": 0.68, "fp8": 0.55}
+ATTENTION_EFFICIENCY = {"bf16": 0.50, "fp8": 0.40}
 MEMORY_EFFICIENCY = 0.80
 LINK_EFFICIENCY = 0.80
 ALL_REDUCE_US = 10.0
-LAYER_US = 8.0
-MOE_LAYER_US = 30.0
+LAYER_US = {"bf16": 15.0, "fp8": 35.0}
+MOE_LAYER_US = 25.0
+EXPERT_IMBALANCE = 1.6
 
 KV_MEMORY_FRACTION = 0.9  # TensorRT-LLM's free_gpu_memory_fraction default
 RUNTIME_BYTES = 3_758_096_384  # CUDA context, graphs and engine buffers
@@ -36,7 +38,7 @@ TP_SIZES = (1, 2, 4, 8)
 
 
 class GpuFigures(NamedTuple):
-    """One GPU: memory in bytes, bandwidths in bytes/s (link: one direction), dense FLOP/s (0: precision not offered)."""
+    """One GPU: memory in bytes, bandwidths in bytes/s (link: one direction), dense FLOP/s (0 where not offered)."""
 
     memory_bytes: int
     memory_bandwidth: float
@@ -103,7 +105,8 @@ GPUS: dict[str, GpuFigures] = {
     "b200": GpuFigures(193_273_528_320, 7.7e12, 2250e12, 4500e12, 900e9),
     "h100": GpuFigures(85_899_345_920, 3.35e12, 989e12, 1979e12, 450e9),
     "h200": GpuFigures(151_397_597_184, 4.8e12, 989e12, 1979e12, 450e9),
-    # Without NVLink: all-reduce staged through PCIe 4.0 reaches about a fifth of its 32 GB/s.
+    # Without NVLink, all-reduce is staged through PCIe 4.0 and reaches about a fifth of its 32 GB/s among four GPUs:
+    # twice that between two, a third of that across two sockets.
     "l40s": GpuFigures(48_305_799_168, 0.864e12, 362e12, 733e12, 7e9),
 }
 
@@ -116,7 +119,7 @@ MODELS: dict[str, ModelFigures] = {
 
 
 class Roofline(NamedTuple):
-    """Step times in microseconds of `model` on `tp` GPUs of one kind; every method is non-decreasing in its arguments."""
+    """Step times in microseconds of `model` on `tp` GPUs of one kind; none falls as its arguments grow."""
 
     gpu: GpuFigures
     model: ModelFigures
@@ -128,7 +131,7 @@ class Roofline(NamedTuple):
         model = self.model
         attended = new_tokens * (prefix_tokens + new_tokens / 2)
         operations = 4 * model.layers * model.heads * model.head_dim * attended
-        peak = self.tp * self.gpu.flops(self.precision) * ATTENTION_EFFICIENCY
+        peak = self.tp * self.gpu.flops(self.precision) * ATTENTION_EFFICIENCY[self.precision]
         return round(self._linear_us(new_tokens) + operations / peak * 1e6)
 
     def decode_us(self, batch: int, mean_context: int) -> int:
@@ -146,8 +149,9 @@ class Roofline(NamedTuple):
 
     def _linear_us(self, tokens: int) -> float:
         """Everything but attention over `tokens` tokens, whichever sequences they belong to."""
-        peak = self.tp * self.gpu.flops(self.precision) * LINEAR_EFFICIENCY
-        compute = 2 * tokens * self.model.active_params / peak * 1e6
+        peak = self.tp * self.gpu.flops(self.precision) * LINEAR_EFFICIENCY[self.precision]
+        imbalance = EXPERT_IMBALANCE if self._sparse() and self.tp > 1 else 1.0
+        compute = 2 * tokens * self.model.active_params * imbalance / peak * 1e6
         return max(compute, self._weights_us(tokens)) + self._collective_us(tokens) + self._launch_us()
 
     def _weights_us(self, tokens: int) -> float:
@@ -160,7 +164,7 @@ class Roofline(NamedTuple):
         return self._read_us(params * PRECISION_BYTES[self.precision] / self.tp)
 
     def _collective_us(self, tokens: int) -> float:
-        """Two exchanges a layer: all-reduce after attention, all-reduce or all-to-all after the MLP."""
+        """Two all-reduces a layer, after attention and after the MLP."""
         if self.tp == 1:
             return 0.0
         share = 2 * (self.tp - 1) / self.tp
@@ -169,7 +173,10 @@ class Roofline(NamedTuple):
         return 2 * self.model.layers * one
 
     def _launch_us(self) -> float:
-        return self.model.layers * (LAYER_US + (MOE_LAYER_US if self.model.experts > 1 else 0.0))
+        return self.model.layers * (LAYER_US[self.precision] + (MOE_LAYER_US if self._sparse() else 0.0))
+
+    def _sparse(self) -> bool:
+        return self.model.experts > 1
 
     def _read_us(self, read_bytes: float) -> float:
         return read_bytes / (self.gpu.memory_bandwidth * MEMORY_EFFICIENCY) * 1e6

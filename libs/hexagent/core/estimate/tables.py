@@ -13,7 +13,7 @@ import functools
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
@@ -69,8 +69,8 @@ class StepTable:
     source: Source
     kv_tokens: int
     kv_bytes_per_token: int
-    prefill: Grid
-    decode: Grid
+    prefill: Grid = field(repr=False)
+    decode: Grid = field(repr=False)
 
     def prefill_us(self, new_tokens: int, prefix_tokens: int = 0) -> int:
         """One step that prefills `new_tokens` of one sequence after `prefix_tokens` cached ones."""
@@ -82,11 +82,10 @@ class StepTable:
         The step has N = sum(n_i) tokens of linear work, and attention proportional to sum(n_i * (p_i + n_i / 2)).
         A single chunk of N tokens has the same attention after p = sum(n_i * (p_i + (n_i - N) / 2)) / N prefix tokens,
         so its time is the answer. p is negative where many short chunks share a step; the time then continues the
-        line through p = 0 and p = |p|, and is never below half of `prefill_us(N)`.
+        line through p = 0 and p = |p|, and is never below a tenth of `prefill_us(N)`.
         """
-        total = sum(new for new, _ in chunks)
-        attended = sum(new * (2 * prefix + new - total) for new, prefix in chunks)
-        return self._prefill_at(total, attended)
+        total, pairs = _work(chunks)
+        return self._prefill_at(total, pairs)
 
     def decode_us(self, batch: int, mean_context: int) -> int:
         """One step that decodes one token for each of `batch` sequences of `mean_context` tokens on average."""
@@ -95,28 +94,41 @@ class StepTable:
     def mixed_us(self, chunks: Sequence[tuple[int, int]], batch: int, mean_context: int) -> int:
         """One step that prefills `chunks` (may be empty) and decodes for `batch` (may be 0) sequences.
 
-        Linear work merges: the step is a prefill of N + batch tokens whose attention is that of the chunks, plus
-        the attention of decode, `decode_us(batch, mean_context)` less its time at the shortest context of the grid.
+        Linear work merges: the step is a prefill of N + batch tokens whose attention is that of the chunks, plus the
+        attention of decode. That is what `decode_us(batch, mean_context)` takes beyond the linear work of `batch`
+        tokens, whose least bound is their time as a prefill or as a decode step at the grid's shortest context.
         Never below either part alone. Without both parts the time is 0.
         """
         if not chunks:
             return self.decode_us(batch, mean_context) if batch else 0
         if not batch:
             return self.batch_prefill_us(chunks)
-        new_tokens = sum(new for new, _ in chunks)
-        total = new_tokens + batch
-        attended = sum(new * (2 * prefix + new - total) for new, prefix in chunks) + batch * (1 - total)
+        total, pairs = _work(chunks)
         decode = self.decode.at(batch, mean_context)
-        attention = decode - self.decode.at(batch, 0)
-        return max(self._prefill_at(total, attended) + attention, self.batch_prefill_us(chunks), decode)
+        attention = max(decode - min(self.decode.at(batch, 0), self.prefill.at(batch, 0)), 0)
+        # Each decoding token counts as a chunk of its own without a prefix: one (query, key) pair.
+        merged = self._prefill_at(total + batch, pairs + batch)
+        return max(merged + attention, self._prefill_at(total, pairs), decode)
 
-    def _prefill_at(self, total: int, attended: int) -> int:
-        """Prefill of `total` tokens after attended / (2 * total) prefix tokens, which may be negative."""
-        prefix = attended // (2 * total)
+    def _prefill_at(self, total: int, pairs: int) -> int:
+        """Prefill of `total` tokens whose attention is pairs / 2 (query, key) pairs.
+
+        One chunk after p tokens has as many where total * (2 * p + total) = pairs; p may be negative.
+        """
+        prefix = (pairs // total - total) // 2
         if prefix >= 0:
             return self.prefill.at(total, prefix)
         cold = self.prefill.at(total, 0)
-        return max(2 * cold - self.prefill.at(total, -prefix), cold // 2)
+        return max(2 * cold - self.prefill.at(total, -prefix), cold // 10)
+
+
+def _work(chunks: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Tokens of all chunks, and twice their (query, key) pairs: a chunk of n tokens after p has n * (2 * p + n)."""
+    total = pairs = 0
+    for new, prefix in chunks:
+        total += new
+        pairs += new * (2 * prefix + new)
+    return total, pairs
 
 
 def known_gpus() -> tuple[str, ...]:
