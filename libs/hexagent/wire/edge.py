@@ -43,7 +43,6 @@ class Reveal(NamedTuple):
 
     nodes: tuple[NodeSpec, ...]  # in the order of the request
     bodies: Mapping[str, Segment]  # inline bodies by digest, to be stored before the nodes are known
-    start_now: tuple[str, ...]  # tools that start when they are ready
 
 
 # --- workflow terms ---------------------------------------------------------------------------------------
@@ -160,14 +159,10 @@ def nodes_from_proto(
     """
     nodes: list[NodeSpec] = []
     bodies: dict[str, Segment] = {}
-    start_now: list[str] = []
     for i, message in enumerate(messages):
-        node = _node(message, bodies, stored, f"{path}[{i}]")
-        nodes.append(node)
-        if message.tool.start_now:
-            start_now.append(node.node_id)
+        nodes.append(_node(message, bodies, stored, f"{path}[{i}]"))
     _check_stored(nodes, bodies, stored, path)
-    return Reveal(tuple(nodes), bodies, tuple(start_now))
+    return Reveal(tuple(nodes), bodies)
 
 
 def _node(message: workflow_pb2.NodeSpec, bodies: dict[str, Segment], stored: Mapping[str, int], path: str) -> NodeSpec:
@@ -197,7 +192,7 @@ def _node(message: workflow_pb2.NodeSpec, bodies: dict[str, Segment], stored: Ma
 def _tool(message: workflow_pb2.ToolNode, path: str) -> ToolSpec:
     expected = duration_from_proto(message.expected, f"{path}.expected") if message.HasField("expected") else 0
     timeout = duration_from_proto(message.timeout, f"{path}.timeout") if message.HasField("timeout") else 0
-    return ToolSpec(checked_id(message.name, f"{path}.name"), expected, timeout)
+    return ToolSpec(checked_id(message.name, f"{path}.name"), expected, timeout, message.start_now)
 
 
 def _call(message: workflow_pb2.CallNode, bodies: dict[str, Segment], stored: Mapping[str, int], path: str) -> CallSpec:

@@ -106,8 +106,10 @@ def _call_from_record(message: events_pb2.CallRecord) -> CallSpec:
 
 
 def _tool_to_record(tool: ToolSpec) -> events_pb2.ToolRecord:
-    return events_pb2.ToolRecord(name=tool.name, expected_us=tool.expected_us, timeout_us=tool.timeout_us)
+    return events_pb2.ToolRecord(
+        name=tool.name, expected_us=tool.expected_us, timeout_us=tool.timeout_us, start_now=tool.start_now
+    )
 
 
 def _tool_from_record(message: events_pb2.ToolRecord) -> ToolSpec:
-    return ToolSpec(message.name, message.expected_us, message.timeout_us)
+    return ToolSpec(message.name, message.expected_us, message.timeout_us, message.start_now)

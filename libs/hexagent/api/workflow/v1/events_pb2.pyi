@@ -552,22 +552,26 @@ class ToolRecord(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     EXPECTED_US_FIELD_NUMBER: _builtins.int
     TIMEOUT_US_FIELD_NUMBER: _builtins.int
+    START_NOW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the tool."""
     expected_us: _builtins.int
     """Client's word on its run time, microseconds; 0 = nothing said."""
     timeout_us: _builtins.int
     """Run time after which it fails, microseconds; 0 = the stack's limit."""
+    start_now: _builtins.bool
+    """The tool starts when it is ready, without a command."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         expected_us: _builtins.int = ...,
         timeout_us: _builtins.int = ...,
+        start_now: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_us", b"expected_us", "name", b"name", "timeout_us", b"timeout_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_us", b"expected_us", "name", b"name", "start_now", b"start_now", "timeout_us", b"timeout_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
