@@ -50,8 +50,8 @@ class WorkerServicer(stubs.WorkerServiceServicer):
                 yield pb.SessionResponse(reports=reports)
             if not reader.done():
                 await context.abort(*to_rpc_status(Aborted("a newer session took over", reason="SESSION_REPLACED")))
-            if (error := await reader) is not None:
-                await context.abort(*to_rpc_status(error))
+            if (refused := await reader) is not None:
+                await context.abort(*to_rpc_status(refused))
         finally:
             reader.cancel()
 

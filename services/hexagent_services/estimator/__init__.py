@@ -1,0 +1,1 @@
+"""estimator: learns parameters from what happened and publishes them as versioned snapshots."""

@@ -1,0 +1,82 @@
+"""Drives the scheduler core: every input goes in at one place, every effect comes out at one place."""
+
+import logging
+
+from hexagent.core.scheduling.core import SchedulerCore
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse, Unplaceable
+from hexagent.core.scheduling.events import SchedulerEvent
+from hexagent.core.workflow.model import SegmentRef
+from hexagent.runtime.clock import Clock
+from hexagent.wire.worker import BindCommand, Command, attempt_of, dispatch_of
+from hexagent.wire.workflow import CallDispatched
+from hexagent_services.scheduler.outbox import Outboxes
+from hexagent_services.scheduler.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+
+class Driver:
+    """`handle` is the only way into the core; it does not wait, so events keep their order."""
+
+    def __init__(self, core: SchedulerCore, clock: Clock, outboxes: Outboxes, publisher: Publisher) -> None:
+        self.core = core
+        self._clock = clock
+        self._outboxes = outboxes
+        self._publisher = publisher
+
+    def handle(self, event: SchedulerEvent, now_us: int | None = None) -> None:
+        """Feed one event; `now_us` is given only where stored events are caught up with."""
+        now_us = self._clock.now_us() if now_us is None else now_us
+        for effect in self.core.handle(event, now_us):
+            self._perform(effect, now_us)
+
+    def _perform(self, effect: Effect, now_us: int) -> None:
+        match effect:
+            case Dispatch():
+                self._dispatch(effect, now_us)
+            case Bind():
+                self._send(effect.prefill_instance, BindCommand(effect, self._address(effect.decode_instance)))
+            case CancelAttempt():
+                agents = (self._agent(effect.prefill_instance), self._agent(effect.decode_instance))
+                for agent_id in dict.fromkeys(agents):
+                    self._outboxes.put(agent_id, effect)
+            case Refuse():
+                self._publisher.outcome(effect.outcome)
+            case Record():
+                self._publisher.record(effect.record)
+            case Unplaceable():
+                log.warning("call %s waits: %s", effect.call, effect.reason)
+
+    def _dispatch(self, effect: Dispatch, now_us: int) -> None:
+        call_id = effect.ticket.call
+        graph = self.core.projection.workflows[call_id.workflow_id].graph
+        spec = graph.node(call_id.node_id).spec.call
+        assert spec is not None
+        outputs: dict[str, SegmentRef] = {}
+        for segment in spec.segments:
+            if segment.output_of:
+                outcome = graph.node(segment.output_of).outcome
+                assert outcome is not None  # a prompt may only hold outputs of calls it waits for
+                outputs[segment.output_of] = outcome.output
+        attempt = attempt_of(
+            effect,
+            spec,
+            outputs=outputs,
+            tenant=graph.spec.tenant,
+            workflow_class=graph.spec.workflow_class,
+            trace_context={},
+            now_us=now_us,
+        )
+        self._send(effect.prefill_instance, dispatch_of(effect, attempt, self._address(effect.decode_instance)))
+        self._publisher.dispatched(
+            CallDispatched(effect.ticket, effect.prefill_instance, effect.decode_instance, now_us)
+        )
+
+    def _send(self, instance_id: str, command: Command) -> None:
+        self._outboxes.put(self._agent(instance_id), command)
+
+    def _agent(self, instance_id: str) -> str:
+        return self.core.ledger.instances[instance_id].spec.agent_id
+
+    def _address(self, instance_id: str) -> str:
+        return self.core.ledger.instances[instance_id].spec.address if instance_id else ""

@@ -1,0 +1,142 @@
+"""The scheduler's gRPC service: for people and tools; no scheduling goes through it."""
+
+from itertools import islice
+from typing import Any
+
+import grpc
+
+from hexagent.api.common.v1 import enums_pb2
+from hexagent.api.scheduler.v1 import scheduler_service_pb2 as pb
+from hexagent.api.scheduler.v1 import scheduler_service_pb2_grpc as stubs
+from hexagent.core.errors import InvalidArgument, NotFound
+from hexagent.core.instance.io import InstanceLoad
+from hexagent.core.scheduling.calls import Call
+from hexagent.core.scheduling.events import InstanceCordoned
+from hexagent.core.scheduling.ledger import Instance
+from hexagent.runtime.clock import Clock
+from hexagent.wire.cluster import instance_to_proto
+from hexagent.wire.codec import call_id_to_proto, checked_call_id
+from hexagent.wire.scheduler import record_to_proto
+from hexagent.wire.telemetry import load_to_proto
+from hexagent_services.scheduler.driver import Driver
+from hexagent_services.scheduler.publisher import Publisher
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Loads = dict[str, tuple[InstanceLoad, int]]  # last reported load and its model time, by instance
+
+PAGE_MAX = 1_000
+
+
+class SchedulerServicer(stubs.SchedulerServiceServicer):
+    def __init__(self, driver: Driver, publisher: Publisher, loads: Loads, clock: Clock) -> None:
+        self._driver = driver
+        self._publisher = publisher
+        self._loads = loads
+        self._clock = clock
+
+    async def ExplainCall(self, request: pb.ExplainCallRequest, context: Context) -> pb.ExplainCallResponse:
+        call_id = checked_call_id(request.call, "call")
+        records = self._publisher.records_of(call_id)
+        waiting = self._driver.core.waiting
+        position = next((i for i, c in enumerate(waiting, 1) if c.call_id == call_id), 0)
+        if not records and not position and self._driver.core.projection.find(call_id) is None:
+            raise NotFound(f"nothing is known of call {call_id}", reason="UNKNOWN_CALL", field="call")
+        return pb.ExplainCallResponse(
+            records=[record_to_proto(record) for record in records],
+            position=position,
+            waiting_reason=self._reason(waiting[position - 1]) if position else "",
+        )
+
+    async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.GetClusterResponse:
+        core = self._driver.core
+        return pb.GetClusterResponse(
+            instances=[self._view(instance) for instance in core.ledger.instances.values()],
+            epoch=core.epoch,
+            policy=core.policy.name,
+            at_us=self._clock.now_us(),
+            waiting=len(core.waiting),
+            started=core.epoch > 0,
+        )
+
+    async def ListQueue(self, request: pb.ListQueueRequest, context: Context) -> pb.ListQueueResponse:
+        size = request.page_size or PAGE_MAX
+        if not 0 < size <= PAGE_MAX:
+            raise InvalidArgument(
+                f"page_size must be 1 to {PAGE_MAX}; got {size}", reason="BAD_PAGE", field="page_size"
+            )
+        if request.page_token and not request.page_token.isdecimal():
+            raise InvalidArgument("page_token is not one of ours", reason="BAD_PAGE", field="page_token")
+        start = int(request.page_token or 0)
+        waiting = self._driver.core.waiting
+        page = list(islice(enumerate(waiting, 1), start, start + size))
+        more = start + len(page) < len(waiting)
+        return pb.ListQueueResponse(
+            calls=[self._queued(position, call) for position, call in page],
+            next_page_token=str(start + len(page)) if more else "",
+            waiting=len(waiting),
+        )
+
+    async def CordonInstance(self, request: pb.CordonInstanceRequest, context: Context) -> pb.CordonInstanceResponse:
+        return pb.CordonInstanceResponse(instance=self._view(self._cordon(request.instance_id, True)))
+
+    async def UncordonInstance(
+        self, request: pb.UncordonInstanceRequest, context: Context
+    ) -> pb.UncordonInstanceResponse:
+        return pb.UncordonInstanceResponse(instance=self._view(self._cordon(request.instance_id, False)))
+
+    async def DrainInstance(self, request: pb.DrainInstanceRequest, context: Context) -> pb.DrainInstanceResponse:
+        """Cordon, and say what is still held: the caller asks again until nothing is."""
+        instance = self._cordon(request.instance_id, True)
+        return pb.DrainInstanceResponse(
+            instance=self._view(instance), held=len(self._driver.core.ledger.held_by(instance))
+        )
+
+    def _cordon(self, instance_id: str, cordoned: bool) -> Instance:
+        self._driver.handle(InstanceCordoned(instance_id, cordoned, self._clock.now_us()))
+        return self._driver.core.ledger.instances[instance_id]
+
+    def _view(self, instance: Instance) -> pb.InstanceView:
+        load, reported_us = self._loads.get(instance.spec.instance_id, (None, 0))
+        prefill_ppm, decode_ppm = self._driver.core.estimator.speed_ppm(instance.spec.instance_id)
+        return pb.InstanceView(
+            instance=instance_to_proto(instance.spec),
+            hand_off=enums_pb2.HandOff.ValueType(instance.profile.hand_off),
+            up=instance.up,
+            cordoned=instance.cordoned,
+            load=load_to_proto(load) if load is not None else None,
+            reported_at_us=reported_us,
+            ledger=pb.LedgerView(
+                prefill_calls=len(instance.prefilling),
+                prefill_tokens=sum(a.call.prompt_tokens for a in instance.prefilling.values()),
+                prefill_free_us=instance.prefill_free_us,
+                decode_calls=len(instance.decoding),
+                reserved_tokens=instance.reserved_tokens,
+                capacity_tokens=instance.spec.kv_tokens,
+                pinned_tokens=instance.pinned_tokens,
+                transfer_free_us=max(instance.egress_free_us, instance.ingress_free_us),
+                prefill_ppm=prefill_ppm,
+                decode_ppm=decode_ppm,
+            ),
+        )
+
+    def _queued(self, position: int, call: Call) -> pb.QueuedCall:
+        return pb.QueuedCall(
+            call=call_id_to_proto(call.call_id),
+            position=position,
+            tenant=call.workflow.tenant,
+            workflow_class=call.workflow.graph.spec.workflow_class,
+            role=call.role,
+            prompt_tokens=call.prompt_tokens,
+            predicted_output_tokens=call.output_q50,
+            ready_at_us=call.ready_us,
+            reason=self._reason(call),
+        )
+
+    def _reason(self, call: Call) -> str:
+        """Why the call still waits, in one word."""
+        if call.workflow.paused:
+            return "PAUSED"
+        prefill, decode = self._driver.core.ledger.pool(call.model)
+        if not prefill or not decode:
+            return "NO_INSTANCE"
+        return "QUEUED" if any(p.prefilling for p in prefill) else "NO_ROOM"
