@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 from hexagent.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted
 from hexagent.core.ids import checked_id
@@ -73,7 +74,7 @@ def _check_node(node: NodeSpec, path: str, limits: Limits) -> None:
         raise _bad("BAD_ROUND", f"{path}.round", "a round is >= 0 and belongs to a template")
     if len(node.after) > limits.parents_per_node:
         raise _over("TOO_MANY_PARENTS", f"{path}.after", len(node.after), limits.parents_per_node, "parents")
-    if any(a >= b for a, b in zip(node.after, node.after[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(node.after)):
         raise _bad("BAD_PARENTS", f"{path}.after", "parents must be sorted, each named once")
     _check_join(node, path)
     if node.kind is NodeKind.CALL and node.call is not None and node.tool is None:
