@@ -276,6 +276,8 @@ class WorkflowGraph:
 
     def _losers(self, released: list[Node]) -> tuple[str, ...]:
         """Open ancestors that lost their use because the `released` nodes wait for no parent any more."""
+        if not released:
+            return ()
         losers: dict[int, None] = {}
         rest = released
         while rest:
