@@ -1,0 +1,205 @@
+"""Acknowledged publishing to JetStream: many messages in flight, sent again until stored or given up."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from hexagent.core.errors import Aborted, HexagentError, Internal, ResourceExhausted, Unavailable
+
+log = logging.getLogger(__name__)
+
+ACK_WAIT_S: Final = 2.0  # a message without an answer is sent again after this
+RESEND_CHECK_S: Final = 0.1  # how often unanswered and refused messages are looked at
+
+_WRONG_LAST_SEQUENCE: Final = (10071, 10164)
+_TOO_LARGE: Final = 10054
+_STREAM_FULL: Final = (10077, 10047)  # maximum bytes exceeded, insufficient storage
+
+
+class _Flight:
+    """A message on its way."""
+
+    __slots__ = ("data", "deadline_s", "future", "headers", "resend_at_s", "subject")
+
+    def __init__(
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str] | None,
+        future: "asyncio.Future[int]",
+        deadline_s: float,
+    ) -> None:
+        self.subject = subject
+        self.data = data
+        self.headers = headers
+        self.future = future
+        self.deadline_s = deadline_s
+        self.resend_at_s = 0.0  # loop time
+
+
+class AckedPublisher:
+    """Publishes of one connection; at most `in_flight_max` unanswered, further ones wait.
+
+    Messages reach the stream in the order of `send`, also across a lost connection. Only where the server refuses
+    one and takes later ones can the order differ; whoever needs more awaits each message.
+    """
+
+    def __init__(self, connection: Client, in_flight_max: int) -> None:
+        self._connection = connection
+        self._slots = asyncio.Semaphore(in_flight_max)
+        self._flights: dict[str, _Flight] = {}
+        self._next = 0
+        self._inbox = ""
+        self._watcher: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def start(self) -> None:
+        """Subscribe to the answers."""
+        self._inbox = self._connection.new_inbox() + "."
+        await self._connection.subscribe(self._inbox + "*", cb=self._on_answer)
+        self._watcher = self._loop.create_task(self._watch(), name="bus-resend")
+
+    async def send(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None, deadline_s: float
+    ) -> "asyncio.Future[int]":
+        """Put one message in flight; the future gives its stream sequence.
+
+        The future fails with Unavailable (BUS_UNAVAILABLE: not stored within `deadline_s` seconds of wall time, as
+        far as is known), Aborted (WRONG_SEQUENCE: an expected sequence differs), ResourceExhausted
+        (MESSAGE_TOO_LARGE, STREAM_FULL) or Internal.
+        """
+        deadline = self._loop.time() + deadline_s
+        if self._slots.locked():
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._slots.acquire()
+            except TimeoutError:
+                raise _unavailable(subject) from None
+        else:
+            await self._slots.acquire()
+        self._next += 1
+        token = str(self._next)
+        flight = _Flight(subject, data, dict(headers) if headers else None, self._loop.create_future(), deadline)
+        self._flights[token] = flight
+        try:
+            await self._write(token, flight)
+        except BaseException:
+            self._land(token)
+            raise
+        return flight.future
+
+    async def resend(self) -> None:
+        """Send all unanswered messages again, in order; called when a connection is back."""
+        for token, flight in list(self._flights.items()):
+            await self._write(token, flight)
+
+    async def flush(self, deadline_s: float) -> None:
+        """Wait until every message is answered. `Unavailable` if that takes longer than `deadline_s`."""
+        futures = [flight.future for flight in self._flights.values()]
+        if futures:
+            _, waiting = await asyncio.wait(futures, timeout=deadline_s)
+            if waiting:
+                raise Unavailable(
+                    f"{len(waiting)} messages are not acknowledged after {deadline_s:g} s", reason="BUS_UNAVAILABLE"
+                )
+
+    async def close(self) -> None:
+        """Fail what is still in flight with `Unavailable`."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        for token, flight in list(self._flights.items()):
+            self._fail(token, flight, _unavailable(flight.subject))
+
+    async def _write(self, token: str, flight: _Flight) -> None:
+        flight.resend_at_s = self._loop.time() + ACK_WAIT_S
+        if not self._connection.is_connected:
+            return  # `resend` follows when the connection is back
+        try:
+            await self._connection.publish(flight.subject, flight.data, self._inbox + token, flight.headers)
+        except nats.errors.MaxPayloadError:
+            raise ResourceExhausted(
+                f"a message of {len(flight.data)} bytes to {flight.subject} exceeds the server's maximum",
+                reason="MESSAGE_TOO_LARGE",
+                field="data",
+                details={"bytes": str(len(flight.data))},
+            ) from None
+        except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError):
+            raise _unavailable(flight.subject) from None
+        raise_if_cancelled()
+
+    async def _on_answer(self, message: Msg) -> None:
+        token = message.subject.rpartition(".")[2]
+        flight = self._flights.get(token)
+        if flight is None:
+            return
+        if flight.future.done():  # given up by its owner
+            self._land(token)
+            return
+        if message.headers and message.headers.get("Status") == "503":
+            # The stream is not up yet: the server answers for it a moment after it accepts connections.
+            flight.resend_at_s = self._loop.time() + RESEND_CHECK_S
+            return
+        answer = json.loads(message.data)
+        error = answer.get("error")
+        if error is None:
+            self._land(token)
+            flight.future.set_result(answer["seq"])
+        elif error.get("code") == 503 and error.get("err_code") not in _STREAM_FULL:
+            flight.resend_at_s = self._loop.time() + RESEND_CHECK_S
+        else:
+            self._fail(token, flight, _refused(flight, error))
+
+    async def _watch(self) -> None:
+        """Send again what got no answer in time, give up what is past its deadline."""
+        while True:
+            await asyncio.sleep(RESEND_CHECK_S)
+            now_s = self._loop.time()
+            for token, flight in list(self._flights.items()):
+                if flight.future.done():
+                    self._land(token)
+                elif now_s >= flight.deadline_s:
+                    self._fail(token, flight, _unavailable(flight.subject))
+                elif now_s >= flight.resend_at_s:
+                    try:
+                        await self._write(token, flight)
+                    except HexagentError as error:
+                        self._fail(token, flight, error)
+
+    def _land(self, token: str) -> None:
+        if self._flights.pop(token, None) is not None:
+            self._slots.release()
+
+    def _fail(self, token: str, flight: _Flight, error: HexagentError) -> None:
+        self._land(token)
+        if not flight.future.done():
+            flight.future.set_exception(error)
+
+
+def raise_if_cancelled() -> None:
+    """Raise what nats-py swallows: a cancellation that arrives while it flushes a full buffer."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _unavailable(subject: str) -> Unavailable:
+    return Unavailable(f"NATS did not acknowledge a message to {subject}", reason="BUS_UNAVAILABLE", field="subject")
+
+
+def _refused(flight: _Flight, error: Mapping[str, object]) -> HexagentError:
+    code = error.get("err_code")
+    text = f"NATS refused a message to {flight.subject}: {error.get('description')}"
+    details = {"nats_error_code": str(code)}
+    if code in _WRONG_LAST_SEQUENCE:
+        return Aborted(text, reason="WRONG_SEQUENCE", field="subject", details=details)
+    if code == _TOO_LARGE:
+        return ResourceExhausted(text, reason="MESSAGE_TOO_LARGE", field="data", details=details)
+    if code in _STREAM_FULL:
+        return ResourceExhausted(text, reason="STREAM_FULL", field="subject", details=details)
+    return Internal(text, reason="BUS_REFUSED", field="subject", details=details)
