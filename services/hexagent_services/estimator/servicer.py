@@ -10,11 +10,13 @@ from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.estimate.estimator import Estimator, transfer_us
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import scale_ppm
+from hexagent.runtime.grpc_server import guarded
 from hexagent.wire.estimator import snapshot_to_proto
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+@guarded
 class EstimatorServicer(stubs.EstimatorServiceServicer):
     def __init__(self, cluster: ClusterSpec, estimator: Estimator) -> None:
         self._cluster = cluster
@@ -106,15 +108,16 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
         move = transfer_us(p, d, kv_bytes) if kv_bytes else 0
         batch = max(1, request.decode_batch)
         step = scale_ppm(self._estimator.table(d).decode_us(batch, request.prompt_tokens + q50 // 2), decode_ppm)
-        decode = [step * (n - 1) for n in (q50, q90, q90)]
+        decode, total = (
+            pb.Quantiles(q50=base + step * (q50 - 1), q90=base + step * (q90 - 1), q99=base + step * (q90 - 1))
+            for base in (0, prefill + move)
+        )
         return pb.PairEstimate(
             pair=pb.Pair(prefill_instance=p.instance_id, decode_instance=d.instance_id),
             prefill_us=prefill,
             transfer_us=move,
             step_us=step,
-            decode_us=pb.Quantiles(q50=decode[0], q90=decode[1], q99=decode[2]),
-            total_us=pb.Quantiles(
-                **{q: prefill + move + us for q, us in zip(("q50", "q90", "q99"), decode, strict=True)}
-            ),
+            decode_us=decode,
+            total_us=total,
             kv_bytes=kv_bytes,
         )

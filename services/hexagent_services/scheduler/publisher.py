@@ -20,10 +20,10 @@ REMEMBERED_CALLS: Final = 20_000  # whose records `ExplainCall` answers from mem
 class Publisher:
     """`record`, `dispatched` and `outcome` only queue; `run` sends."""
 
-    def __init__(self, bus: Bus, scheduler_id: str) -> None:
+    def __init__(self, bus: Bus, scheduler_id: str, epoch: int) -> None:
         self._bus = bus
         self._scheduler_id = scheduler_id
-        self.epoch = 0
+        self._epoch = epoch
         self._records: list[DecisionRecord] = []
         self._by_call: OrderedDict[CallId, list[DecisionRecord]] = OrderedDict()
         self._queue: asyncio.Queue[CallDispatched | CallOutcome] = asyncio.Queue()
@@ -71,5 +71,5 @@ class Publisher:
         """Send the records that wait."""
         while self._records:
             batch, self._records = self._records[:BATCH_MAX], self._records[BATCH_MAX:]
-            data = records_to_bytes(batch, scheduler_id=self._scheduler_id, epoch=self.epoch)
+            data = records_to_bytes(batch, scheduler_id=self._scheduler_id, epoch=self._epoch)
             await self._bus.publish_soon(subjects.DECISION, data)

@@ -14,6 +14,7 @@ from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.events import InstanceCordoned
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.runtime.clock import Clock
+from hexagent.runtime.grpc_server import guarded
 from hexagent.wire.cluster import instance_to_proto
 from hexagent.wire.codec import call_id_to_proto, checked_call_id
 from hexagent.wire.scheduler import record_to_proto
@@ -27,6 +28,7 @@ Loads = dict[str, tuple[InstanceLoad, int]]  # last reported load and its model 
 PAGE_MAX = 1_000
 
 
+@guarded
 class SchedulerServicer(stubs.SchedulerServiceServicer):
     def __init__(self, driver: Driver, publisher: Publisher, loads: Loads, clock: Clock) -> None:
         self._driver = driver

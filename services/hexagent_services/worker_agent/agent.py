@@ -45,6 +45,10 @@ class Agent:
         self._epoch = epoch
         return self.reports.open()
 
+    async def drain(self) -> None:
+        """Take no further hand-offs; what is here runs on."""
+        self.draining = True
+
     def announcement(self) -> AgentAnnouncement:
         self._announcements += 1
         return AgentAnnouncement(

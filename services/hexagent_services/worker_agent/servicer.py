@@ -9,12 +9,12 @@ import grpc
 
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
 from hexagent.api.worker.v1 import worker_service_pb2_grpc as stubs
-from hexagent.core.errors import Aborted, FailedPrecondition, HexagentError, InvalidArgument, NotFound
+from hexagent.core.errors import Aborted, FailedPrecondition, HexagentError, InvalidArgument, NotFound, Unavailable
 from hexagent.core.scheduling.effects import CancelAttempt
 from hexagent.core.scheduling.events import HeldTicket, InstanceUp
 from hexagent.runtime.clock import Clock
+from hexagent.runtime.grpc_server import guarded
 from hexagent.wire.codec import ticket_from_proto
-from hexagent.wire.status import to_rpc_status
 from hexagent.wire.telemetry import announcement_to_proto
 from hexagent.wire.worker import BindCommand, DispatchCommand, command_from_proto, held_to_proto, welcome_to_proto
 from hexagent_services.worker_agent.agent import Agent
@@ -25,10 +25,22 @@ Context = grpc.aio.ServicerContext[Any, Any]
 log = logging.getLogger(__name__)
 
 
+@guarded
 class WorkerServicer(stubs.WorkerServiceServicer):
-    def __init__(self, agent: Agent, clock: Clock) -> None:
-        self._agent = agent
+    """Answers UNAVAILABLE until `serve` has given it its agent, whose address is that of a listening server."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._served: Agent | None = None
         self._clock = clock
+
+    def serve(self, agent: Agent) -> None:
+        self._served = agent
+
+    @property
+    def _agent(self) -> Agent:
+        if self._served is None:
+            raise Unavailable("the agent is starting", reason="STARTING")
+        return self._served
 
     async def Session(
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
@@ -38,10 +50,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
             first = await anext(requests)
         except StopAsyncIteration:
             return
-        try:
-            session = self._agent.attach(first.hello.epoch, first.HasField("hello"))
-        except HexagentError as error:
-            await context.abort(*to_rpc_status(error))
+        session = self._agent.attach(first.hello.epoch, first.HasField("hello"))
         log.info("scheduler %s attached with epoch %d", first.hello.scheduler_id, first.hello.epoch)
         yield pb.SessionResponse(welcome=self._welcome())
         reader = asyncio.create_task(self._read(requests, session))
@@ -49,9 +58,9 @@ class WorkerServicer(stubs.WorkerServiceServicer):
             while (reports := await self._agent.reports.next_batch(session)) is not None:
                 yield pb.SessionResponse(reports=reports)
             if not reader.done():
-                await context.abort(*to_rpc_status(Aborted("a newer session took over", reason="SESSION_REPLACED")))
+                raise Aborted("a newer session took over", reason="SESSION_REPLACED")
             if (refused := await reader) is not None:
-                await context.abort(*to_rpc_status(refused))
+                raise refused
         finally:
             reader.cancel()
 
@@ -92,8 +101,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
 
     async def HandOff(self, request: pb.HandOffRequest, context: Context) -> pb.HandOffResponse:
         if request.attempt.ticket.epoch < 1 or not request.attempt.ticket.call.node_id:
-            error = InvalidArgument("a hand-off needs a ticket", reason="NO_TICKET", field="attempt.ticket")
-            await context.abort(*to_rpc_status(error))
+            raise InvalidArgument("a hand-off needs a ticket", reason="NO_TICKET", field="attempt.ticket")
         if self._agent.draining:
             return pb.HandOffResponse(accepted=False, reason="DRAINING")
         reason = await self._agent.attempts.hand_off(request)
@@ -113,8 +121,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
                 )
                 offset += len(piece.data)
         except EngineRefused as error:
-            refused = FailedPrecondition(f"no KV of this ticket here: {error.reason}", reason=error.reason)
-            await context.abort(*to_rpc_status(refused))
+            raise FailedPrecondition(f"no KV of this ticket here: {error.reason}", reason=error.reason) from error
 
     async def AbortCall(self, request: pb.AbortCallRequest, context: Context) -> pb.AbortCallResponse:
         held = self._agent.attempts.abort(ticket_from_proto(request.ticket), request.instance_id)
@@ -129,11 +136,10 @@ class WorkerServicer(stubs.WorkerServiceServicer):
     async def DrainInstance(self, request: pb.DrainInstanceRequest, context: Context) -> pb.DrainInstanceResponse:
         if all(spec.instance_id != request.instance_id for spec in self._agent.instances):
             known = ", ".join(spec.instance_id for spec in self._agent.instances)
-            error = NotFound(
+            raise NotFound(
                 f"no instance {request.instance_id!r} here; known: {known}",
                 reason="UNKNOWN_INSTANCE",
                 field="instance_id",
             )
-            await context.abort(*to_rpc_status(error))
         held = [h for h in self._agent.attempts.held() if h.instance_id == request.instance_id]
         return pb.DrainInstanceResponse(held=len(held))

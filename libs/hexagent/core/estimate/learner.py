@@ -31,14 +31,17 @@ class _OpenWorkflow:
 
 
 class Learner:
-    """Learns from workflow events and telemetry; `snapshot` is what a scheduler evaluates."""
+    """Learns from workflow events and telemetry; `snapshot` is what a scheduler evaluates.
 
-    def __init__(self) -> None:
+    Revisions begin behind `last_revision`, the newest one that was ever given out.
+    """
+
+    def __init__(self, last_revision: int = 0) -> None:
         self._speeds = SpeedLearner()
         self._lengths = LengthLearner()
         self._instances: dict[str, InstanceSpec] = {}
         self._open: dict[str, _OpenWorkflow] = {}
-        self._revision = 0
+        self._revision = last_revision
         self._changed = False
 
     def describe_instance(self, spec: InstanceSpec) -> None:

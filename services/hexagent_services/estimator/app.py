@@ -1,0 +1,82 @@
+"""Composition root of the estimator."""
+
+import asyncio
+
+from hexagent.api.estimator.v1 import estimator_service_pb2, estimator_service_pb2_grpc
+from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.estimate.learner import Learner
+from hexagent.runtime import subjects
+from hexagent.runtime.app import App, Stage
+from hexagent.runtime.bus import Bus, Feed, Message
+from hexagent.runtime.clock import ModelClock
+from hexagent.runtime.cluster_record import read_cluster_record
+from hexagent.runtime.grpc_server import GrpcServer
+from hexagent.wire.estimator import snapshot_from_bytes, snapshot_to_bytes
+from hexagent.wire.telemetry import telemetry_from_bytes
+from hexagent.wire.workflow import event_from_bytes
+from hexagent_services.estimator.servicer import EstimatorServicer
+from hexagent_services.estimator.settings import EstimatorSettings
+
+
+async def main(app: App[EstimatorSettings]) -> None:
+    settings = app.settings
+    bus = await Bus.connect(settings.bus_options())
+    app.at_stop(Stage.CLOSE, "bus", bus.close)
+    await bus.ensure_streams(settings.stream_limits())
+    record = await read_cluster_record(bus, settings.nats_connect_s)
+    clock = ModelClock(record.origin_wall_ns, record.time_scale)
+    estimator = Estimator(record.cluster)
+    learner = Learner(await _last_revision(bus))
+    for spec in record.cluster.instances:
+        learner.describe_instance(spec)
+
+    server = GrpcServer(
+        settings.listen_host,
+        settings.listen_port,
+        [estimator_service_pb2.DESCRIPTOR.services_by_name["EstimatorService"]],
+    )
+    estimator_service_pb2_grpc.add_EstimatorServiceServicer_to_server(
+        EstimatorServicer(record.cluster, estimator), server.raw
+    )
+    port = await server.start()
+    app.at_stop(Stage.NOT_READY, "health", lambda: server.set_ready(False))
+    app.at_stop(Stage.CLOSE, "server", lambda: server.stop(settings.stop_grace_s))
+
+    async def on_telemetry(message: Message) -> None:
+        learner.observe_telemetry(telemetry_from_bytes(message.data).telemetry)
+
+    await bus.subscribe_core(subjects.ALL_TELEMETRY, on_telemetry)
+    feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS)
+    async for batch in feed.backlog():
+        _learn(learner, batch)
+    app.start(_follow(learner, feed), "workflow events")
+    app.start(_publish(bus, learner, estimator, clock, settings.snapshot_period_s), "snapshots")
+    await server.set_ready(True)
+    app.ready(port)
+
+
+async def _last_revision(bus: Bus) -> int:
+    """Revisions grow over restarts: schedulers ignore a snapshot that is not newer than theirs."""
+    entry = await bus.bucket(subjects.SNAPSHOT_BUCKET).get(subjects.SNAPSHOT_KEY)
+    return snapshot_from_bytes(entry.value).revision if entry is not None and entry.value is not None else 0
+
+
+def _learn(learner: Learner, batch: list[Message]) -> None:
+    for message in batch:
+        learner.observe_event(event_from_bytes(message.data).event)
+
+
+async def _follow(learner: Learner, feed: Feed) -> None:
+    async for batch in feed:
+        _learn(learner, batch)
+
+
+async def _publish(bus: Bus, learner: Learner, estimator: Estimator, clock: ModelClock, period_s: float) -> None:
+    """Put a snapshot into its bucket whenever something was learned, until cancelled."""
+    bucket = bus.bucket(subjects.SNAPSHOT_BUCKET)
+    while True:
+        await asyncio.sleep(period_s)
+        snapshot = learner.snapshot(clock.now_us())
+        if snapshot is not None:
+            estimator.update(snapshot)
+            await bucket.put(subjects.SNAPSHOT_KEY, snapshot_to_bytes(snapshot))

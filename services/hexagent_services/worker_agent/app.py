@@ -1,0 +1,89 @@
+"""Composition root of a worker-agent."""
+
+from hexagent.api.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
+from hexagent.core.errors import InvalidArgument
+from hexagent.core.estimate.tables import load_table
+from hexagent.core.instance.model import InstanceModel
+from hexagent.core.instance.noise import Truth
+from hexagent.core.instance.spec import PROFILES, InstanceSpec
+from hexagent.runtime import subjects
+from hexagent.runtime.app import App, Stage
+from hexagent.runtime.bus import Bus
+from hexagent.runtime.clock import ModelClock
+from hexagent.runtime.cluster_record import read_cluster_record
+from hexagent.runtime.grpc_server import GrpcServer
+from hexagent.wire.cluster import ClusterRecord
+from hexagent.wire.telemetry import announcement_to_bytes
+from hexagent_services.worker_agent.agent import Agent
+from hexagent_services.worker_agent.attempts import Attempts
+from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
+from hexagent_services.worker_agent.engine.port import Engine
+from hexagent_services.worker_agent.peers import Peers
+from hexagent_services.worker_agent.reporting import report_telemetry
+from hexagent_services.worker_agent.reports import Reports
+from hexagent_services.worker_agent.requests import BodyCache
+from hexagent_services.worker_agent.results import Results
+from hexagent_services.worker_agent.servicer import WorkerServicer
+from hexagent_services.worker_agent.settings import WorkerAgentSettings
+
+
+async def main(app: App[WorkerAgentSettings]) -> None:
+    settings = app.settings
+    bus = await Bus.connect(settings.bus_options(settings.agent_id))
+    app.at_stop(Stage.CLOSE, "bus", bus.close)
+    await bus.ensure_streams(settings.stream_limits())
+    record = await read_cluster_record(bus, settings.nats_connect_s)
+    clock = ModelClock(record.origin_wall_ns, record.time_scale)
+
+    server = GrpcServer(
+        settings.listen_host,
+        settings.listen_port,
+        [worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"]],
+    )
+    # The address is part of every instance's description, so the port has to be known before the servicer is.
+    servicer = WorkerServicer(clock)
+    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, server.raw)
+    port = await server.start()
+    app.at_stop(Stage.NOT_READY, "health", lambda: server.set_ready(False))
+    app.at_stop(Stage.CLOSE, "server", lambda: server.stop(settings.stop_grace_s))
+    address = settings.advertised(port)
+
+    instances = _instances(record, settings.agent_id, address)
+    engines = {spec.instance_id: _engine(spec, record, clock) for spec in instances}
+    for engine in engines.values():
+        app.at_stop(Stage.CLOSE, "engine", engine.close)
+    bodies, peers, reports = BodyCache(bus), Peers(), Reports()
+    app.at_stop(Stage.CLOSE, "peers", peers.close)
+    results = Results(bus, bodies, settings.agent_id)
+    attempts = Attempts(engines, bodies, peers, results, reports, clock, address)
+    agent = Agent(settings.agent_id, address, instances, attempts, reports, clock)
+    servicer.serve(agent)
+
+    app.at_stop(Stage.INTAKE, "intake", agent.drain)
+    app.at_stop(Stage.DRAIN, "attempts", attempts.drained)
+    app.at_stop(Stage.FLUSH, "outcomes", bus.flush)
+    app.start(report_telemetry(engines, bus, clock, settings.telemetry_period_s), "telemetry")
+    key = subjects.agent_key(settings.agent_id)
+    await bus.bucket(subjects.CLUSTER_BUCKET).put(key, announcement_to_bytes(agent.announcement()))
+    await server.set_ready(True)
+    app.ready(port, agent_id=settings.agent_id, instances=len(instances))
+
+
+def _instances(record: ClusterRecord, agent_id: str, address: str) -> tuple[InstanceSpec, ...]:
+    """The cluster's instances that this agent hosts, reachable at its address."""
+    mine = tuple(i._replace(address=address) for i in record.cluster.instances if i.agent_id == agent_id)
+    if not mine:
+        known = ", ".join(sorted({i.agent_id for i in record.cluster.instances}))
+        raise InvalidArgument(
+            f"cluster {record.name!r} has no instance for agent {agent_id!r}; its agents: {known}",
+            reason="UNKNOWN_AGENT",
+            field="HEXAGENT_AGENT_ID",
+        )
+    return mine
+
+
+def _engine(spec: InstanceSpec, record: ClusterRecord, clock: ModelClock) -> Engine:
+    table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+    truth = Truth.drawn(record.cluster, spec.instance_id)
+    model = InstanceModel(spec, PROFILES[spec.profile], table, table.kv_bytes_per_token, truth)
+    return EmulatedEngine(spec, model, clock, table.kv_bytes_per_token, round(record.kv_byte_scale))

@@ -1,0 +1,12 @@
+"""Settings of a worker-agent."""
+
+from typing import ClassVar
+
+from hexagent.runtime.settings import Settings, setting
+
+
+class WorkerAgentSettings(Settings):
+    service: ClassVar[str] = "worker-agent"
+
+    agent_id: str = setting("", "", "Which of the cluster's agents this is.", min_length=1)
+    telemetry_period_s: float = setting(0.5, "s", "Wall time between two reports of an instance.", ge=0.1, le=10)
