@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2  # settings or files that can never be right: starting again does not help
-LATE_STAGE_S: Final = 3.0  # flushing and closing get this long even where draining took all the grace
+LATE_ACTION_S: Final = 3.0  # a stop action gets this long even where those before it took all the grace
 
 S = TypeVar("S", bound=Settings)
 StopAction = Callable[[], Awaitable[object]]
 
 
 class Stage(IntEnum):
-    """When a stop action runs; actions of one stage run in the order they were registered."""
+    """When a stop action runs; of one stage, what was registered last runs first, as it builds on the others."""
 
     NOT_READY = 1  # health checks fail
     INTAKE = 2  # no new work: stop consuming and accepting
@@ -93,20 +93,22 @@ class App(Generic[S]):
         await self._stopping.wait()
 
     async def _stop_in_stages(self) -> bool:
-        """Run every stop action; whether all ended well and in time."""
+        """Run every stop action; whether none failed and everything published was stored.
+
+        Work that outlives the grace is cut off, which is what the grace is for.
+        """
         if self._ready_file is not None:
             self._ready_file.unlink(missing_ok=True)
         loop = asyncio.get_running_loop()
         end_s = loop.time() + self.settings.stop_grace_s
         well = True
-        for stage, name, action in sorted(self._actions, key=lambda item: item[0]):
-            late = stage >= Stage.FLUSH or stage == Stage.NOT_READY
-            limit_s = max(end_s, loop.time() + LATE_STAGE_S) if late else end_s
+        last_first = self._actions[::-1]
+        for stage, name, action in sorted(last_first, key=lambda item: item[0]):
             try:
-                async with asyncio.timeout_at(limit_s):
+                async with asyncio.timeout_at(max(end_s, loop.time() + LATE_ACTION_S)):
                     await action()
             except TimeoutError:
-                well = False
+                well = well and stage != Stage.FLUSH
                 log.warning("not done in time", extra=fields(stage=stage.name, action=name))
             except Exception:
                 well = False

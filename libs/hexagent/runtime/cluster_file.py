@@ -41,7 +41,7 @@ class ClusterConfig(NamedTuple):
     agents: tuple[AgentSpec, ...]  # sorted by id
     policy: str  # name of the scheduling policy
     time_scale: float  # model seconds a wall second
-    kv_byte_scale: float  # emulated KV bytes for one real byte: 1 / kv_byte_divisor
+    kv_byte_scale: float  # bytes that really move for one emulated KV byte: 1 / kv_byte_divisor
     engine_profile: str
 
     def record(self, origin_wall_ns: int) -> ClusterRecord:
@@ -107,8 +107,8 @@ def parse_cluster(text: str, source: str) -> ClusterConfig:
     """A checked cluster from TOML; `source` names it in errors.
 
     InvalidArgument: BAD_TOML, BAD_CLUSTER (unknown key, wrong type, out of range), UNKNOWN_GPU, UNKNOWN_MODEL,
-    UNKNOWN_PROFILE, BAD_ENGINE (no such engine: tensor parallelism, precision, memory), NO_PREFILL_INSTANCE, NO_DECODE_INSTANCE,
-    DUPLICATE_TENANT, TOO_MANY_INSTANCES, BAD_ID.
+    UNKNOWN_PROFILE, BAD_ENGINE (no such engine: tensor parallelism, precision, memory), NO_PREFILL_INSTANCE,
+    NO_DECODE_INSTANCE, DUPLICATE_TENANT, TOO_MANY_INSTANCES, BAD_ID.
     """
     try:
         table = _ClusterTable.model_validate(tomllib.loads(text))

@@ -13,6 +13,7 @@ from typing import Final
 
 from hexagent.core.errors import FailedPrecondition, InvalidArgument, Unavailable
 from hexagent.runtime.streams import MESSAGE_BYTES_MAX, StreamLimits
+from hexagent.runtime.tether import tethered
 
 READY_S: Final = 10.0
 STOP_S: Final = 10.0
@@ -119,9 +120,11 @@ class NatsServer:
         )
         for stale in self.data_dir.glob("nats-server_*.ports"):
             stale.unlink()
-        # The child inherits the lock, so the folder stays taken for as long as either process lives.
+        # The child inherits the lock, so the folder stays taken for as long as either process lives. In a session of
+        # its own it does not get the terminal's Ctrl-C, which would stop it before those who need it.
+        argv = tethered((str(nats_server_binary()), "-c", str(config), "-l", str(self._log_path)))
         self._process = await asyncio.create_subprocess_exec(
-            nats_server_binary(), "-c", config, "-l", self._log_path, pass_fds=(self._lock_fd,),
+            *argv, pass_fds=(self._lock_fd,), start_new_session=True,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         try:
