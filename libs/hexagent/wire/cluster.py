@@ -14,7 +14,7 @@ class ClusterRecord(NamedTuple):
     name: str
     origin_wall_ns: int  # wall time at which model time is 0
     time_scale: float  # model seconds a wall second
-    kv_byte_scale: float  # emulated KV bytes for one real byte
+    kv_byte_scale: float  # bytes that really move for one emulated KV byte
     cluster: ClusterSpec
 
 

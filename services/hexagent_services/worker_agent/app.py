@@ -86,4 +86,4 @@ def _engine(spec: InstanceSpec, record: ClusterRecord, clock: ModelClock) -> Eng
     table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
     truth = Truth.drawn(record.cluster, spec.instance_id)
     model = InstanceModel(spec, PROFILES[spec.profile], table, table.kv_bytes_per_token, truth)
-    return EmulatedEngine(spec, model, clock, table.kv_bytes_per_token, round(record.kv_byte_scale))
+    return EmulatedEngine(spec, model, clock, table.kv_bytes_per_token, round(1 / record.kv_byte_scale))

@@ -37,7 +37,7 @@ class ClusterRecord(_message.Message):
     time_scale: _builtins.float
     """Model seconds a wall second; above 0, 1 with real engines."""
     kv_byte_scale: _builtins.float
-    """Emulated KV bytes for one real byte; above 0, at most 1."""
+    """Bytes that really move for one emulated KV byte; above 0, at most 1."""
     @_builtins.property
     def cluster(self) -> Global___ClusterSpec:
         """The cluster as configured."""
