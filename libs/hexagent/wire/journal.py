@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from hexagent.api.scheduler.v1 import journal_pb2
 from hexagent.core.estimate.snapshot import Snapshot
+from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.scheduling.events import (
     CallProgress,
@@ -14,20 +15,30 @@ from hexagent.core.scheduling.events import (
     Started,
     Tick,
 )
-from hexagent.wire.cluster import instance_from_proto, instance_to_proto
+from hexagent.core.scheduling.record import DecisionRecord
+from hexagent.wire.cluster import cluster_from_proto, cluster_to_proto, instance_from_proto, instance_to_proto
 from hexagent.wire.codec import bad, parse, to_bytes
 from hexagent.wire.estimator import snapshot_from_proto, snapshot_to_proto
+from hexagent.wire.scheduler import record_from_proto, record_to_proto
 from hexagent.wire.telemetry import TelemetryReport, telemetry_from_proto, telemetry_to_proto
 from hexagent.wire.worker import held_from_proto, held_to_proto, progress_from_proto, progress_to_proto
 from hexagent.wire.workflow import event_from_proto, event_to_proto
 
 
+class JournalHeader(NamedTuple):
+    """What a scheduler was started with; a journal begins with it."""
+
+    policy: str
+    cluster: ClusterSpec
+    version: str
+
+
 class JournalEntry(NamedTuple):
-    """One input, and the model time it was handled at."""
+    """One input and the model time it was handled at, or a decision that followed from the input above it."""
 
     sequence: int
     now_us: int
-    event: SchedulerEvent
+    event: SchedulerEvent | DecisionRecord | JournalHeader
 
 
 def journal_entry_to_bytes(entry: JournalEntry) -> bytes:
@@ -55,6 +66,12 @@ def journal_entry_to_bytes(entry: JournalEntry) -> bytes:
             message.snapshot.CopyFrom(snapshot_to_proto(event))
         case Started():
             message.started.CopyFrom(journal_pb2.Started(epoch=event.epoch, at_us=event.at_us))
+        case JournalHeader():
+            cluster = cluster_to_proto(event.cluster)
+            header = journal_pb2.JournalHeader(policy=event.policy, cluster=cluster, version=event.version)
+            message.header.CopyFrom(header)
+        case DecisionRecord():
+            message.decision.CopyFrom(record_to_proto(event))
         case Tick():
             message.tick.CopyFrom(journal_pb2.Tick(at_us=event.at_us))
         case _:
@@ -68,7 +85,7 @@ def journal_entry_from_bytes(data: bytes) -> JournalEntry:
     return JournalEntry(message.sequence, message.now_us, _event_of(message))
 
 
-def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent:
+def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent | DecisionRecord | JournalHeader:
     match message.WhichOneof("event"):
         case "workflow":
             return event_from_proto(message.workflow).event
@@ -91,5 +108,10 @@ def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent:
             return Started(message.started.epoch, message.started.at_us)
         case "tick":
             return Tick(message.tick.at_us)
+        case "header":
+            header = message.header
+            return JournalHeader(header.policy, cluster_from_proto(header.cluster), header.version)
+        case "decision":
+            return record_from_proto(message.decision)
         case None:
             raise bad("BAD_MESSAGE", "event", "the entry holds no event this version knows")

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 
+from hexagent import __version__
 from hexagent.api.scheduler.v1 import scheduler_service_pb2, scheduler_service_pb2_grpc
 from hexagent.api.worker.v1 import worker_service_pb2 as worker_pb
 from hexagent.core.errors import Aborted, AlreadyExists
@@ -15,9 +16,11 @@ from hexagent.runtime.bus import Bus, Feed, Message
 from hexagent.runtime.clock import ModelClock
 from hexagent.runtime.cluster_record import read_cluster_record
 from hexagent.runtime.grpc_server import GrpcServer
+from hexagent.runtime.journal import JournalWriter
 from hexagent.runtime.kv import KvEntry, KvWatch
 from hexagent.wire.cluster import ClusterRecord
 from hexagent.wire.estimator import snapshot_from_bytes
+from hexagent.wire.journal import JournalHeader
 from hexagent.wire.telemetry import announcement_from_bytes, telemetry_from_bytes
 from hexagent.wire.workflow import event_from_bytes
 from hexagent_services.scheduler.agents import AgentLink
@@ -28,6 +31,7 @@ from hexagent_services.scheduler.servicer import Loads, SchedulerServicer
 from hexagent_services.scheduler.settings import SchedulerSettings
 
 EPOCH_KEY = "scheduler.epoch"
+FLUSH_S = 0.25  # wall time between two writes of the journal
 
 
 async def main(app: App[SchedulerSettings]) -> None:
@@ -41,7 +45,9 @@ async def main(app: App[SchedulerSettings]) -> None:
     epoch = await next_epoch(bus)
     scheduler_id = f"scheduler-{epoch}-{uuid.uuid4().hex[:8]}"
     publisher, outboxes = Publisher(bus, scheduler_id, epoch), Outboxes()
-    driver = Driver(core, clock, outboxes, publisher)
+    journal = open_journal(settings, JournalHeader(settings.policy, record.cluster, __version__), epoch)
+    app.at_stop(Stage.CLOSE, "journal", journal.close)
+    driver = Driver(core, clock, outboxes, publisher, journal)
     loads: Loads = {}
 
     server = GrpcServer(
@@ -71,8 +77,18 @@ async def main(app: App[SchedulerSettings]) -> None:
     driver.handle(Started(epoch, clock.now_us()))
     app.start(_follow_events(driver, feed), "workflow events")
     app.start(_tick(driver, clock), "ticks")
+    app.start(_flush(journal), "journal")
     await server.set_ready(True)
     app.ready(port, epoch=epoch, policy=settings.policy)
+
+
+def open_journal(settings: SchedulerSettings, header: JournalHeader, epoch: int) -> JournalWriter:
+    """The journal of this start; of earlier ones the newest stay."""
+    folder = settings.data_dir / "journal"
+    earlier = sorted(folder.glob("scheduler-*.journal"))
+    for path in earlier[: max(0, len(earlier) - settings.journals_kept)]:
+        path.unlink(missing_ok=True)
+    return JournalWriter(folder / f"scheduler-{epoch:08d}.journal", header, settings.journal_bytes_max)
 
 
 async def next_epoch(bus: Bus) -> int:
@@ -165,3 +181,9 @@ async def _tick(driver: Driver, clock: ModelClock) -> None:
     while True:
         await asyncio.sleep(TICK_US / US_PER_S)
         driver.handle(Tick(clock.now_us()))
+
+
+async def _flush(journal: JournalWriter) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_S)
+        journal.flush()

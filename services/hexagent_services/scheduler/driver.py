@@ -7,6 +7,7 @@ from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effe
 from hexagent.core.scheduling.events import SchedulerEvent
 from hexagent.core.workflow.model import SegmentRef
 from hexagent.runtime.clock import Clock
+from hexagent.runtime.journal import JournalWriter
 from hexagent.wire.worker import BindCommand, Command, attempt_of, dispatch_of
 from hexagent.wire.workflow import CallDispatched
 from hexagent_services.scheduler.outbox import Outboxes
@@ -18,8 +19,11 @@ log = logging.getLogger(__name__)
 class Driver:
     """`handle` is the only way into the core; it does not wait, so events keep their order."""
 
-    def __init__(self, core: SchedulerCore, clock: Clock, outboxes: Outboxes, publisher: Publisher) -> None:
+    def __init__(
+        self, core: SchedulerCore, clock: Clock, outboxes: Outboxes, publisher: Publisher, journal: JournalWriter
+    ) -> None:
         self.core = core
+        self._journal = journal
         self._clock = clock
         self._outboxes = outboxes
         self._publisher = publisher
@@ -27,6 +31,7 @@ class Driver:
     def handle(self, event: SchedulerEvent, now_us: int | None = None) -> None:
         """Feed one event; `now_us` is given only where stored events are caught up with."""
         now_us = self._clock.now_us() if now_us is None else now_us
+        self._journal.append(event, now_us)
         for effect in self.core.handle(event, now_us):
             self._perform(effect, now_us)
 
@@ -43,6 +48,7 @@ class Driver:
             case Refuse():
                 self._publisher.outcome(effect.outcome)
             case Record():
+                self._journal.append(effect.record, now_us)
                 self._publisher.record(effect.record)
             case Unplaceable():
                 log.warning("call %s waits: %s", effect.call, effect.reason)

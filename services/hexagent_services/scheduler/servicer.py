@@ -39,7 +39,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
     async def ExplainCall(self, request: pb.ExplainCallRequest, context: Context) -> pb.ExplainCallResponse:
         call_id = checked_call_id(request.call, "call")
         records = self._publisher.records_of(call_id)
-        waiting = self._driver.core.waiting
+        waiting = self._waiting()
         position = next((i for i, c in enumerate(waiting, 1) if c.call_id == call_id), 0)
         if not records and not position and self._driver.core.projection.find(call_id) is None:
             raise NotFound(f"nothing is known of call {call_id}", reason="UNKNOWN_CALL", field="call")
@@ -56,7 +56,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             epoch=core.epoch,
             policy=core.policy.name,
             at_us=self._clock.now_us(),
-            waiting=len(core.waiting),
+            waiting=sum(len(waiting) for waiting in core.waiting.values()),
             started=core.epoch > 0,
         )
 
@@ -69,7 +69,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
         if request.page_token and not request.page_token.isdecimal():
             raise InvalidArgument("page_token is not one of ours", reason="BAD_PAGE", field="page_token")
         start = int(request.page_token or 0)
-        waiting = self._driver.core.waiting
+        waiting = self._waiting()
         page = list(islice(enumerate(waiting, 1), start, start + size))
         more = start + len(page) < len(waiting)
         return pb.ListQueueResponse(
@@ -115,7 +115,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
                 reserved_tokens=instance.reserved_tokens,
                 capacity_tokens=instance.spec.kv_tokens,
                 pinned_tokens=instance.pinned_tokens,
-                transfer_free_us=max(instance.egress_free_us, instance.ingress_free_us),
+                transfer_free_us=max(instance.egress_free_us, self._clock.now_us() + instance.ingress_us),
                 prefill_ppm=prefill_ppm,
                 decode_ppm=decode_ppm,
             ),
@@ -133,6 +133,11 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             ready_at_us=call.ready_us,
             reason=self._reason(call),
         )
+
+    def _waiting(self) -> list[Call]:
+        """Every waiting call, first come first."""
+        queues = self._driver.core.waiting.values()
+        return sorted((call for queue in queues for call in queue.calls), key=lambda call: call.order)
 
     def _reason(self, call: Call) -> str:
         """Why the call still waits, in one word."""

@@ -8,7 +8,9 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from hexagent.api.estimator.v1 import snapshot_pb2 as _snapshot_pb2
+from hexagent.api.scheduler.v1 import records_pb2 as _records_pb2
 from hexagent.api.worker.v1 import attempt_pb2 as _attempt_pb2
+from hexagent.api.worker.v1 import cluster_pb2 as _cluster_pb2
 from hexagent.api.worker.v1 import telemetry_pb2 as _telemetry_pb2
 from hexagent.api.workflow.v1 import events_pb2 as _events_pb2
 import builtins as _builtins
@@ -24,7 +26,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class JournalEntry(_message.Message):
-    """One input the scheduler handled; the entries of an epoch, in order, give its decisions again bit for bit."""
+    """One input the scheduler handled, or one decision it made of it; the inputs of a journal, in order, give its
+    decisions again bit for bit. A journal is a file of entries, each behind its length in 4 bytes,
+    big-endian; the first is a header.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -39,6 +44,8 @@ class JournalEntry(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
     TICK_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Place in the journal, from 1."""
     now_us: _builtins.int
@@ -79,6 +86,14 @@ class JournalEntry(_message.Message):
     def tick(self) -> Global___Tick:
         """Time passed."""
 
+    @_builtins.property
+    def header(self) -> Global___JournalHeader:
+        """What the journal begins with."""
+
+    @_builtins.property
+    def decision(self) -> _records_pb2.DecisionRecord:
+        """A decision that followed from the last input above it."""
+
     def __init__(
         self,
         *,
@@ -93,12 +108,14 @@ class JournalEntry(_message.Message):
         snapshot: _snapshot_pb2.Snapshot | None = ...,
         started: Global___Started | None = ...,
         tick: Global___Tick | None = ...,
+        header: Global___JournalHeader | None = ...,
+        decision: _records_pb2.DecisionRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "instance_cordoned", b"instance_cordoned", "instance_down", b"instance_down", "instance_up", b"instance_up", "progress", b"progress", "snapshot", b"snapshot", "started", b"started", "telemetry", b"telemetry", "tick", b"tick", "workflow", b"workflow"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "header", b"header", "instance_cordoned", b"instance_cordoned", "instance_down", b"instance_down", "instance_up", b"instance_up", "progress", b"progress", "snapshot", b"snapshot", "started", b"started", "telemetry", b"telemetry", "tick", b"tick", "workflow", b"workflow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "instance_cordoned", b"instance_cordoned", "instance_down", b"instance_down", "instance_up", b"instance_up", "now_us", b"now_us", "progress", b"progress", "sequence", b"sequence", "snapshot", b"snapshot", "started", b"started", "telemetry", b"telemetry", "tick", b"tick", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "header", b"header", "instance_cordoned", b"instance_cordoned", "instance_down", b"instance_down", "instance_up", b"instance_up", "now_us", b"now_us", "progress", b"progress", "sequence", b"sequence", "snapshot", b"snapshot", "started", b"started", "telemetry", b"telemetry", "tick", b"tick", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["workflow", "progress", "instance_up", "instance_down", "instance_cordoned", "telemetry", "snapshot", "started", "tick"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["workflow", "progress", "instance_up", "instance_down", "instance_cordoned", "telemetry", "snapshot", "started", "tick", "header", "decision"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -241,3 +258,35 @@ class Tick(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tick: _TypeAlias = Tick  # noqa: Y015
+
+@_typing.final
+class JournalHeader(_message.Message):
+    """What a scheduler was started with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Name of the policy."""
+    version: _builtins.str
+    """Version of the software that wrote the journal."""
+    @_builtins.property
+    def cluster(self) -> _cluster_pb2.ClusterSpec:
+        """The cluster as configured."""
+
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        cluster: _cluster_pb2.ClusterSpec | None = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "policy", b"policy", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalHeader: _TypeAlias = JournalHeader  # noqa: Y015
