@@ -36,7 +36,7 @@ class Results:
             segment = Segment(SegmentRole.ASSISTANT, SegmentKind.OUTPUT, text, tokens=outcome.output_tokens)
             body = segment_to_bytes(segment)
             self._bodies.put(segment.digest, body)
-            inline = text if len(text) <= INLINE_OUTPUT_MAX else b""
+            inline = body if len(body) <= INLINE_OUTPUT_MAX else b""
             outcome = outcome._replace(output=segment.ref, output_body=inline)
             bucket = self._bus.bucket(subjects.SEGMENTS_BUCKET)
             storing.append(await bucket.put_soon(segment.digest, body))

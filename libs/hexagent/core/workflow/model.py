@@ -146,7 +146,7 @@ class CallOutcome(NamedTuple):
     cached_tokens: int = 0
     output_tokens: int = 0
     output: SegmentRef = SegmentRef("", 0)
-    output_body: bytes = b""  # the output when small enough to ride along, else only in the segment store
+    output_body: bytes = b""  # the output's stored form when small enough to ride along, else only in the segment store
     prefill_instance: str = ""
     decode_instance: str = ""
     kv_bytes: int = 0  # moved between instances, unscaled
