@@ -130,6 +130,29 @@ async def test_streamed_pieces_join_to_the_whole_output_once(make: Callable[[Ins
     await assert_empty(source, target)
 
 
+@pytest.mark.parametrize("delivered", [1, 7, 11, 12])
+async def test_a_retry_goes_on_behind_what_was_delivered(
+    make: Callable[[InstanceSpec], Engine], delivered: int
+) -> None:
+    source, target = make(spec("p", Role.PREFILL)), make(spec("d", Role.DECODE))
+    _, events = await decoded(source, target, request_of("a", stream="yes"))
+    whole = events[-1]
+    assert isinstance(whole, Finished)
+    again = request_of("a", stream="yes")
+    again = again._replace(delivered_tokens=delivered, delivered_text=whole.text[: 4 * delivered])
+    prefilled = await source.prefill(again)
+    text = again.delivered_text + prefilled.first_text
+    if prefilled.finish is FinishReason.NONE:
+        source.abort(again.ticket)
+        await asyncio.sleep(0.01)
+        _, events = await decoded(source, target, again)
+        assert isinstance(events[-1], Finished)
+        assert (events[-1].output_tokens, events[-1].text) == (12, whole.text)
+        text += b"".join(e.text for e in events if isinstance(e, Generated))
+    assert text == whole.text
+    await assert_empty(source, target)
+
+
 async def test_first_token_may_be_the_last(make: Callable[[InstanceSpec], Engine]) -> None:
     source = make(spec("p", Role.PREFILL))
     prefilled = await source.prefill(request_of("a", output_tokens=1))

@@ -95,15 +95,23 @@ class Attempts:
                 attempt.decode_instance = order.decode_instance
                 self._live[ticket, order.prefill_instance] = attempt
                 fresh.append((attempt, order))
-        requests = await asyncio.gather(
-            *(engine_request(a.spec, self._bodies) for a, _ in fresh), return_exceptions=True
-        )
+        requests = await asyncio.gather(*(self._request(a.spec) for a, _ in fresh), return_exceptions=True)
         for (attempt, order), request in zip(fresh, requests, strict=True):
+            if self._live.get((attempt.ticket, attempt.instance_id)) is not attempt:
+                continue  # cancelled meanwhile
             if isinstance(request, EngineRequest):
                 attempt.request = request
                 self._start(attempt, self._prefill(attempt, request, order))
             else:
                 self._start(attempt, self._fail(attempt, request))
+
+    async def _request(self, spec: Attempt) -> EngineRequest:
+        """A retry of a streamed call goes on behind what its client has."""
+        request = await engine_request(spec, self._bodies)
+        if request.call.stream and (spec.ticket.attempt > 1 or spec.ticket.epoch > 1):
+            tokens, text = await self._results.delivered(spec.ticket.call)
+            request = request._replace(delivered_tokens=tokens, delivered_text=text)
+        return request
 
     def bind(self, order: BindCommand) -> None:
         bind = order.bind
@@ -140,7 +148,9 @@ class Attempts:
         attempt.decode_instance = request.target_instance
         self._live[ticket, request.target_instance] = attempt
         try:
-            attempt.request = await engine_request(spec, self._bodies)
+            attempt.request = (await engine_request(spec, self._bodies))._replace(
+                delivered_tokens=request.first_tokens - 1, delivered_text=request.first_text
+            )
             engine.reserve(attempt.request, request.source_instance)
         except (EngineRefused, HexagentError) as error:
             self._live.pop((ticket, request.target_instance), None)
@@ -258,20 +268,24 @@ class Attempts:
             prefilled.ended_us,
             cached_tokens=prefilled.cached_tokens,
         )
-        if request.call.stream:
-            last = prefilled.finish is not FinishReason.NONE
-            await self._results.tokens(attempt.ticket, 0, 1, prefilled.first_text, last)
+        await self._publish_first(attempt, request, prefilled)
         if prefilled.finish is not FinishReason.NONE:
-            finished = Finished(prefilled.ended_us, 1, prefilled.finish, prefilled.first_text)
+            text = request.delivered_text + prefilled.first_text
+            tokens = request.delivered_tokens + bool(prefilled.first_text)
+            finished = Finished(prefilled.ended_us, tokens, prefilled.finish, text)
             await self._succeed(attempt, prefilled, attempt.instance_id, finished, CallTimes())
             return
-        await self._offer(attempt, prefilled, order.decode_instance, order.decode_address)
+        await self._offer(attempt, request, prefilled, order)
 
-    async def _offer(self, attempt: LiveAttempt, prefilled: Prefilled, decode_instance: str, address: str) -> None:
+    async def _offer(
+        self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled, order: DispatchCommand
+    ) -> None:
         """Hand over to the decode side; where it says no, to whichever the scheduler binds next."""
+        decode_instance, address = order.decode_instance, order.decode_address
         while True:
             if decode_instance:
-                reason = await self._peers.hand_off(address, self._hand_off(attempt, prefilled, decode_instance))
+                offer = self._hand_off(attempt, request, prefilled, decode_instance)
+                reason = await self._peers.hand_off(address, offer)
                 if not reason:
                     return
                 self._reports.progress(
@@ -283,7 +297,9 @@ class Attempts:
                 )
             decode_instance, address = await attempt.bound.get()
 
-    def _hand_off(self, attempt: LiveAttempt, prefilled: Prefilled, decode_instance: str) -> pb.HandOffRequest:
+    def _hand_off(
+        self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled, decode_instance: str
+    ) -> pb.HandOffRequest:
         times = CallTimes(
             dispatched_us=attempt.spec.dispatched_us,
             prefill_start_us=prefilled.started_us,
@@ -296,8 +312,8 @@ class Attempts:
             source_address=self._address,
             target_instance=decode_instance,
             opaque_state=prefilled.opaque_state,
-            first_text=prefilled.first_text,
-            first_tokens=1,
+            first_text=request.delivered_text + prefilled.first_text,
+            first_tokens=request.delivered_tokens + 1,
             prompt_tokens=attempt.spec.prompt_tokens,
             cached_tokens=prefilled.cached_tokens,
             kv_bytes=prefilled.kv_bytes,
@@ -332,9 +348,13 @@ class Attempts:
         prefilled = await anext(events)
         assert isinstance(prefilled, Prefilled)
         self._reports.progress(attempt.ticket, Phase.PREFILLED, attempt.instance_id, prefilled.ended_us)
-        if request.call.stream:
-            await self._results.tokens(attempt.ticket, 0, 1, prefilled.first_text, False)
+        await self._publish_first(attempt, request, prefilled)
         await self._generate(attempt, prefilled, attempt.instance_id, events)
+
+    async def _publish_first(self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled) -> None:
+        if request.call.stream and prefilled.first_text:
+            last = prefilled.finish is not FinishReason.NONE
+            await self._results.tokens(attempt.ticket, request.delivered_tokens, 1, prefilled.first_text, last)
 
     async def _generate(
         self,
@@ -343,7 +363,8 @@ class Attempts:
         source: str,
         events: AsyncIterator[DecodeEvent] | AsyncIterator[DecodeEvent | Prefilled],
     ) -> None:
-        times, offset = CallTimes(), 1
+        times = CallTimes()
+        offset = attempt.request.delivered_tokens + 1 if attempt.request else 1
         async for event in events:
             match event:
                 case DecodeStarted():
@@ -374,7 +395,7 @@ class Attempts:
             cached_tokens=prefilled.cached_tokens,
             output_tokens=finished.output_tokens,
             prefill_instance=source,
-            decode_instance=attempt.instance_id if finished.output_tokens > 1 else "",
+            decode_instance=attempt.instance_id if times.decode_start_us else "",
             kv_bytes=prefilled.kv_bytes if times.transfer_end_us else 0,
         )
         await self._end(attempt, outcome, finished.text)

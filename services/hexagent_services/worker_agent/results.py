@@ -3,12 +3,12 @@
 import asyncio
 from typing import Final
 
-from hexagent.core.ids import Ticket
+from hexagent.core.ids import CallId, Ticket
 from hexagent.core.workflow.model import CallOutcome
 from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus
 from hexagent.wire.segments import Segment, SegmentKind, SegmentRole, segment_to_bytes
-from hexagent.wire.tokens import TokenDelta, token_delta_to_bytes
+from hexagent.wire.tokens import TokenDelta, token_delta_from_bytes, token_delta_to_bytes
 from hexagent.wire.workflow import outcome_id, outcome_to_bytes
 from hexagent_services.worker_agent.requests import BodyCache
 
@@ -27,6 +27,17 @@ class Results:
         delta = TokenDelta(ticket.call, ticket.attempt, offset, tokens, text, last=last)
         # Not awaited: a stored delta is only a convenience for readers who come back.
         await self._bus.publish_soon(subjects.token(ticket.call), token_delta_to_bytes(delta))
+
+    async def delivered(self, call: CallId) -> tuple[int, bytes]:
+        """Output tokens of a call that were published by earlier attempts, and their text."""
+        tokens, text = 0, b""
+        async with await self._bus.follow(subjects.TOKENS, subjects.token(call)) as feed:
+            async for batch in feed.backlog():
+                for message in batch:
+                    delta = token_delta_from_bytes(message.data)
+                    if delta.offset == tokens:  # a repeated or overlapping one says nothing new
+                        tokens, text = tokens + delta.tokens, text + delta.text
+        return tokens, text
 
     async def outcome(self, outcome: CallOutcome, text: bytes | None = None) -> None:
         """Store the outcome, and before it the output's body, which becomes a segment. Errors as `Bus.publish`."""

@@ -85,6 +85,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
                 case BindCommand():
                     attempts.bind(command)
                 case CancelAttempt():
+                    dispatches = [d for d in dispatches if d.attempt.ticket != command.ticket]
                     attempts.cancel(command)
                 case _:
                     pass  # ranks and cordons are the scheduler's own business while local queues are this short
@@ -102,6 +103,8 @@ class WorkerServicer(stubs.WorkerServiceServicer):
     async def HandOff(self, request: pb.HandOffRequest, context: Context) -> pb.HandOffResponse:
         if request.attempt.ticket.epoch < 1 or not request.attempt.ticket.call.node_id:
             raise InvalidArgument("a hand-off needs a ticket", reason="NO_TICKET", field="attempt.ticket")
+        if request.first_tokens < 1:
+            raise InvalidArgument("a hand-off comes with its first token", reason="NO_TOKEN", field="first_tokens")
         if self._agent.draining:
             return pb.HandOffResponse(accepted=False, reason="DRAINING")
         reason = await self._agent.attempts.hand_off(request)

@@ -17,6 +17,7 @@ from hexagent.core.instance.io import (
     Prefill,
     PrefillDone,
     PrefillStarted,
+    PrefixSegment,
     PullKv,
     Refused,
     Reserve,
@@ -112,8 +113,16 @@ class _Run:
             raise EngineAborted(self.ended.output_tokens)
 
     def work(self) -> Work:
-        r = self.request
-        return Work(r.ticket, r.prefix, r.prompt_tokens, r.max_tokens, r.reserve_output_tokens, self.output.tokens)
+        """Delivered output is part of the prompt. Where nothing is left, the one token is the end of the output."""
+        r, delivered = self.request, self.request.delivered_tokens
+        prefix = (*r.prefix, PrefixSegment(f"delivered/{r.ticket.call}", delivered)) if delivered else r.prefix
+        left = max(1, self.output.tokens - delivered)
+        most = max(left, r.max_tokens - delivered)
+        return Work(r.ticket, prefix, r.prompt_tokens + delivered, most, r.reserve_output_tokens, left)
+
+    def so_far(self, generated: int) -> int:
+        """Output tokens there are after this attempt has generated some."""
+        return min(self.request.delivered_tokens + generated, self.output.tokens)
 
     @property
     def finish(self) -> FinishReason:
@@ -214,7 +223,7 @@ class EmulatedEngine:
             started_us=run.prefill_started_us,
             ended_us=done.at_us,
             cached_tokens=done.cached_tokens,
-            first_text=run.output.text(0, 1),
+            first_text=run.output.text(run.request.delivered_tokens, run.so_far(1)),
             finish=run.finish if done.done else FinishReason.NONE,
             kv_bytes=self._kv_bytes(run),
             opaque_state=b"",
@@ -232,25 +241,25 @@ class EmulatedEngine:
         return transfer
 
     async def _generate(self, run: _Run) -> AsyncIterator[DecodeEvent]:
-        ticket, said = run.request.ticket, 1
+        ticket, said = run.request.ticket, run.so_far(1)
         if run.request.call.stream:
             while run.ended is None:
                 await asyncio.sleep(PIECE_S)
                 run.check()
                 now_us = self._clock.now_us()
-                tokens = self._model.generated(ticket, now_us)  # 0 once it has ended
+                tokens = run.so_far(self._model.generated(ticket, now_us))  # none once it has ended
                 if tokens > said:
                     yield Generated(now_us, tokens - said, run.output.text(said, tokens))
                     said = tokens
         while run.ended is None:
             await run.change()
-        ended = run.ended
-        if run.request.call.stream and ended.output_tokens > said:
-            yield Generated(ended.at_us, ended.output_tokens - said, run.output.text(said, ended.output_tokens))
-        yield Finished(ended.at_us, ended.output_tokens, run.finish, run.output.text(0, ended.output_tokens))
+        ended, total = run.ended, run.so_far(run.ended.output_tokens)
+        if run.request.call.stream and total > said:
+            yield Generated(ended.at_us, total - said, run.output.text(said, total))
+        yield Finished(ended.at_us, total, run.finish, run.output.text(0, total))
 
     def _kv_bytes(self, run: _Run) -> int:
-        return run.request.prompt_tokens * self._kv_bytes_per_token
+        return (run.request.prompt_tokens + run.request.delivered_tokens) * self._kv_bytes_per_token
 
     # --- the model --------------------------------------------------------------------------------------------
     def _send(self, input: InstanceInput) -> None:

@@ -21,15 +21,17 @@ class EngineRequest(NamedTuple):
     max_tokens: int
     reserve_output_tokens: int
     rank: int  # order among waiting calls, lower first
+    delivered_tokens: int = 0  # output a client has from a lost attempt: continued from, never generated again
+    delivered_text: bytes = b""
 
 
 class Prefilled(NamedTuple):
-    """The first token exists; unless `finish` says that it was the last, the KV is pinned until sent."""
+    """The next token exists; unless `finish` says that it was the last, the KV is pinned until sent."""
 
     started_us: int
     ended_us: int
     cached_tokens: int
-    first_text: bytes
+    first_text: bytes  # of the token behind those delivered
     finish: FinishReason  # NONE: decoding goes on
     kv_bytes: int  # of the prompt, unscaled
     opaque_state: bytes  # what the decode engine needs besides the KV
