@@ -19,7 +19,7 @@ class Work(NamedTuple):
     prefix: tuple[PrefixSegment, ...]  # the whole prompt, in order
     prompt_tokens: int
     max_tokens: int
-    reserve_output_tokens: int  # decode blocks are reserved for prompt + this
+    reserve_output_tokens: int  # decode blocks are reserved for prompt + this, or + max_tokens by what never evicts
     output_tokens: int  # what the call will really generate, 1..max_tokens; no scheduler sees it
 
 
@@ -34,7 +34,8 @@ class Prefill(NamedTuple):
 
 class Reserve(NamedTuple):
     """Reserve decode blocks. Under pull: the hand-off arrived and KV may be pulled from `source` as soon as
-    blocks are reserved. Under push: sent when prefill starts; KV arrives later."""
+    blocks are reserved. Under push: sent when prefill starts; KV arrives later. A call whose prompt this very
+    instance holds takes no reservation: its prefill is `local`."""
 
     work: Work
     source: str  # instance that holds, or will hold, the KV
@@ -63,22 +64,40 @@ class KvArrived(NamedTuple):
     ticket: Ticket
 
 
+class KvLost(NamedTuple):
+    """To the receiver: the KV it waits for will not come (source dead, or `Refused` with its `to_instance`).
+
+    Each `PullKv` is answered by exactly one `KvArrived` or `KvLost`, also after an `Abort`: until then the
+    receiver's slot and blocks may be written to.
+    """
+
+    ticket: Ticket
+
+
 class Abort(NamedTuple):
-    """Stop the call in whatever phase it is and free its blocks; a running transfer ends first."""
+    """Stop the call in whatever phase it is and free its blocks.
+
+    A transfer that runs ends first: the sender still says `KvSent`, a receiver that asked for KV frees slot and
+    blocks when it is answered. A sender whose transfer has not begun refuses it to the receiver.
+    """
 
     ticket: Ticket
 
 
 class Rerank(NamedTuple):
+    """A new rank for a call that waits for prefill or for decode blocks; of a started call it changes nothing."""
+
     ticket: Ticket
     rank: int
 
 
-InstanceInput = Prefill | Reserve | KvReady | SendKv | KvArrived | Abort | Rerank
+InstanceInput = Prefill | Reserve | KvReady | SendKv | KvArrived | KvLost | Abort | Rerank
 
 
 # --- effects ----------------------------------------------------------------------------------------------
 class PrefillStarted(NamedTuple):
+    """The step with the first chunk of the prompt begins."""
+
     ticket: Ticket
     at_us: int
 
@@ -118,6 +137,8 @@ class KvSent(NamedTuple):
 
 
 class DecodeStarted(NamedTuple):
+    """The first step in which the call gets a token of its own begins."""
+
     ticket: Ticket
     at_us: int
 
@@ -132,11 +153,16 @@ class Ended(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """This instance can never hold the call, or does not know what it is asked about."""
+    """This instance can never hold the call, or does not know what it is asked about.
+
+    With `to_instance` it answers that receiver's `SendKv` and says nothing about the call here; without, the
+    call is gone from this instance.
+    """
 
     ticket: Ticket
     at_us: int
-    reason: str  # KV_TOO_SMALL, UNKNOWN_TICKET, NO_LOCAL_PREFILL
+    reason: str  # KV_TOO_SMALL, UNKNOWN_TICKET, NO_LOCAL_PREFILL, KV_LOST
+    to_instance: str = ""  # receiver that the KV will not reach
 
 
 class StepDone(NamedTuple):
@@ -147,7 +173,7 @@ class StepDone(NamedTuple):
     steps: int
     prefill_chunks: tuple[tuple[int, int], ...]  # (new, prefix) tokens, empty for pure decode
     decode_batch: int
-    mean_context: int
+    mean_context: int  # tokens of KV a decoding call reads, mean over calls and steps; 0 without decode
 
 
 InstanceEffect = PrefillStarted | PrefillDone | Admitted | PullKv | KvSent | DecodeStarted | Ended | Refused | StepDone

@@ -1,0 +1,62 @@
+"""KV on its way out of an instance: one queue in order of request, a few transfers at a time."""
+
+from collections import deque
+from heapq import heappop, heappush
+
+from hexagent.core.instance.call import Call, Phase
+from hexagent.core.instance.io import SendKv
+from hexagent.core.instance.spec import EngineProfile, LinkSpec
+from hexagent.core.units import PPM, US_PER_S, ceil_div, scale_ppm
+
+# With pipelined transfer KV of finished layers and chunks moves while prefill computes; this part, the last
+# layers of the last chunk, is left to move after it.
+PIPELINED_TAIL_PPM = 50_000
+
+
+class Sender:
+    """Transfers of one instance; each runs at the slower of its two ends after the longer of their set-ups."""
+
+    __slots__ = ("_bytes_per_token", "_link", "_profile", "_queue", "_running", "_started", "_tail_ppm")
+
+    def __init__(self, link: LinkSpec, profile: EngineProfile, kv_bytes_per_token: int) -> None:
+        self._link = link
+        self._profile = profile
+        self._bytes_per_token = kv_bytes_per_token
+        self._tail_ppm = PIPELINED_TAIL_PPM if profile.pipelined_transfer else PPM
+        self._queue: deque[Call] = deque()
+        self._running: list[tuple[int, int, int, Call]] = []  # (end, order of start, start, call)
+        self._started = 0
+
+    @property
+    def due_us(self) -> int | None:
+        return self._running[0][0] if self._running else None
+
+    def enqueue(self, call: Call) -> None:
+        self._queue.append(call)
+
+    def remove(self, call: Call) -> None:
+        """Forget a transfer that has not begun."""
+        self._queue.remove(call)
+
+    def start(self, now_us: int) -> None:
+        """Begin as many waiting transfers as may run at a time."""
+        while self._queue and len(self._running) < self._profile.send_concurrency:
+            call = self._queue.popleft()
+            call.phase = Phase.SENDING
+            assert call.send is not None
+            end_us = now_us + self._duration_us(call, call.send)
+            self._started += 1
+            heappush(self._running, (end_us, self._started, now_us, call))
+
+    def finish(self) -> tuple[Call, int]:
+        """The transfer that ends first, out of the running ones, and when it began."""
+        _, _, start_us, call = heappop(self._running)
+        return call, start_us
+
+    def kv_bytes(self, call: Call) -> int:
+        return call.work.prompt_tokens * self._bytes_per_token
+
+    def _duration_us(self, call: Call, send: SendKv) -> int:
+        rate = min(self._link.bytes_per_s, send.to_bytes_per_s)
+        left = scale_ppm(self.kv_bytes(call), self._tail_ppm)
+        return max(self._link.setup_us, send.to_setup_us) + ceil_div(left * US_PER_S, rate)
