@@ -16,6 +16,7 @@ from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec, Role
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import ModelClock
 from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
+from hexagent_services.worker_agent.engine.faults import FaultyEngine, parse_faults
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
     DecodeStarted,
@@ -40,7 +41,7 @@ def spec(instance_id: str, role: Role, kv_blocks: int = 4_000) -> InstanceSpec:
     )
 
 
-def emulated(instance: InstanceSpec) -> Engine:
+def emulated(instance: InstanceSpec) -> EmulatedEngine:
     table = load_table("h100", MODEL, 1)
     model = InstanceModel(
         instance, PROFILES[instance.profile], table, table.kv_bytes_per_token, Truth(seed=7, noise_ppm=50_000)
@@ -49,7 +50,13 @@ def emulated(instance: InstanceSpec) -> Engine:
     return EmulatedEngine(instance, model, clock, table.kv_bytes_per_token, byte_divisor=4096)
 
 
-ENGINES: dict[str, Callable[[InstanceSpec], Engine]] = {"emulated": emulated}
+def faulty(instance: InstanceSpec) -> Engine:
+    """Under a plan whose faults are not due; the port must not show it."""
+    faults = parse_faults("drop-hand-off:*=1@1000, lie:*=3@1000, stall-transfer:p=9@1000")
+    return FaultyEngine(emulated(instance), faults, Truth(seed=7), ModelClock(time.time_ns()))
+
+
+ENGINES: dict[str, Callable[[InstanceSpec], Engine]] = {"emulated": emulated, "faulty": faulty}
 
 
 @pytest.fixture(params=sorted(ENGINES))

@@ -17,6 +17,7 @@ from hexagent.wire.telemetry import announcement_to_bytes
 from hexagent_services.worker_agent.agent import Agent
 from hexagent_services.worker_agent.attempts import Attempts
 from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
+from hexagent_services.worker_agent.engine.faults import Fault, FaultyEngine, parse_faults
 from hexagent_services.worker_agent.engine.port import Engine
 from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.reporting import report_telemetry
@@ -49,7 +50,8 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     address = settings.advertised(port)
 
     instances = _instances(record, settings.agent_id, address)
-    engines = {spec.instance_id: _engine(spec, record, clock) for spec in instances}
+    faults = parse_faults(settings.faults)
+    engines = {spec.instance_id: _engine(app, spec, record, clock, faults) for spec in instances}
     for engine in engines.values():
         app.at_stop(Stage.CLOSE, "engine", engine.close)
     bodies, peers, reports = BodyCache(bus), Peers(), Reports()
@@ -82,8 +84,19 @@ def _instances(record: ClusterRecord, agent_id: str, address: str) -> tuple[Inst
     return mine
 
 
-def _engine(spec: InstanceSpec, record: ClusterRecord, clock: ModelClock) -> Engine:
+def _engine(
+    app: App[WorkerAgentSettings],
+    spec: InstanceSpec,
+    record: ClusterRecord,
+    clock: ModelClock,
+    faults: tuple[Fault, ...],
+) -> Engine:
     table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
     truth = Truth.drawn(record.cluster, spec.instance_id)
     model = InstanceModel(spec, PROFILES[spec.profile], table, table.kv_bytes_per_token, truth)
-    return EmulatedEngine(spec, model, clock, table.kv_bytes_per_token, round(1 / record.kv_byte_scale))
+    engine = EmulatedEngine(spec, model, clock, table.kv_bytes_per_token, round(1 / record.kv_byte_scale))
+    if not faults:
+        return engine
+    faulty = FaultyEngine(engine, faults, truth, clock)
+    app.start(faulty.run(), f"faults of {spec.instance_id}")
+    return faulty

@@ -27,6 +27,7 @@ from hexagent.core.instance.io import (
 )
 from hexagent.core.instance.io import DecodeStarted as ModelDecodeStarted
 from hexagent.core.instance.model import InstanceModel
+from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import InstanceSpec, LinkSpec
 from hexagent.core.instance.telemetry import TransferSample
 from hexagent.core.workflow.model import FinishReason
@@ -144,6 +145,16 @@ class EmulatedEngine:
         self._inbox: list[InstanceInput] = []
         self._timer: asyncio.TimerHandle | None = None
         self._samples = SampleBuffer()
+        self._frozen = False
+
+    def freeze(self, frozen: bool) -> None:
+        """While frozen nothing makes progress and nothing is lost; afterwards what is overdue happens at once."""
+        self._frozen = frozen
+        self._flush()
+
+    def retune(self, truth: Truth) -> None:
+        """Another true speed from the next step on."""
+        self._model.retune(truth)
 
     async def prefill(self, request: EngineRequest) -> Prefilled:
         run = self._open(request)
@@ -269,6 +280,8 @@ class EmulatedEngine:
         self._inbox.append(input)
 
     def _flush(self) -> None:
+        if self._frozen:
+            return
         inputs, self._inbox = self._inbox, []
         now_us = self._clock.now_us()
         self._take(self._model.handle_all(inputs, now_us) if inputs else self._model.advance(now_us))
