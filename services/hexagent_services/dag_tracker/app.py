@@ -1,0 +1,117 @@
+"""The tracker put together: rebuilt from its stream, then open to clients."""
+
+import asyncio
+import logging
+from typing import Final
+
+from hexagent.api.workflow.v1 import workflow_service_pb2, workflow_service_pb2_grpc
+from hexagent.core.errors import HexagentError
+from hexagent.core.instance.spec import ClusterSpec
+from hexagent.core.workflow.commands import Reconcile, Tick
+from hexagent.core.workflow.limits import Catalog
+from hexagent.core.workflow.tracker import Tracker
+from hexagent.runtime import subjects
+from hexagent.runtime.app import App, Stage
+from hexagent.runtime.bus import Bus
+from hexagent.runtime.clock import ModelClock
+from hexagent.runtime.cluster_record import read_cluster_record
+from hexagent.runtime.grpc_server import GrpcServer
+from hexagent.runtime.logs import fields
+from hexagent.wire.workflow import event_from_bytes
+from hexagent_services.dag_tracker.consumer import ClusterConsumer
+from hexagent_services.dag_tracker.effects import EventLog
+from hexagent_services.dag_tracker.estimates import Estimates
+from hexagent_services.dag_tracker.queries import Queries
+from hexagent_services.dag_tracker.relay import Relay
+from hexagent_services.dag_tracker.reveals import Reveals
+from hexagent_services.dag_tracker.segments import SegmentStore
+from hexagent_services.dag_tracker.servicer import WorkflowServicer
+from hexagent_services.dag_tracker.settings import TrackerSettings
+from hexagent_services.dag_tracker.tokens import TokenSource
+from hexagent_services.dag_tracker.trail import Trails
+from hexagent_services.dag_tracker.usage import Accounts
+from hexagent_services.dag_tracker.watch import Watches
+from hexagent_services.dag_tracker.writer import Writer
+
+log = logging.getLogger(__name__)
+
+SERVICE: Final = workflow_service_pb2.DESCRIPTOR.services_by_name["WorkflowService"]
+
+
+async def main(app: App[TrackerSettings]) -> None:
+    """Build the service: bus, cluster record, state from the stream, consumers, server, ready.
+
+    Stopping: health fails, watches end with UNAVAILABLE and running RPCs are answered, events are stored, the bus
+    is closed. An event that cannot be stored ends the process with status 1 instead.
+    """
+    settings = app.settings
+    bus = await Bus.connect(settings.bus_options())
+    app.at_stop(Stage.CLOSE, "bus", bus.close)
+    await bus.ensure_streams(settings.stream_limits())
+    record = await read_cluster_record(bus, settings.cluster_wait_s)
+    clock = ModelClock(record.origin_wall_ns, record.time_scale)
+
+    relay = Relay(settings.relay_limits())
+    events = EventLog(bus, relay.show)
+    estimates = Estimates(bus, record.cluster)
+    limits = settings.limits()
+    catalog = catalog_of(record.cluster)
+    accounts = Accounts(record.cluster.instances, catalog.tenants)
+    writer = Writer(
+        Tracker(limits, catalog), Trails(limits.finished_workflows), events, relay, accounts, estimates, clock
+    )
+    await _rebuild(bus, writer)
+    app.start(events.run(), "events")
+    app.at_stop(Stage.FLUSH, "events", events.all_settled)
+    writer.do(Reconcile())
+
+    segments = SegmentStore(bus, settings.known_segments_max)
+    tokens = TokenSource(bus, relay)
+    await tokens.start()
+    app.start(ClusterConsumer(bus, writer, segments).run(), "outcomes")
+    app.start(_tick(writer, settings.tick_s), "tick")
+
+    server = GrpcServer(settings.listen_host, settings.listen_port, [SERVICE])
+    servicer = WorkflowServicer(
+        writer,
+        Reveals(segments, catalog),
+        Queries(writer, segments, estimates, clock),
+        Watches(writer, relay, tokens, estimates),
+        estimates,
+        clock,
+    )
+    workflow_service_pb2_grpc.add_WorkflowServiceServicer_to_server(servicer, server.raw)
+    port = await server.start()
+    app.at_stop(Stage.NOT_READY, "health", lambda: server.set_ready(False))
+    app.at_stop(Stage.INTAKE, "watches", relay.close)
+    app.at_stop(Stage.DRAIN, "grpc", lambda: server.stop(settings.stop_grace_s))
+    await server.set_ready(True)
+    app.ready(port)
+
+
+def catalog_of(cluster: ClusterSpec) -> Catalog:
+    """What clients may name, and how much of it fits."""
+    largest: dict[str, int] = {}
+    for instance in cluster.instances:
+        largest[instance.model] = max(largest.get(instance.model, 0), instance.kv_tokens)
+    return Catalog(tuple(tenant.name for tenant in cluster.tenants), dict(sorted(largest.items())))
+
+
+async def _rebuild(bus: Bus, writer: Writer) -> None:
+    """Apply every stored event; one that cannot be read is logged and passed over."""
+    count = 0
+    async with await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS) as feed:
+        async for batch in feed.backlog():
+            for message in batch:
+                try:
+                    writer.replay(event_from_bytes(message.data), message.sequence)
+                except HexagentError as error:
+                    log.error("message %d of the stream is no event: %s", message.sequence, error)
+            count += len(batch)
+    log.info("rebuilt", extra=fields(events=count, workflows=len(writer.tracker.history.workflow_ids())))
+
+
+async def _tick(writer: Writer, period_s: float) -> None:
+    while True:
+        await asyncio.sleep(period_s)
+        writer.do(Tick())

@@ -1,0 +1,79 @@
+"""What the cluster says about calls: outcomes, stored before they are acknowledged, and dispatches."""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from hexagent.api.common.v1 import call_pb2
+from hexagent.core.errors import HexagentError
+from hexagent.core.workflow.commands import RecordDispatch, RecordOutcome
+from hexagent.core.workflow.model import CallOutcome
+from hexagent.runtime import subjects
+from hexagent.runtime.bus import Bus, Message
+from hexagent.wire.codec import parse
+from hexagent.wire.workflow import dispatched_from_bytes, outcome_from_bytes
+from hexagent_services.dag_tracker.segments import SegmentStore
+from hexagent_services.dag_tracker.writer import Writer
+
+log = logging.getLogger(__name__)
+
+DURABLE: Final = "dag-tracker"
+BODY_IN_EVENT_MAX: Final = 128 * 1024  # larger outputs are read from the segment store by those who want them
+MESSAGE_CHARS_MAX: Final = 4_096  # of an outcome's text for people
+
+
+class ClusterConsumer:
+    """Turns messages of scheduler and agents into commands; one that makes no sense is logged and dropped."""
+
+    def __init__(self, bus: Bus, writer: Writer, segments: SegmentStore) -> None:
+        self._bus = bus
+        self._writer = writer
+        self._segments = segments
+
+    async def run(self) -> None:
+        """Consume outcomes until cancelled. An error of the bus or the log ends it, its batch unacknowledged."""
+        await self._bus.subscribe_core(subjects.DISPATCHED, self._on_dispatched)
+        await self._bus.consume(subjects.OUTCOMES, DURABLE, subjects.ALL_OUTCOMES, self._on_outcomes)
+
+    async def _on_outcomes(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            try:
+                outcome = await self._fitting(outcome_from_bytes(message.data).outcome)
+                self._writer.do(RecordOutcome(outcome))
+                self._segments.know(outcome)
+            except HexagentError as error:
+                # Nobody can mend it by sending it again: a workflow long forgotten, or a broken agent.
+                log.warning("an outcome on %s is dropped: %s", message.subject, error)
+        await self._writer.events.all_settled()
+
+    async def _on_dispatched(self, message: Message) -> None:
+        try:
+            dispatched = dispatched_from_bytes(message.data)
+            ticket = dispatched.ticket
+            self._writer.do(
+                RecordDispatch(ticket.call, ticket.attempt, dispatched.prefill_instance, dispatched.decode_instance)
+            )
+        except HexagentError as error:
+            log.info("a dispatch is passed over: %s", error)
+
+    async def _fitting(self, outcome: CallOutcome) -> CallOutcome:
+        """The outcome as its event keeps it: small enough for one, its body, if any, one that can be read."""
+        if len(outcome.message) > MESSAGE_CHARS_MAX:
+            outcome = outcome._replace(message=outcome.message[:MESSAGE_CHARS_MAX])
+        body = outcome.output_body
+        if not body:
+            return outcome
+        if not _is_body(body, outcome.output.digest):
+            log.error("the output that came with the outcome of %s is not the one it names", outcome.call)
+            return outcome._replace(output_body=b"")
+        if len(body) > BODY_IN_EVENT_MAX:
+            await self._segments.put_raw(outcome.output.digest, body)
+            return outcome._replace(output_body=b"")
+        return outcome
+
+
+def _is_body(body: bytes, digest: str) -> bool:
+    try:
+        return parse(call_pb2.SegmentBody, body).digest == digest != ""
+    except HexagentError:
+        return False

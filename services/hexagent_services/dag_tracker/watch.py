@@ -1,0 +1,104 @@
+"""One open WatchWorkflow stream: first what its client has missed, then what happens."""
+
+from collections.abc import AsyncIterator
+
+from hexagent.api.common.v1 import enums_pb2
+from hexagent.api.workflow.v1 import workflow_service_pb2
+from hexagent.core.errors import InvalidArgument
+from hexagent.core.ids import checked_id
+from hexagent.core.workflow.graph import WorkflowGraph, is_call
+from hexagent.core.workflow.model import NodeStatus
+from hexagent_services.dag_tracker.estimates import Estimates
+from hexagent_services.dag_tracker.relay import Relay, Watcher, chunks
+from hexagent_services.dag_tracker.tokens import TokenPositions, TokenSource
+from hexagent_services.dag_tracker.trail import Trail
+from hexagent_services.dag_tracker.views import Update, missed_updates
+from hexagent_services.dag_tracker.writer import Writer
+
+Response = workflow_service_pb2.WatchWorkflowResponse
+
+
+class Watches:
+    """Opens streams of updates."""
+
+    def __init__(self, writer: Writer, relay: Relay, tokens: TokenSource, estimates: Estimates) -> None:
+        self._writer = writer
+        self._relay = relay
+        self._tokens = tokens
+        self._estimates = estimates
+
+    async def watch(self, request: workflow_service_pb2.WatchWorkflowRequest) -> AsyncIterator[Response]:
+        """The responses, until the workflow ends. `NotFound`, `ResourceExhausted`, `Unavailable`.
+
+        Updates carry the sequence of the event behind them, several may share it, and a message never splits what
+        one event caused. Where the client was away, a node is shown where it is now, without what it passed
+        through. Tokens of a call come before its end.
+        """
+        workflow_id = checked_id(request.workflow_id, "workflow_id")
+        graph = self._writer.graph(workflow_id)
+        trail = self._writer.trails.find(workflow_id)
+        if trail is None or request.after_sequence < 0 or request.after_sequence > trail.sequence:
+            raise InvalidArgument(
+                f"after_sequence must be 0 to that of the last update; got {request.after_sequence}",
+                reason="BAD_SEQUENCE",
+                field="after_sequence",
+            )
+        watcher = self._relay.attach(workflow_id, not request.without_tokens)
+        try:
+            missed = missed_updates(graph, trail, request.after_sequence, self._estimates.solo(graph))
+            # The state may be ahead of its stream: nobody sees it before it is stored.
+            await self._writer.events.settled(workflow_id)
+            async for updates in self._all(request, watcher, graph, trail, missed):
+                for chunk in chunks(updates):
+                    yield Response(updates=chunk)
+                if updates and updates[-1].HasField("ended"):
+                    return
+        finally:
+            self._relay.detach(watcher)
+
+    async def _all(
+        self,
+        request: workflow_service_pb2.WatchWorkflowRequest,
+        watcher: Watcher,
+        graph: WorkflowGraph,
+        trail: Trail,
+        missed: list[Update],
+    ) -> AsyncIterator[list[Update]]:
+        """What was missed and what comes, in groups as they become known."""
+        if not watcher.tokens:
+            if missed:
+                yield missed
+            while True:
+                yield await watcher.next()
+        offsets = {(entry.call.node_id, entry.choice): entry.offset for entry in request.offsets}
+        positions = TokenPositions(self._tokens, watcher.workflow_id, offsets)
+        if _may_have_tokens(graph, trail, request.after_sequence):
+            async for update in positions.backlog():
+                yield [update]
+        if missed:
+            yield missed
+        while True:
+            yield await _with_tokens(await watcher.next(), positions)
+
+
+async def _with_tokens(updates: list[Update], positions: TokenPositions) -> list[Update]:
+    """The updates with every token once, in order and before the end of its call."""
+    out: list[Update] = []
+    for update in updates:
+        if update.HasField("tokens"):
+            out += await positions.next(update.tokens)
+            continue
+        if update.HasField("node") and update.node.status == enums_pb2.NODE_STATUS_SUCCEEDED:
+            out += await positions.rest(update.node.node_id, update.node.result.output_tokens)
+        out.append(update)
+    return out
+
+
+def _may_have_tokens(graph: WorkflowGraph, trail: Trail, after_sequence: int) -> bool:
+    """Whether a call was dispatched whose end the client has not seen."""
+    return any(
+        is_call(node)
+        and node.status is not NodeStatus.BLOCKED
+        and (node.open or trail.changed[node.index] > after_sequence)
+        for node in graph.nodes
+    )
