@@ -1,14 +1,15 @@
 """Dispatchers: given an order, which waiting calls start now, and where."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
-from hexagent.core.policy.order import IntArray, Order, waiting_arrays
+from hexagent.core.policy.order import IntArray, Order
 from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState
 from hexagent.core.policy.topology import Topology
+from hexagent.core.policy.waiting import WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.record import Candidate
@@ -16,18 +17,24 @@ from hexagent.core.scheduling.record import Candidate
 RESCORED_MAX = 64  # longer queues are scored once and sorted
 WALKED_MAX = 48  # calls a plan places before it stops looking for one that starts now
 BATCH_US_MAX = 200_000  # most time a prefill batch adds to its first call, and never more than the backlog
+_LAST = 1 << 62  # score of a call that is not placed in this plan
+
+
+class Decision(NamedTuple):
+    placed: Placed
+    score: int  # the call won by
+    position: int  # in the plan, from 1, among calls that do not start now as well
+
+
+class Plan(NamedTuple):
+    decisions: tuple[Decision, ...] = ()  # calls that start now, in the order they were placed
+    starved: bool = False  # some call found no room for its KV
 
 
 class Dispatcher(Protocol):
-    def plan(self, order: Order, topology: Topology, waiting: list[Call], now_us: int) -> list[tuple[Placed, int]]:
-        """Placed calls with the score each won by, in the order they were placed."""
+    def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
+        """Which of the waiting calls, of which there is at least one, start now."""
         ...
-
-
-def _scores(order: Order, calls: list[Call], now_us: int, finish_us: IntArray) -> IntArray:
-    """Scores of the calls; one that fits nowhere now comes last."""
-    scores = order.scores(waiting_arrays(calls), now_us, finish_us)
-    return np.where(finish_us >= NEVER_US, NEVER_US, scores)
 
 
 class PredictedFinish:
@@ -40,49 +47,55 @@ class PredictedFinish:
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
 
-    def plan(self, order: Order, topology: Topology, waiting: list[Call], now_us: int) -> list[tuple[Placed, int]]:
-        probe = SimulatedState(topology, self._estimator, now_us, 0)
-        if not probe.any_startable():
-            return []
-        prefill_us = probe.prefill_us(waiting)
-        backlog_us = int(prefill_us.min(axis=1).sum()) // len(topology.prefill)
-        state = SimulatedState(topology, self._estimator, now_us, min(BATCH_US_MAX, backlog_us))
+    def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
+        if all(p.prefilling for p in topology.prefill):
+            return Plan()
+        state = SimulatedState(topology, self._estimator, waiting, now_us, BATCH_US_MAX)
         if order.projected and len(waiting) <= RESCORED_MAX:
-            return self._rescored(order, state, waiting, now_us)
+            return self._rescored(order, state, waiting)
+        return self._sorted(order, state, waiting)
+
+    def _rescored(self, order: Order, state: SimulatedState, waiting: WaitingCalls) -> Plan:
+        """Score every remaining call anew after each placement: the simulated state has moved."""
+        decisions: list[Decision] = []
+        ages, every = waiting.ages(), slice(0, len(waiting))
+        placed_rows = np.zeros(len(waiting), dtype=bool)
+        for position in range(1, min(len(waiting), WALKED_MAX) + 1):
+            projected = state.project(every)
+            finish_us = projected.finish_us.min(axis=1)
+            scores = order.scores(ages, finish_us)
+            scores[placed_rows | (finish_us >= NEVER_US)] = _LAST
+            row = int(scores.argmin())
+            if scores[row] == _LAST:
+                return Plan(tuple(decisions), True)
+            placed = state.place(row, projected, row)
+            placed_rows[row] = True
+            if placed is not None:
+                decisions.append(Decision(placed, int(scores[row]), position))
+            if not state.any_startable:
+                break
+        return Plan(tuple(decisions))
+
+    def _sorted(self, order: Order, state: SimulatedState, waiting: WaitingCalls) -> Plan:
+        """Score once, then place in that order; a call without room is passed over."""
+        decisions: list[Decision] = []
+        starved = False
         finish_us = np.zeros(len(waiting), dtype=np.int64)
         if order.projected:
-            finish_us = state.project(waiting, prefill_us).finish_us.min(axis=(1, 2))
-        scores = _scores(order, waiting, now_us, finish_us)
-        placed: list[tuple[Placed, int]] = []
-        for row in np.argsort(scores, kind="stable")[:WALKED_MAX]:
-            if not state.any_startable():
+            finish_us = state.project(slice(0, len(waiting))).finish_us.min(axis=1)
+        scores = order.scores(waiting.ages(), finish_us)
+        rows = np.argsort(scores, kind="stable")[:WALKED_MAX].tolist()
+        for position, row in enumerate(rows, 1):
+            projected = state.project(slice(row, row + 1))
+            if projected.finish_us.min() >= NEVER_US:
+                starved = True
+                continue
+            placed = state.place(row, projected, 0)
+            if placed is not None:
+                decisions.append(Decision(placed, int(scores[row]), position))
+            if not state.any_startable:
                 break
-            call = waiting[row]
-            projected = state.project([call], prefill_us[row : row + 1])
-            one = state.place(call, projected, 0)
-            if one is not None:
-                placed.append((one, int(scores[row])))
-        return placed
-
-    def _rescored(
-        self, order: Order, state: SimulatedState, waiting: list[Call], now_us: int
-    ) -> list[tuple[Placed, int]]:
-        """Score every remaining call anew after each placement: the simulated state has moved."""
-        placed: list[tuple[Placed, int]] = []
-        calls = list(waiting)
-        prefill_us = state.prefill_us(calls)
-        while calls and len(placed) < WALKED_MAX and state.any_startable():
-            projected = state.project(calls, prefill_us)
-            finish_us = projected.finish_us.min(axis=(1, 2))
-            scores = _scores(order, calls, now_us, finish_us)
-            row = int(scores.argmin())
-            one = state.place(calls[row], projected, row)
-            if one is None:
-                break  # nothing left is feasible now
-            placed.append((one, int(scores[row])))
-            del calls[row]
-            prefill_us = np.delete(prefill_us, row, axis=0)
-        return placed
+        return Plan(tuple(decisions), starved)
 
 
 class LeastLoaded:
@@ -93,61 +106,76 @@ class LeastLoaded:
         self._estimator = estimator
         self._assigned: dict[CallId, str] = {}
 
-    def plan(self, order: Order, topology: Topology, waiting: list[Call], now_us: int) -> list[tuple[Placed, int]]:
+    def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
         queues = self._assign(topology, waiting)
-        placed: list[tuple[Placed, int]] = []
+        decisions: list[Decision] = []
+        starved = False
+        scores = order.scores(waiting.ages(), np.full(len(waiting), now_us, dtype=np.int64))
         for i, instance in enumerate(topology.prefill):
             queue = queues[instance.spec.instance_id]
-            if instance.prefilling or not queue:
-                continue
-            scores = _scores(order, queue, now_us, np.full(len(queue), now_us, dtype=np.int64))
-            alone_us = topology.nominal_prefill_us(queue)[:, i]
-            batch_us = min(BATCH_US_MAX, int(alone_us.sum()))
-            floor_us = int(topology.floor_us[i])
-            end_us, extra_us, tokens = now_us, 0, 0
-            for row in np.argsort(scores, kind="stable"):
-                call = queue[row]
-                added_us = int(alone_us[row]) - (floor_us if tokens else 0)
-                full = extra_us + added_us > batch_us or tokens + call.prompt_tokens > instance.spec.max_step_tokens
-                if tokens and full:
-                    break
-                decode = self._decode(topology, i, call, [p for p, _ in placed])
-                if decode is None:
-                    break  # first come first served: nobody overtakes a call that waits for room
-                extra_us += added_us if tokens else 0
-                end_us, tokens = end_us + added_us, tokens + call.prompt_tokens
-                chosen = Candidate(instance.spec.instance_id, decode.spec.instance_id, now_us, end_us, end_us, end_us)
-                placed.append((Placed(call, instance, decode, chosen, (), True), int(scores[row])))
-                del self._assigned[call.call_id]
-        return placed
+            if not instance.prefilling and queue:
+                rows = sorted(queue, key=scores.__getitem__)
+                starved |= self._batch(topology, i, waiting, rows, scores, now_us, decisions)
+        return Plan(tuple(decisions), starved)
 
-    def _assign(self, topology: Topology, waiting: list[Call]) -> dict[str, list[Call]]:
-        queues: dict[str, list[Call]] = {p.spec.instance_id: [] for p in topology.prefill}
-        fresh: list[Call] = []
-        for call in waiting:
+    def _batch(
+        self,
+        topology: Topology,
+        i: int,
+        waiting: WaitingCalls,
+        rows: list[int],
+        scores: IntArray,
+        now_us: int,
+        decisions: list[Decision],
+    ) -> bool:
+        """Start the first calls of one instance's queue as a batch. True if the next one found no room."""
+        instance = topology.prefill[i]
+        nominal_us = waiting.nominal_us(topology)[:, topology.kind_of[i]]
+        batch_us = min(BATCH_US_MAX, int(nominal_us[rows].sum()))
+        end_us, extra_us, tokens = now_us, 0, 0
+        for row in rows:
+            call = waiting.calls[row]
+            added_us = int(nominal_us[row]) - (int(topology.floor_us[i]) if tokens else 0)
+            full = extra_us + added_us > batch_us or tokens + call.prompt_tokens > instance.spec.max_step_tokens
+            if tokens and full:
+                return False
+            decode = self._decode(topology, i, call, decisions)
+            if decode is None or instance.kv_free_tokens < tokens + call.prompt_tokens:
+                return True  # first come first served: nobody overtakes a call that waits for room
+            extra_us += added_us if tokens else 0
+            end_us, tokens = end_us + added_us, tokens + call.prompt_tokens
+            chosen = Candidate(instance.spec.instance_id, decode.spec.instance_id, now_us, end_us, end_us, end_us)
+            placed = Placed(call, instance, decode, chosen, (), 0)
+            decisions.append(Decision(placed, int(scores[row]), len(decisions) + 1))
+            del self._assigned[call.call_id]
+        return False
+
+    def _assign(self, topology: Topology, waiting: WaitingCalls) -> dict[str, list[int]]:
+        """Rows of the waiting calls by the prefill instance they queue at."""
+        queues: dict[str, list[int]] = {p.spec.instance_id: [] for p in topology.prefill}
+        fresh: list[int] = []
+        for row, call in enumerate(waiting.calls):
             queue = queues.get(self._assigned.get(call.call_id, ""))
             if queue is None:
-                fresh.append(call)
+                fresh.append(row)
             else:
-                queue.append(call)
-        for call in fresh:
+                queue.append(row)
+        for row in fresh:
             least = min(topology.prefill, key=lambda p: len(queues[p.spec.instance_id]) + len(p.prefilling))
-            self._assigned[call.call_id] = least.spec.instance_id
-            queues[least.spec.instance_id].append(call)
+            self._assigned[waiting.calls[row].call_id] = least.spec.instance_id
+            queues[least.spec.instance_id].append(row)
         if len(self._assigned) > 2 * len(waiting) + 1_000:  # cancelled calls leave their assignment behind
-            live = {c.call_id: self._assigned[c.call_id] for c in waiting}
-            self._assigned = live
+            self._assigned = {c.call_id: self._assigned[c.call_id] for c in waiting.calls}
         return queues
 
-    def _decode(self, topology: Topology, i: int, call: Call, placed: list[Placed]) -> Instance | None:
+    def _decode(self, topology: Topology, i: int, call: Call, decisions: list[Decision]) -> Instance | None:
         """The feasible decode instance with the fewest calls bound."""
         best: tuple[int, Instance] | None = None
         for j, decode in enumerate(topology.decode):
-            here = [p.call for p in placed if p.decode is decode]
-            reserve = call.max_tokens if topology.never_evicts[j] else call.output_q90
-            room = decode.kv_free_tokens - sum(c.prompt_tokens + c.max_tokens for c in here)
+            here = [d.placed.call for d in decisions if d.placed.decode is decode]
+            needed = sum(decode.kv_tokens_of(c) for c in (*here, call))
             count = len(decode.decoding) + len(here)
-            fits = call.prompt_tokens + reserve <= room and count < decode.spec.max_batch
+            fits = needed <= decode.kv_free_tokens and count < decode.spec.max_batch
             if topology.pairs[i, j] and fits and (best is None or count < best[0]):
                 best = (count, decode)
         return best[1] if best else None

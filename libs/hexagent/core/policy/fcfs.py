@@ -1,10 +1,10 @@
 """Per-call first come first served: what serving stacks do without knowing workflows."""
 
-from hexagent.core.policy.order import IntArray, Waiting
+from hexagent.core.policy.order import Ages, IntArray
 
 
 class Fcfs:
     projected = False
 
-    def scores(self, waiting: Waiting, now_us: int, finish_us: IntArray) -> IntArray:
-        return waiting.ready_us
+    def scores(self, ages: Ages, finish_us: IntArray) -> IntArray:
+        return ages.ready_us

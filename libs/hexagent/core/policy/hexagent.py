@@ -4,13 +4,13 @@ R(c, t) = ((t - arrival) + Delta(c, t)) / H(t), with Delta the projected time un
 simulated state and H the horizon of its workflow's revealed graph; the largest R is placed next.
 """
 
-from hexagent.core.policy.order import IntArray, Waiting
+from hexagent.core.policy.order import Ages, IntArray
 from hexagent.core.units import PPM
 
 
 class Hexagent:
     projected = True
 
-    def scores(self, waiting: Waiting, now_us: int, finish_us: IntArray) -> IntArray:
+    def scores(self, ages: Ages, finish_us: IntArray) -> IntArray:
         # (t - a) + Delta is the projected finish seen from the workflow's arrival.
-        return -((finish_us - waiting.arrival_us) * PPM // waiting.horizon_us)
+        return -((finish_us - ages.arrival_us) * PPM // ages.horizon_us)

@@ -5,15 +5,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hexagent.core.scheduling.calls import Call
-
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
-class Waiting(NamedTuple):
-    """Waiting calls of one model as arrays of shape (calls,), in first-come order; times in microseconds."""
+class Ages(NamedTuple):
+    """What orders look at, arrays of shape (calls,), in first-come order; times in microseconds."""
 
-    calls: list[Call]
     ready_us: IntArray
     arrival_us: IntArray  # of the workflow
     horizon_us: IntArray  # of the workflow, at least 1
@@ -24,12 +22,6 @@ class Order(Protocol):
 
     projected: bool  # scores depend on the finish projected in the simulated state
 
-    def scores(self, waiting: Waiting, now_us: int, finish_us: IntArray) -> IntArray:
+    def scores(self, ages: Ages, finish_us: IntArray) -> IntArray:
         """Scores of shape (calls,). `finish_us` is the projected finish of each call, zeros unless `projected`."""
         ...
-
-
-def waiting_arrays(calls: list[Call]) -> Waiting:
-    rows = [(c.ready_us, c.workflow.arrival_us, max(c.workflow.horizon_us, 1)) for c in calls]
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 3)
-    return Waiting(calls, columns[:, 0], columns[:, 1], columns[:, 2])

@@ -3,147 +3,189 @@
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from hexagent.core.estimate.estimator import Estimator
-from hexagent.core.policy.order import IntArray
+from hexagent.core.policy.order import BoolArray, IntArray
 from hexagent.core.policy.topology import Topology, ints
+from hexagent.core.policy.waiting import OUTPUT, PROMPT, RESERVE_MAX, RESERVE_PREDICTED, WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.record import Candidate
-from hexagent.core.units import PPM, US_PER_S
+from hexagent.core.units import PPM
 
 NEVER_US = 1 << 61  # the finish of a placement that is not feasible
 OTHERS_MAX = 3  # runners-up a record keeps
 
 
 class Placed(NamedTuple):
-    """Where a call goes in a plan; `startable`: it would start now, so it is dispatched."""
+    """Where a call that starts now goes."""
 
     call: Call
     prefill: Instance
     decode: Instance
     chosen: Candidate
-    others: tuple[Candidate, ...]
-    startable: bool
+    others: tuple[Candidate, ...]  # best first
+    transfer_us: int  # of its KV between free ends
 
 
 class Projected(NamedTuple):
-    """Predicted model times of calls, shapes (calls, P) and (calls, P, D); infeasible pairs at `NEVER_US`."""
+    """Predicted model times of some rows, shapes (rows, P); infeasible ones finish at `NEVER_US`."""
 
-    joins: npt.NDArray[np.bool_]  # the call would ride in the batch begun on P in this plan
-    prefill_us: IntArray  # what the call adds to P
-    prefill_end_us: IntArray
-    transfer_end_us: IntArray
-    finish_us: IntArray
+    joins: BoolArray  # the call would ride in the batch begun on P in this plan
+    added_us: IntArray  # prefill time the call adds to P
+    end_us: IntArray  # of prefill
+    leave_us: IntArray  # KV begins to move, as far as P is concerned
+    decode_us: IntArray  # (rows, D): wait for the link into D and decode there, `NEVER_US` where KV does not fit
+    finish_us: IntArray  # on the best decode instance from P
 
 
 class SimulatedState:
     """Free times and reservations of a topology's instances, advanced as calls are placed in the plan.
 
-    `batch_us` is the most time a prefill batch may add to its first call.
+    `batch_us` is the most time a prefill batch may add to its first call, and never more than the backlog of a
+    prefill instance.
     """
 
-    def __init__(self, topology: Topology, estimator: Estimator, now_us: int, batch_us: int) -> None:
-        self._topology, self._estimator = topology, estimator
-        self._now_us, self._batch_us = now_us, batch_us
+    def __init__(
+        self, topology: Topology, estimator: Estimator, waiting: WaitingCalls, now_us: int, batch_us: int
+    ) -> None:
+        self._topology, self._estimator, self._waiting = topology, estimator, waiting
         prefill, decode = topology.prefill, topology.decode
+        columns = waiting.columns
+        self._prompt, self._output = columns[:, PROMPT], columns[:, OUTPUT]
+        reserve = columns[:, RESERVE_PREDICTED, None]
+        if topology.never_evicts.any():
+            reserve = np.where(topology.never_evicts, columns[:, RESERVE_MAX, None], reserve)
+        self._kv_tokens = self._prompt[:, None] + reserve  # (calls, D) or (calls, 1)
+        self._transfer_us = topology.transfer_us(self._prompt)
+        speed = ints(estimator.speed_ppm(p.spec.instance_id)[0] for p in prefill)
+        self._alone_us = waiting.nominal_us(topology)[:, topology.kind_of] * speed // PPM
+        self._extra_us = np.maximum(self._alone_us - topology.floor_us * speed // PPM, 0)
+        self._batch_us = min(batch_us, int(self._alone_us.min(axis=1).sum()) // len(prefill))
         self._free_us = ints(p.prefill_free(now_us) for p in prefill)
         self._idle = np.array([not p.prefilling for p in prefill], dtype=bool)
+        self._startable = int(self._idle.sum())  # instances that could take a call that starts now
         self._open = np.zeros(len(prefill), dtype=bool)  # a batch was begun there in this plan
         self._batch_extra_us = np.zeros(len(prefill), dtype=np.int64)
         self._batch_tokens = np.zeros(len(prefill), dtype=np.int64)
         self._prefill_room = ints(p.kv_free_tokens for p in prefill)
-        self._egress_us = ints(max(now_us, p.egress_free_us) for p in prefill)
-        self._ingress_us = ints(max(now_us, d.ingress_free_us) for d in decode)
+        self._egress_us = ints(p.egress_free_us for p in prefill)
         self._decode_room = ints(d.kv_free_tokens for d in decode)
         self._slots = ints(d.spec.max_batch - len(d.decoding) for d in decode)
+        self._ingress_us = ints(d.ingress_us for d in decode)
         self._added = [(0, 0)] * len(decode)  # (calls, context tokens) placed in this plan
-        self._step_us = ints(self._decode_step_us(j) for j in range(len(decode)))
-        self._speed = ints(estimator.speed_ppm(p.spec.instance_id)[0] for p in prefill)
-        self._floor_us = topology.floor_us * self._speed // PPM
+        self._step_us = ints(d.next_step_us(estimator) for d in decode)
 
+    @property
     def any_startable(self) -> bool:
         """Whether some instance could take a call that starts now."""
-        return bool((self._idle | (self._open & (self._batch_extra_us < self._batch_us))).any())
+        return self._startable > 0
 
-    def prefill_us(self, calls: list[Call]) -> IntArray:
-        """Predicted time of each call alone, shape (calls, P)."""
-        return self._topology.nominal_prefill_us(calls) * self._speed // PPM
+    def _can_start(self, i: int) -> bool:
+        return bool(self._idle[i] or (self._open[i] and self._batch_extra_us[i] < self._batch_us))
 
-    def project(self, calls: list[Call], prefill_us: IntArray) -> Projected:
-        """Where the calls would finish if each were placed next; `prefill_us` from the method of that name."""
-        t = self._topology
-        prompt = ints(c.prompt_tokens for c in calls)
-        output = ints(c.output_q50 for c in calls)
-        extra_us = np.maximum(prefill_us - self._floor_us, 0)
+    def project(self, rows: slice) -> Projected:
+        """Where the calls of these rows would finish if each were placed next."""
+        prompt = self._prompt[rows, None]
+        extra_us = self._extra_us[rows]
         joins = self._open & (self._batch_extra_us + extra_us <= self._batch_us)
-        joins &= self._batch_tokens + prompt[:, None] <= t.step_tokens
-        added_us = np.where(joins, extra_us, prefill_us)
+        joins &= self._batch_tokens + prompt <= self._topology.step_tokens
+        added_us = np.where(joins, extra_us, self._alone_us[rows])
         end_us = self._free_us + added_us
-        kv_us = prompt[:, None, None] * t.kv_bytes_per_token * US_PER_S // t.rate + t.setup_us
-        begin_us = np.maximum(end_us[:, :, None], np.maximum(self._egress_us[:, None], self._ingress_us))
-        moves = (output > 1)[:, None, None] & ~t.local
-        transfer_end_us = np.where(moves, begin_us + kv_us, end_us[:, :, None])
-        finish_us = transfer_end_us + (output - 1)[:, None, None] * self._step_us
-        reserve = ints(c.max_tokens for c in calls)[:, None] * t.never_evicts
-        reserve += ints(c.output_q90 for c in calls)[:, None] * ~t.never_evicts
-        room = ((prompt[:, None] + reserve) <= self._decode_room) & (self._slots > 0)
-        feasible = t.pairs & room[:, None, :] & (prompt[:, None] <= self._prefill_room)[:, :, None]
-        return Projected(joins, added_us, end_us, transfer_end_us, np.where(feasible, finish_us, NEVER_US))
+        leave_us = np.maximum(end_us, self._egress_us)
+        decode_us = self._decode_us(rows)
+        if self._topology.uniform:
+            after_us = decode_us.min(axis=1, keepdims=True) + self._transfer_us[rows, 0]
+        else:
+            pairs_us = decode_us[:, None, :] + self._transfer_us[rows]
+            after_us = np.where(self._topology.pairs, pairs_us, NEVER_US).min(axis=2)
+        finish_us = np.minimum(leave_us + after_us, NEVER_US)
+        finish_us[prompt > self._prefill_room] = NEVER_US
+        return Projected(joins, added_us, end_us, leave_us, decode_us, finish_us)
 
-    def place(self, call: Call, projected: Projected, row: int) -> Placed | None:
-        """Take the earliest finish of row `row`, apply it, or None when no pair is feasible."""
-        finish = projected.finish_us[row].ravel()
-        best = int(finish.argmin())
-        if finish[best] >= NEVER_US:
-            return None
-        order = np.argsort(finish, kind="stable")[: OTHERS_MAX + 1]
-        others = tuple(
-            self._candidate(projected, row, int(pair)) for pair in order if pair != best and finish[pair] < NEVER_US
-        )[:OTHERS_MAX]
-        i, j = divmod(best, len(self._topology.decode))
-        startable = bool(self._idle[i] or projected.joins[row, i])
-        chosen = self._candidate(projected, row, best)
-        self._apply(call, projected, row, i, j)
-        return Placed(call, self._topology.prefill[i], self._topology.decode[j], chosen, others, startable)
+    def _decode_us(self, rows: slice) -> IntArray:
+        # Transfers bound for D come in one at a time. When they will be ready is not known well enough to say which
+        # goes first, so a call is taken to wait for all that have not ended.
+        decode_us = (self._output[rows, None] - 1) * self._step_us + self._ingress_us
+        fits = (self._kv_tokens[rows] <= self._decode_room) & (self._slots > 0)
+        return np.where(fits, decode_us, NEVER_US)
 
-    def _candidate(self, projected: Projected, row: int, pair: int) -> Candidate:
-        i, j = divmod(pair, len(self._topology.decode))
-        end_us = int(projected.prefill_end_us[row, i])
+    def place(self, row: int, projected: Projected, at: int) -> Placed | None:
+        """Put the call of `row` where it finishes first; a `Placed` if it starts now. `at` is its projected row.
+
+        The call must be feasible somewhere.
+        """
+        i = int(projected.finish_us[at].argmin())
+        starts = bool(self._idle[i] or projected.joins[at, i])
+        placed = None
+        if starts or not self._topology.uniform:
+            pair_us = self._pair_us(row, projected, at)
+            j = int(pair_us[i].argmin())
+            if starts:
+                placed = self._placed(row, projected, at, pair_us, (i, j))
+        else:
+            j = int(projected.decode_us[at].argmin())
+        self._apply(row, projected, at, i, j)
+        return placed
+
+    def _pair_us(self, row: int, projected: Projected, at: int) -> IntArray:
+        """Finish of one call over all pairs, (P, D)."""
+        pair_us: IntArray = projected.leave_us[at][:, None] + self._transfer_us[row] + projected.decode_us[at]
+        pair_us[~self._topology.pairs | (projected.finish_us[at] >= NEVER_US)[:, None]] = NEVER_US
+        return pair_us
+
+    def _placed(self, row: int, projected: Projected, at: int, pair_us: IntArray, best: tuple[int, int]) -> Placed:
+        flat = pair_us.ravel()
+        order = [int(pair) for pair in np.argsort(flat, kind="stable")[: OTHERS_MAX + 1]]
+        pairs = [divmod(pair, len(self._slots)) for pair in order if flat[pair] < NEVER_US]
+        others = [self._candidate(row, projected, at, pair_us, i, j) for i, j in pairs if (i, j) != best][:OTHERS_MAX]
+        i, j = best
+        return Placed(
+            self._waiting.calls[row],
+            self._topology.prefill[i],
+            self._topology.decode[j],
+            self._candidate(row, projected, at, pair_us, i, j),
+            tuple(others),
+            self._move_us(row, i, j),
+        )
+
+    def _candidate(self, row: int, projected: Projected, at: int, pair_us: IntArray, i: int, j: int) -> Candidate:
+        end_us, finish_us = int(projected.end_us[at, i]), int(pair_us[i, j])
         return Candidate(
             self._topology.prefill[i].spec.instance_id,
             self._topology.decode[j].spec.instance_id,
-            end_us - int(projected.prefill_us[row, i]),
+            end_us - int(projected.added_us[at, i]),
             end_us,
-            int(projected.transfer_end_us[row, i, j]),
-            int(projected.finish_us[row, i, j]),
+            finish_us - (int(self._output[row]) - 1) * int(self._step_us[j]),
+            finish_us,
         )
 
-    def _apply(self, call: Call, projected: Projected, row: int, i: int, j: int) -> None:
-        t = self._topology
-        if projected.joins[row, i]:
-            self._batch_extra_us[i] += projected.prefill_us[row, i]
-            self._batch_tokens[i] += call.prompt_tokens
+    def _move_us(self, row: int, i: int, j: int) -> int:
+        return int(self._transfer_us[row, 0, 0] if self._topology.uniform else self._transfer_us[row, i, j])
+
+    def _apply(self, row: int, projected: Projected, at: int, i: int, j: int) -> None:
+        prompt = int(self._prompt[row])
+        could = self._can_start(i)
+        if projected.joins[at, i]:
+            self._batch_extra_us[i] += projected.added_us[at, i]
+            self._batch_tokens[i] += prompt
         elif self._idle[i]:
             self._open[i] = True
-            self._batch_tokens[i] = call.prompt_tokens
+            self._batch_tokens[i] = prompt
         else:
             self._open[i] = False  # the plan goes on behind work that is not dispatched now
         self._idle[i] = False
-        self._free_us[i] = projected.prefill_end_us[row, i]
-        self._prefill_room[i] -= call.prompt_tokens
-        reserve = call.max_tokens if t.never_evicts[j] else call.output_q90
-        self._decode_room[j] -= call.prompt_tokens + reserve
+        self._startable -= could and not self._can_start(i)
+        end_us = self._free_us[i] = projected.end_us[at, i]
+        self._prefill_room[i] -= prompt
+        kv_tokens = self._kv_tokens[row]
+        self._decode_room[j] -= kv_tokens[j if len(kv_tokens) > 1 else 0]
         self._slots[j] -= 1
-        if not t.local[i, j] and call.output_q50 > 1:
-            self._egress_us[i] = self._ingress_us[j] = projected.transfer_end_us[row, i, j]
+        if not self._topology.local[i, j]:
+            wait_us = self._move_us(row, i, j)
+            self._egress_us[i] = max(end_us, self._egress_us[i]) + wait_us
+            self._ingress_us[j] += wait_us
         calls, context = self._added[j]
-        self._added[j] = (calls + 1, context + call.mean_context)
-        self._step_us[j] = self._decode_step_us(j)
-
-    def _decode_step_us(self, j: int) -> int:
-        """Step time of decode instance `j` with one more call of the context that is usual there."""
-        instance, (calls, context) = self._topology.decode[j], self._added[j]
-        usual = (instance.context_sum + context) // max(len(instance.decoding) + calls, 1)
-        return instance.decode_step_us(self._estimator, calls + 1, context + usual)
+        calls, context = calls + 1, context + self._waiting.calls[row].mean_context
+        self._added[j] = (calls, context)
+        self._step_us[j] = self._topology.decode[j].next_step_us(self._estimator, calls, context)

@@ -7,12 +7,12 @@ import numpy as np
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.instance.spec import Role
 from hexagent.core.policy.order import IntArray
-from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
+from hexagent.core.units import US_PER_S
 
 
 def ints(values: Iterable[int]) -> IntArray:
-    return np.fromiter(values, dtype=np.int64)
+    return np.array(list(values), dtype=np.int64)
 
 
 class Topology:
@@ -24,8 +24,11 @@ class Topology:
 
     def __init__(self, prefill: list[Instance], decode: list[Instance], estimator: Estimator) -> None:
         self.prefill, self.decode = prefill, decode
-        self.kinds = [(p.spec.gpu_type, p.spec.tp, p.spec.precision) for p in prefill]
-        self.kv_bytes_per_token = estimator.table(prefill[0].spec).kv_bytes_per_token if prefill else 0
+        kinds = {(p.spec.gpu_type, p.spec.tp, p.spec.precision): estimator.table(p.spec) for p in prefill}
+        self.kinds = list(kinds.values())
+        places = {kind: place for place, kind in enumerate(kinds)}
+        self.kind_of = ints(places[p.spec.gpu_type, p.spec.tp, p.spec.precision] for p in prefill)
+        self.kv_bytes_per_token = self.kinds[0].kv_bytes_per_token if prefill else 0
         self.floor_us = ints(estimator.table(p.spec).prefill_us(1) for p in prefill)
         self.step_tokens = ints(p.spec.max_step_tokens for p in prefill)
         self.never_evicts = np.array([d.profile.never_evicts for d in decode], dtype=bool)
@@ -39,16 +42,18 @@ class Topology:
                 self.local[i, j] = p is d
                 mixed = Role.BOTH in (p.spec.role, d.spec.role)
                 self.pairs[i, j] = (p is d) if mixed else p.spec.kv_precision == d.spec.kv_precision
-        self._estimator = estimator
+        one_link = bool(prefill and decode) and self.rate.min() == self.rate.max()
+        one_link = one_link and self.setup_us.min() == self.setup_us.max()
+        # Any pair, one kind of link: the best decode instance of a call does not depend on where it is prefilled.
+        self.uniform = bool(one_link and self.pairs.all() and not self.local.any())
 
-    def nominal_prefill_us(self, calls: list[Call]) -> IntArray:
-        """Table time of each call alone, shape (calls, P); kept on the call once looked up."""
-        rows = [[self._prefill_us(call, i) for i in range(len(self.kinds))] for call in calls]
-        return np.array(rows, dtype=np.int64).reshape(len(calls), len(self.kinds))
+    def nominal_prefill_us(self, prompt_tokens: int) -> list[int]:
+        """Table time of a prompt alone on each of `kinds`."""
+        return [table.prefill_us(max(prompt_tokens, 1)) for table in self.kinds]
 
-    def _prefill_us(self, call: Call, i: int) -> int:
-        known = call.prefill_us.get(self.kinds[i])
-        if known is None:
-            table = self._estimator.table(self.prefill[i].spec)
-            known = call.prefill_us[self.kinds[i]] = table.prefill_us(max(call.prompt_tokens, 1))
-        return known
+    def transfer_us(self, prompt_tokens: IntArray) -> IntArray:
+        """Time of each transfer between free ends: shape (calls, P, D), or (calls, 1, 1) if `uniform`."""
+        kv_bytes = prompt_tokens[:, None, None] * self.kv_bytes_per_token
+        if self.uniform:
+            return kv_bytes * US_PER_S // self.rate[:1, :1] + self.setup_us[:1, :1]
+        return np.where(self.local, 0, kv_bytes * US_PER_S // self.rate + self.setup_us)

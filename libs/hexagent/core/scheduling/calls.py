@@ -20,7 +20,6 @@ class Call:
         "model",
         "output_q50",
         "output_q90",
-        "prefill_us",
         "prompt_tokens",
         "ready_us",
         "role",
@@ -42,7 +41,6 @@ class Call:
         self.output_q90 = 1
         self.ready_us = 0
         self.attempts = 0
-        self.prefill_us: dict[tuple[str, int, str], int] = {}  # nominal, by (GPU, TP, precision), filled on first use
 
     @property
     def mean_context(self) -> int:

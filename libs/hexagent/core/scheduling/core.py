@@ -1,16 +1,15 @@
 """The scheduler core: events in, dispatches, cancels and decision records out."""
 
-from bisect import bisect_left, insort
-
 from hexagent.core.errors import NotFound
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import ClusterSpec, HandOff
 from hexagent.core.instance.telemetry import Telemetry
-from hexagent.core.policy.placement import Placed
+from hexagent.core.policy.dispatch import Decision
 from hexagent.core.policy.registry import Policy, policy_by_name
 from hexagent.core.policy.topology import Topology
+from hexagent.core.policy.waiting import WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record
 from hexagent.core.scheduling.events import (
@@ -41,12 +40,13 @@ class SchedulerCore:
         self.estimator = Estimator(cluster)
         self.projection = Projection(self.estimator)
         self.ledger = Ledger()
-        self.waiting: list[Call] = []  # ready and not dispatched, first come first
+        self.waiting: dict[str, WaitingCalls] = {}  # by model: ready, not dispatched, not paused
         self.epoch = 0  # 0 = not started
         self.policy: Policy = policy_by_name(policy, self.estimator)
         self._topologies: dict[str, Topology] = {}  # by model, until instances change
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
         self._held: dict[CallId, HeldTicket] = {}  # reported by agents before their call was known
+        self._starved: set[str] = set()  # models of which a call found no room for its KV in the last plan
         self._sequence = 0
 
     def handle(self, event: SchedulerEvent, now_us: int) -> tuple[Effect, ...]:
@@ -77,21 +77,31 @@ class SchedulerCore:
                     self._forget(call, effects)
                 for call in change.ready:
                     self._enqueue(call)
-                plan = bool(change.ready or change.ended)
-        if plan and self.waiting and self.epoch:
+                plan = bool(change.ready) or bool(change.ended and self._starved)
+        if plan and self.epoch:
             self._plan(now_us, effects)
         return tuple(effects)
 
     # --- queue ------------------------------------------------------------------------------------------------
     def _enqueue(self, call: Call) -> None:
+        """Let a ready call wait unless it runs already; one of a paused workflow leaves the queue."""
+        if call.call_id in self._attempts:
+            return
         held = self._held.pop(call.call_id, None)
-        if held is None or not self._adopt(call, held):
-            insort(self.waiting, call, key=lambda c: c.order)
+        if held is not None and self._adopt(call, held):
+            return
+        waiting = self.waiting.get(call.model)
+        if waiting is None:
+            waiting = self.waiting[call.model] = WaitingCalls()
+        if call.workflow.paused:
+            waiting.remove(call)
+        elif call not in waiting:
+            waiting.add(call)
 
     def _dequeue(self, call: Call) -> None:
-        index = bisect_left(self.waiting, call.order, key=lambda c: c.order)
-        if index < len(self.waiting) and self.waiting[index] is call:
-            del self.waiting[index]
+        waiting = self.waiting.get(call.model)
+        if waiting is not None:
+            waiting.remove(call)
 
     def _forget(self, call: Call, effects: list[Effect]) -> None:
         """The call has its outcome: free what it holds; an attempt that still runs is stopped."""
@@ -106,11 +116,11 @@ class SchedulerCore:
         self.ledger.ended(attempt, attempt.prefill_end_us)
         if self._attempts.get(attempt.call.call_id) is attempt:
             del self._attempts[attempt.call.call_id]
-            insort(self.waiting, attempt.call, key=lambda c: c.order)
+            self._enqueue(attempt.call)
 
     # --- agents -----------------------------------------------------------------------------------------------
     def _progress(self, event: CallProgress, effects: list[Effect]) -> bool:
-        """Returns whether a slot may have become free."""
+        """Returns whether a call may start that could not before."""
         attempt = self.ledger.attempts.get(event.ticket)
         if attempt is None:
             return False
@@ -118,12 +128,14 @@ class SchedulerCore:
             case Phase.PREFILLED:
                 self.ledger.prefill_ended(attempt, event.at_us)
                 attempt.phase = max(attempt.phase, Phase.PREFILLED)
-            case Phase.ADMITTED:
-                attempt.phase = max(attempt.phase, Phase.ADMITTED)
+                return not attempt.prefill.prefilling
             case Phase.DECODING:
                 self.ledger.kv_left(attempt)
+                return attempt.call.model in self._starved
             case Phase.ENDED:
+                freed = attempt.ticket in attempt.prefill.prefilling
                 self.ledger.ended(attempt, event.at_us)
+                return freed or attempt.call.model in self._starved
             case Phase.LOST:
                 effects.append(_cancel(attempt, event.reason))
                 self._retry(attempt)
@@ -145,7 +157,7 @@ class SchedulerCore:
         call = attempt.call
         best = min(others, key=lambda d: d.decode_step_us(self.estimator, 1, call.mean_context))
         finish_us = event.at_us + call.output_q50 * best.decode_step_us(self.estimator, 1, call.mean_context)
-        self.ledger.rebound(attempt, best, event.at_us)
+        self.ledger.rebound(attempt, best)
         chosen = Candidate(
             attempt.prefill.spec.instance_id, best.spec.instance_id, 0, attempt.prefill_end_us, event.at_us, finish_us
         )
@@ -158,10 +170,11 @@ class SchedulerCore:
         self._topologies.clear()
         for held in event.held:
             call = self.projection.find(held.ticket.call)
-            if call is None or call not in self.waiting:
+            waiting = self.waiting.get(call.model) if call is not None else None
+            if call is None or waiting is None or call not in waiting:
                 self._held[held.ticket.call] = held
             elif self._adopt(call, held):
-                self._dequeue(call)
+                waiting.remove(call)
         return True
 
     def _adopt(self, call: Call, held: HeldTicket) -> bool:
@@ -174,7 +187,7 @@ class SchedulerCore:
         call.attempts = held.ticket.attempt
         attempt = Attempt(held.ticket, call, prefill, decode, held.reserve_output_tokens)
         self._attempts[call.call_id] = attempt
-        self.ledger.dispatched(attempt, call.ready_us, call.ready_us)
+        self.ledger.dispatched(attempt, call.ready_us, 0)
         if held.phase >= Phase.PREFILLED:
             self.ledger.prefill_ended(attempt, call.ready_us)
         if held.phase >= Phase.DECODING:
@@ -202,18 +215,20 @@ class SchedulerCore:
 
     # --- planning ---------------------------------------------------------------------------------------------
     def _plan(self, now_us: int, effects: list[Effect]) -> None:
-        by_model: dict[str, list[Call]] = {}
-        for call in self.waiting:
-            if not call.workflow.paused:
-                by_model.setdefault(call.model, []).append(call)
-        for model, calls in by_model.items():
+        for model, waiting in self.waiting.items():
+            if not waiting:
+                continue
             topology = self._topology(model)
             if not topology.prefill or not topology.decode:
                 continue
-            planned = self.policy.dispatcher.plan(self.policy.order, topology, calls, now_us)
-            for rank, (placed, score) in enumerate(planned, 1):
-                if placed.startable:
-                    self._dispatch(placed, score, (rank, len(calls)), now_us, effects)
+            plan = self.policy.dispatcher.plan(self.policy.order, topology, waiting, now_us)
+            if plan.starved:
+                self._starved.add(model)
+            else:
+                self._starved.discard(model)
+            count = len(waiting)
+            for decision in plan.decisions:
+                self._dispatch(decision, count, now_us, effects)
 
     def _topology(self, model: str) -> Topology:
         topology = self._topologies.get(model)
@@ -221,17 +236,18 @@ class SchedulerCore:
             topology = self._topologies[model] = Topology(*self.ledger.pool(model), self.estimator)
         return topology
 
-    def _dispatch(self, placed: Placed, score: int, place: tuple[int, int], now_us: int, effects: list[Effect]) -> None:
-        call = placed.call
+    def _dispatch(self, decision: Decision, waiting: int, now_us: int, effects: list[Effect]) -> None:
+        placed, score = decision.placed, decision.score
+        call, chosen = placed.call, placed.chosen
         call.attempts += 1
         ticket = Ticket(call.call_id, call.attempts, self.epoch)
-        reserve = self.ledger.reserve_output_tokens(call, placed.decode)
+        reserve = placed.decode.kv_tokens_of(call) - call.prompt_tokens
         attempt = Attempt(ticket, call, placed.prefill, placed.decode, reserve)
         self._dequeue(call)
         self._attempts[call.call_id] = attempt
-        self.ledger.dispatched(attempt, placed.chosen.prefill_end_us, placed.chosen.transfer_end_us)
-        record = self._record(DecisionKind.DISPATCH, attempt, placed.chosen, placed.others, score, place, now_us)
-        chosen = placed.chosen
+        self.ledger.dispatched(attempt, chosen.prefill_end_us, placed.transfer_us)
+        place = (decision.position, waiting)
+        record = self._record(DecisionKind.DISPATCH, attempt, chosen, placed.others, score, place, now_us)
         effects.append(
             Dispatch(ticket, chosen.prefill_instance, chosen.decode_instance, reserve, score, record.sequence)
         )

@@ -11,7 +11,17 @@ from hexagent.core.units import scale_ppm
 class Attempt:
     """One dispatched attempt of a call and what it holds."""
 
-    __slots__ = ("call", "decode", "kv_tokens", "phase", "prefill", "prefill_end_us", "reserve_output_tokens", "ticket")
+    __slots__ = (
+        "call",
+        "decode",
+        "kv_tokens",
+        "phase",
+        "prefill",
+        "prefill_end_us",
+        "reserve_output_tokens",
+        "ticket",
+        "transfer_us",
+    )
 
     def __init__(
         self, ticket: Ticket, call: Call, prefill: "Instance", decode: "Instance", reserve_output_tokens: int
@@ -24,6 +34,7 @@ class Attempt:
         self.kv_tokens = call.prompt_tokens + reserve_output_tokens
         self.phase = Phase.ACCEPTED
         self.prefill_end_us = 0  # predicted, then measured
+        self.transfer_us = 0  # predicted time KV occupies the decode side's link
 
 
 class Instance:
@@ -34,13 +45,14 @@ class Instance:
         "cordoned",
         "decoding",
         "egress_free_us",
-        "ingress_free_us",
+        "ingress_us",
         "pinned_tokens",
         "prefill_free_us",
         "prefilling",
         "profile",
         "reserved_tokens",
         "spec",
+        "step",
         "up",
     )
 
@@ -52,11 +64,12 @@ class Instance:
         self.prefilling: dict[Ticket, Attempt] = {}
         self.decoding: dict[Ticket, Attempt] = {}  # bound here: waiting, in flight or decoding
         self.prefill_free_us = 0  # predicted end of the prefill work dispatched here
-        self.egress_free_us = 0
-        self.ingress_free_us = 0
+        self.egress_free_us = 0  # predicted end of the last transfer dispatched from here
+        self.ingress_us = 0  # predicted time of all transfers to here that have not ended
         self.pinned_tokens = 0  # prompts in prefill or waiting to be pulled
         self.reserved_tokens = 0
         self.context_sum = 0  # over `decoding`: prompt plus half the predicted output
+        self.step = (-1, 0, 0, 0)  # (calls bound, their context, snapshot, step time) of the last `next_step_us`
 
     @property
     def usable(self) -> bool:
@@ -76,6 +89,21 @@ class Instance:
         context = (self.context_sum + extra_context) // max(batch, 1)
         step_us = estimator.table(self.spec).decode_us(min(max(batch, 1), self.spec.max_batch), max(context, 1))
         return scale_ppm(step_us, estimator.speed_ppm(self.spec.instance_id)[1])
+
+    def next_step_us(self, estimator: Estimator, calls: int = 0, context: int = 0) -> int:
+        """Predicted step time with `calls` of `context` tokens in sum bound as well, and one more as is usual here."""
+        bound, revision = len(self.decoding), estimator.snapshot.revision
+        if not calls and self.step[:3] == (bound, self.context_sum, revision):
+            return self.step[3]
+        usual = (self.context_sum + context) // max(bound + calls, 1)
+        step_us = self.decode_step_us(estimator, calls + 1, context + usual)
+        if not calls:
+            self.step = (bound, self.context_sum, revision, step_us)
+        return step_us
+
+    def kv_tokens_of(self, call: Call) -> int:
+        """What the engine reserves for a call that decodes here: all it may need, or what is predicted."""
+        return call.prompt_tokens + (call.max_tokens if self.profile.never_evicts else call.output_q90)
 
 
 class Ledger:
@@ -103,38 +131,39 @@ class Ledger:
         prefill = [i for i in usable if i.spec.role in (Role.PREFILL, Role.BOTH)]
         return prefill, [i for i in usable if i.spec.role in (Role.DECODE, Role.BOTH)]
 
-    def reserve_output_tokens(self, call: Call, decode: Instance) -> int:
-        """Blocks an engine of this profile reserves beyond the prompt: all it may need, or what is predicted."""
-        return call.max_tokens if decode.profile.never_evicts else call.output_q90
-
-    def dispatched(self, attempt: Attempt, prefill_end_us: int, transfer_end_us: int) -> None:
+    def dispatched(self, attempt: Attempt, prefill_end_us: int, transfer_us: int) -> None:
         prefill, call = attempt.prefill, attempt.call
+        attempt.transfer_us = transfer_us
         self.attempts[attempt.ticket] = attempt
         attempt.prefill_end_us = prefill_end_us
+        # An empty instance is free whatever was predicted of the work that is done.
+        prefill.prefill_free_us = max(prefill.prefill_free_us if prefill.prefilling else 0, prefill_end_us)
         prefill.prefilling[attempt.ticket] = attempt
-        prefill.prefill_free_us = max(prefill.prefill_free_us, prefill_end_us)
         prefill.pinned_tokens += call.prompt_tokens
         if attempt.decode is not prefill:
-            prefill.egress_free_us = max(prefill.egress_free_us, transfer_end_us)
-        self._bind(attempt, attempt.decode, transfer_end_us)
+            prefill.egress_free_us = max(prefill.egress_free_us, prefill_end_us) + transfer_us
+        self._bind(attempt)
 
-    def rebound(self, attempt: Attempt, decode: Instance, transfer_end_us: int) -> None:
+    def rebound(self, attempt: Attempt, decode: Instance) -> None:
         """The attempt decodes elsewhere than it was bound."""
         self._unbind(attempt)
         attempt.decode = decode
-        self._bind(attempt, decode, transfer_end_us)
+        self._bind(attempt)
 
-    def _bind(self, attempt: Attempt, decode: Instance, transfer_end_us: int) -> None:
+    def _bind(self, attempt: Attempt) -> None:
+        decode = attempt.decode
         decode.decoding[attempt.ticket] = attempt
         decode.reserved_tokens += attempt.kv_tokens
         decode.context_sum += attempt.call.mean_context
-        if decode is not attempt.prefill:
-            decode.ingress_free_us = max(decode.ingress_free_us, transfer_end_us)
+        if attempt.phase < Phase.DECODING:
+            decode.ingress_us += attempt.transfer_us
 
     def _unbind(self, attempt: Attempt) -> None:
         if attempt.decode.decoding.pop(attempt.ticket, None) is not None:
             attempt.decode.reserved_tokens -= attempt.kv_tokens
             attempt.decode.context_sum -= attempt.call.mean_context
+            if attempt.phase < Phase.DECODING:
+                attempt.decode.ingress_us -= attempt.transfer_us
 
     def prefill_ended(self, attempt: Attempt, at_us: int) -> None:
         """The slot is free; the prompt stays pinned until `kv_left`."""
@@ -145,13 +174,14 @@ class Ledger:
         """The decode side has the KV, or nobody needs it."""
         if attempt.phase < Phase.DECODING:
             attempt.prefill.pinned_tokens -= attempt.call.prompt_tokens
+            attempt.decode.ingress_us -= attempt.transfer_us
             attempt.phase = Phase.DECODING
 
     def ended(self, attempt: Attempt, at_us: int) -> None:
         """The attempt holds nothing any more."""
         if self.attempts.pop(attempt.ticket, None) is not None:
             self.prefill_ended(attempt, at_us)
-            self.kv_left(attempt)
+            self.kv_left(attempt)  # before `_unbind`, which no longer counts a transfer then
             self._unbind(attempt)
 
     def held_by(self, instance: Instance) -> list[Attempt]:

@@ -9,6 +9,7 @@ from hexagent.core.workflow.events import (
     CallFinished,
     NodesRevealed,
     ToolFinished,
+    WorkflowChanged,
     WorkflowEvent,
     WorkflowFinished,
     WorkflowStarted,
@@ -22,18 +23,19 @@ from hexagent.core.workflow.model import NodeStatus, WorkflowStatus
 class Workflow:
     """One running workflow: graph, horizon and its calls that have not ended."""
 
-    __slots__ = ("arrival_us", "calls", "graph", "horizon")
+    __slots__ = ("arrival_us", "calls", "graph", "horizon", "horizon_us")
 
     def __init__(self, started: WorkflowStarted) -> None:
         self.arrival_us = started.at_us
         self.graph = WorkflowGraph(started)
         self.horizon = Horizon()
+        self.horizon_us = 0  # completion time of the revealed graph had the workflow run alone
         self.calls: dict[str, Call] = {}
 
-    @property
-    def horizon_us(self) -> int:
-        """Completion time of the revealed graph had the workflow run alone."""
-        return self.horizon.total_us()
+    def ready(self) -> tuple[Call, ...]:
+        """Calls that wait for nothing but the scheduler, dispatched ones included."""
+        graph = self.graph
+        return tuple(c for n, c in self.calls.items() if graph.node(n).status is NodeStatus.READY)
 
     @property
     def paused(self) -> bool:
@@ -47,7 +49,7 @@ class Workflow:
 class Change(NamedTuple):
     """What an event means to the scheduler."""
 
-    ready: tuple[Call, ...] = ()
+    ready: tuple[Call, ...] = ()  # of a changed workflow all that are ready, also those known as such before
     ended: tuple[Call, ...] = ()  # by an outcome, a cancel or a refusal: hold nothing for them any longer
 
 
@@ -99,6 +101,9 @@ class Projection:
             case WorkflowFinished():
                 del self.workflows[workflow.graph.workflow_id]
                 return Change(ended=tuple(workflow.calls.values()))
+            case WorkflowChanged():
+                return Change(ready=workflow.ready())
+        workflow.horizon_us = workflow.horizon.total_us()
         return self._change(workflow, delta, now_us)
 
     def _reveal(self, workflow: Workflow, node: Node) -> None:

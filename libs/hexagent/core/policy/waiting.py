@@ -1,0 +1,87 @@
+"""The ready calls of one model as arrays, kept up to date so that a plan need not build them."""
+
+from bisect import bisect_left
+
+import numpy as np
+
+from hexagent.core.policy.order import Ages, IntArray
+from hexagent.core.policy.topology import Topology
+from hexagent.core.scheduling.calls import Call
+
+READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX = range(6)
+_FIRST_ROWS = 64
+
+
+class WaitingCalls:
+    """Calls in first-come order; row r of `columns` and `nominal_us` belongs to `calls[r]`.
+
+    `nominal_us` has the table time of each call alone on each kind of prefill instance of the topology in use.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._columns = np.zeros((_FIRST_ROWS, 6), dtype=np.int64)
+        self._nominal_us = np.zeros((_FIRST_ROWS, 0), dtype=np.int64)
+        self._topology: Topology | None = None
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __contains__(self, call: Call) -> bool:
+        index = self._index(call)
+        return index < len(self.calls) and self.calls[index] is call
+
+    @property
+    def columns(self) -> IntArray:
+        """Shape (calls, 6): READY, ARRIVAL, PROMPT, ..."""
+        return self._columns[: len(self.calls)]
+
+    def nominal_us(self, topology: Topology) -> IntArray:
+        """Shape (calls, kinds) for the kinds of `topology`."""
+        if topology is not self._topology:
+            self._topology = topology
+            self._nominal_us = np.zeros((len(self._columns), len(topology.kinds)), dtype=np.int64)
+            for row, call in enumerate(self.calls):
+                self._nominal_us[row] = topology.nominal_prefill_us(call.prompt_tokens)
+        return self._nominal_us[: len(self.calls)]
+
+    def ages(self) -> Ages:
+        columns = self.columns
+        horizon_us = np.array([call.workflow.horizon_us for call in self.calls], dtype=np.int64)
+        return Ages(columns[:, READY], columns[:, ARRIVAL], np.maximum(horizon_us, 1))
+
+    def add(self, call: Call) -> None:
+        row, count = self._index(call), len(self.calls)
+        if count == len(self._columns):
+            self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)])
+            self._nominal_us = np.concatenate([self._nominal_us, np.zeros_like(self._nominal_us)])
+        if row < count:
+            self._columns[row + 1 : count + 1] = self._columns[row:count]
+            self._nominal_us[row + 1 : count + 1] = self._nominal_us[row:count]
+        self.calls.insert(row, call)
+        self._columns[row] = (
+            call.ready_us,
+            call.workflow.arrival_us,
+            call.prompt_tokens,
+            call.output_q50,
+            call.output_q90,
+            call.max_tokens,
+        )
+        if self._topology is not None:
+            self._nominal_us[row] = self._topology.nominal_prefill_us(call.prompt_tokens)
+
+    def remove(self, call: Call) -> bool:
+        """False if the call does not wait."""
+        row, count = self._index(call), len(self.calls)
+        if row >= count or self.calls[row] is not call:
+            return False
+        del self.calls[row]
+        self._columns[row : count - 1] = self._columns[row + 1 : count]
+        self._nominal_us[row : count - 1] = self._nominal_us[row + 1 : count]
+        return True
+
+    def _index(self, call: Call) -> int:
+        order = call.order
+        if not self.calls or self.calls[-1].order < order:
+            return len(self.calls)
+        return bisect_left(self.calls, order, key=lambda c: c.order)

@@ -1,0 +1,158 @@
+"""Client programs of scripted workflows: what they reveal, and when; no item before it is due.
+
+An item with a tool time shows as two nodes, the tool `tN` and the call `cN` after it; others as the call alone.
+"""
+
+from typing import NamedTuple
+
+from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.ids import CallId
+from hexagent.core.workflow.horizon import Horizon
+from hexagent.core.workflow.model import (
+    CallSpec,
+    Join,
+    JoinKind,
+    NodeKind,
+    NodeSpec,
+    NodeStatus,
+    SegmentRef,
+    ToolSpec,
+    WorkflowSpec,
+)
+from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem
+
+
+class Freed(NamedTuple):
+    """An item whose deps have ended."""
+
+    item: WorkItem
+    due_us: int  # its call is revealed then, not before
+
+
+class ScriptedClient:
+    """One workflow's client: fed with ends of calls, says which items they free."""
+
+    def __init__(self, script: ScriptedWorkflow, model: str) -> None:
+        self.script = script
+        self.failed = False
+        self.turns_us = 0  # sum over calls of end minus due
+        self._model = model
+        self._children: list[list[int]] = [[] for _ in script.items]
+        self._missing = [item.join_k or len(item.deps) for item in script.items]  # deps that must still end
+        self._due_us = [0] * len(script.items)
+        self._rounds: dict[str, int] = {}  # last one revealed of each template
+        self.open = 0  # items freed and not ended
+        for item in script.items:
+            for dep in item.deps:
+                self._children[dep].append(item.index)
+
+    @property
+    def spec(self) -> WorkflowSpec:
+        return WorkflowSpec(self.script.workflow_id, self.script.tenant, self.script.workflow_class)
+
+    def start(self, now_us: int) -> list[Freed]:
+        return [self._free(item, now_us) for item in self.script.items if not item.deps]
+
+    def ended(self, node_id: str, status: NodeStatus, now_us: int) -> list[Freed]:
+        """A call has its outcome: the items that waited for no more than that."""
+        index = int(node_id[1:])
+        self.open -= 1
+        self.turns_us += now_us - self._due_us[index]
+        if status is not NodeStatus.SUCCEEDED:
+            # A branch that lost its join is cancelled and missed by nobody.
+            self.failed |= status is not NodeStatus.CANCELLED
+            return []
+        freed = []
+        for child in self._children[index]:
+            self._missing[child] -= 1
+            if self._missing[child] == 0:
+                freed.append(self._free(self.script.items[child], now_us))
+        return freed
+
+    def _free(self, item: WorkItem, now_us: int) -> Freed:
+        self.open += 1
+        due_us = now_us + item.tool_us
+        if item.gap_us:
+            due_us = max(due_us, self._due_us[item.deps[0]] + item.gap_us)
+        self._due_us[item.index] = due_us
+        return Freed(item, due_us)
+
+    def tool_node(self, item: WorkItem) -> NodeSpec:
+        tool = ToolSpec(self.script.workflow_class)
+        return NodeSpec(tool_id(item), NodeKind.TOOL, item.role, _parents(item), _join(item), tool=tool)
+
+    def call_node(self, item: WorkItem) -> NodeSpec:
+        """The call; its loop round only where rounds come in order, which parallel branches need not."""
+        last = self._rounds.get(item.template)
+        in_order = item.round <= 1 if last is None else last <= item.round <= last + 1
+        template = item.template if in_order else ""
+        if template:
+            self._rounds[template] = item.round
+        return NodeSpec(
+            node_id=call_id(item),
+            kind=NodeKind.CALL,
+            role=item.role,
+            after=(tool_id(item),) if item.tool_us else _parents(item),
+            join=Join() if item.tool_us else _join(item),
+            call=CallSpec(
+                self._model,
+                tuple([SegmentRef(segment.name, segment.tokens) for segment in item.segments]),
+                item.prompt_tokens,
+                item.max_tokens,
+            ),
+            template=template,
+            round=item.round if template else 0,
+        )
+
+    def tool(self, item: WorkItem) -> CallId:
+        return CallId(self.script.workflow_id, tool_id(item))
+
+    def item_of(self, call: CallId) -> WorkItem:
+        return self.script.items[int(call.node_id[1:])]
+
+
+def call_id(item: WorkItem) -> str:
+    return f"c{item.index}"
+
+
+def tool_id(item: WorkItem) -> str:
+    return f"t{item.index}"
+
+
+def _parents(item: WorkItem) -> tuple[str, ...]:
+    return tuple(sorted([f"c{dep}" for dep in item.deps]))
+
+
+def _join(item: WorkItem) -> Join:
+    return Join(JoinKind.K_OF_N, item.join_k) if 0 < item.join_k < len(item.deps) else Join()
+
+
+class Solo(NamedTuple):
+    """A script alone on the cluster: true lengths, batch 1, no reuse, best pair, tools included."""
+
+    solo_us: int
+    tool_us: int  # of tools on its longest path
+
+
+def solo_of(script: ScriptedWorkflow, estimator: Estimator, model: str) -> Solo:
+    """The frozen horizon. Of a conversation it is the sum of its turns: a person thinks between them."""
+    costs = [estimator.solo_us(model, item.prompt_tokens, item.output_tokens) for item in script.items]
+    if script.conversation:
+        tools_us = sum(item.tool_us for item in script.items)
+        return Solo(sum(costs) + tools_us, tools_us)
+    horizon = Horizon()
+    node_of: list[int] = []  # of each item's call
+    tools: set[int] = set()
+    for item, cost_us in zip(script.items, costs, strict=True):
+        parents, join = tuple(node_of[dep] for dep in item.deps), _join(item)
+        if item.tool_us:
+            tool = len(horizon)
+            tools.add(tool)
+            horizon.add(tool, parents, join, item.tool_us)
+            parents, join = (tool,), Join()
+        node_of.append(len(horizon))
+        horizon.add(len(horizon), parents, join, cost_us)
+    inner = {dep for item in script.items for dep in item.deps}
+    # Ends of inner items that lose a join count for nothing, so only those nobody waits for make the horizon.
+    solo_us = max(horizon.finish_us(node_of[i]) for i in range(len(node_of)) if i not in inner)
+    return Solo(solo_us, sum(horizon.cost_us(node) for node in horizon.critical_path() if node in tools))

@@ -1,0 +1,266 @@
+"""The data plane of a simulated cluster: instances, hand-offs between them, and what agents report.
+
+Of a call's progress only the phases go to the scheduler that some decision looks at.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hexagent.core.estimate.tables import load_table
+from hexagent.core.ids import Ticket
+from hexagent.core.instance.io import (
+    Abort,
+    DecodeStarted,
+    Ended,
+    InstanceEffect,
+    InstanceInput,
+    KvArrived,
+    KvLost,
+    KvReady,
+    KvSent,
+    Prefill,
+    PrefillDone,
+    PrefillStarted,
+    PullKv,
+    Refused,
+    Reserve,
+    SendKv,
+    StepDone,
+    Work,
+)
+from hexagent.core.instance.model import InstanceModel
+from hexagent.core.instance.noise import Truth
+from hexagent.core.instance.spec import PROFILES, ClusterSpec, HandOff, InstanceSpec
+from hexagent.core.instance.telemetry import Telemetry
+from hexagent.core.scheduling.events import CallProgress, Phase
+from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus
+from hexagent.sim.samples import Samples
+
+NEVER_US = 1 << 62
+Schedule = Callable[..., None]  # (at_us, action, *arguments)
+
+
+class Latency(NamedTuple):
+    """One-way control latencies in microseconds."""
+
+    client_us: int = 500  # client and tracker
+    event_us: int = 1_000  # through a stream: outcomes to the tracker, workflow events to the scheduler
+    dispatch_us: int = 500  # scheduler to agent
+    progress_us: int = 500  # agent to scheduler
+    agent_us: int = 500  # agent to agent
+
+
+class Flight:
+    """One attempt on its way through the cluster, as its agents know it."""
+
+    __slots__ = ("cached_tokens", "decode", "kv_bytes", "over", "prefill", "rank", "ticket", "times", "work")
+
+    def __init__(self, work: Work, prefill: str, decode: str, rank: int, dispatched_us: int) -> None:
+        self.work = work
+        self.ticket = work.ticket
+        self.prefill = prefill
+        self.decode = decode
+        self.rank = rank
+        self.cached_tokens = 0
+        self.kv_bytes = 0
+        self.over = False  # cancelled: only transfers that run are still seen to their end
+        self.times: dict[str, int] = {"dispatched_us": dispatched_us}
+
+    @property
+    def local(self) -> bool:
+        return self.decode == self.prefill
+
+
+class Station:
+    """One instance, the wake-up the heap holds for it, and its telemetry since the last report."""
+
+    __slots__ = ("model", "push", "samples", "spec", "wake_us")
+
+    def __init__(self, spec: InstanceSpec, cluster: ClusterSpec) -> None:
+        table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+        profile = PROFILES[spec.profile]
+        truth = Truth.drawn(cluster, spec.instance_id)
+        self.spec = spec
+        self.model = InstanceModel(spec, profile, table, table.kv_bytes_per_token, truth)
+        self.push = profile.hand_off is HandOff.PUSH
+        self.wake_us = NEVER_US
+        self.samples = Samples()
+
+
+class Fleet:
+    """Instances by id; reports progress and outcomes through the callables it is given."""
+
+    def __init__(
+        self,
+        cluster: ClusterSpec,
+        latency: Latency,
+        schedule: Schedule,
+        report: Callable[[CallProgress, int], None],
+        finish: Callable[[CallOutcome, int], None],
+    ) -> None:
+        self.stations = {spec.instance_id: Station(spec, cluster) for spec in cluster.instances}
+        self._latency = latency
+        self._schedule = schedule
+        self._report = report
+        self._finish = finish
+        self._flights: dict[Ticket, Flight] = {}
+        self._now_us = 0
+        self._on: dict[type, Callable[[Station, Flight, InstanceEffect], None]] = {
+            PrefillStarted: self._prefill_started,
+            PrefillDone: self._prefill_done,
+            PullKv: self._pull_kv,
+            KvSent: self._kv_sent,
+            DecodeStarted: self._decode_started,
+            Ended: self._ended,
+            Refused: self._refused,
+        }
+
+    # --- what the scheduler asks for --------------------------------------------------------------------------
+    def prefill(self, instance_id: str, flights: tuple[Flight, ...], now_us: int) -> None:
+        """Dispatches of one plan arrive together, so that they can share a step."""
+        for flight in flights:
+            self._flights[flight.ticket] = flight
+        inputs = tuple([Prefill(flight.work, flight.rank, flight.local) for flight in flights])
+        self._handle(instance_id, inputs, now_us)
+
+    def bind(self, ticket: Ticket, decode: str, now_us: int) -> None:
+        """The hand-off goes to `decode`: KV is pinned, so this follows a refusal there or here."""
+        flight = self._flights.get(ticket)
+        if flight is not None and not flight.over:
+            flight.decode = decode
+            self._to(decode, Reserve(flight.work, flight.prefill, True, flight.rank), now_us)
+
+    def cancel(self, ticket: Ticket, now_us: int) -> None:
+        flight = self._flights.get(ticket)
+        if flight is None:
+            return
+        flight.over = True
+        for instance_id in dict.fromkeys((flight.prefill, flight.decode)):
+            self._handle(instance_id, (Abort(ticket),), now_us)
+
+    def telemetry(self, now_us: int) -> list[Telemetry]:
+        """Reports of all instances since the last time."""
+        return [
+            station.samples.report(station.spec.instance_id, station.model.load(now_us), now_us)
+            for station in self.stations.values()
+        ]
+
+    # --- time -------------------------------------------------------------------------------------------------
+    def _to(self, instance_id: str, given: InstanceInput, now_us: int) -> None:
+        self._schedule(now_us + self._latency.agent_us, self._handle, instance_id, (given,))
+
+    def _handle(self, instance_id: str, inputs: tuple[InstanceInput, ...], now_us: int) -> None:
+        station = self.stations[instance_id]
+        self._settle(station, station.model.handle_all(inputs, now_us), now_us)
+
+    def _wake(self, station: Station, now_us: int) -> None:
+        if station.wake_us <= now_us:
+            station.wake_us = NEVER_US
+        self._settle(station, station.model.advance(now_us), now_us)
+
+    def _settle(self, station: Station, effects: tuple[InstanceEffect, ...], now_us: int) -> None:
+        """Act on effects, and wake the instance when it is due next; a wake-up that comes too soon is harmless."""
+        self._now_us = now_us
+        for effect in effects:
+            if isinstance(effect, StepDone):
+                station.samples.step(effect)
+                continue
+            flight = self._flights.get(effect.ticket)
+            action = self._on.get(type(effect))
+            if flight is not None and action is not None:
+                action(station, flight, effect)
+        due_us = station.model.next_due_us()
+        if due_us is not None and due_us < station.wake_us:
+            station.wake_us = due_us
+            self._schedule(due_us, self._wake, station)
+
+    def _progress(
+        self, station: Station, flight: Flight, phase: Phase, reason: str = "", output_tokens: int = 0
+    ) -> None:
+        if flight.over:
+            return
+        event = CallProgress(
+            flight.ticket,
+            phase,
+            station.spec.instance_id,
+            self._now_us,
+            flight.cached_tokens,
+            output_tokens,
+            reason,
+        )
+        self._schedule(self._now_us + self._latency.progress_us, self._report, event)
+
+    # --- effects of instances ---------------------------------------------------------------------------------
+    def _prefill_started(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
+        flight.times["prefill_start_us"] = self._now_us
+        if station.push and not flight.local:
+            self._to(flight.decode, Reserve(flight.work, flight.prefill, False, flight.rank), self._now_us)
+
+    def _prefill_done(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
+        assert isinstance(effect, PrefillDone)
+        flight.times["prefill_end_us"] = flight.times["first_token_us"] = self._now_us
+        flight.cached_tokens = effect.cached_tokens
+        if flight.over:
+            return
+        self._progress(station, flight, Phase.PREFILLED)
+        if flight.local:
+            return
+        if effect.done:
+            if station.push:
+                self._to(flight.decode, Abort(flight.ticket), self._now_us)
+        elif station.push:
+            self._to(flight.decode, KvReady(flight.ticket), self._now_us)
+        else:
+            self._to(flight.decode, Reserve(flight.work, flight.prefill, True, flight.rank), self._now_us)
+
+    def _pull_kv(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
+        assert isinstance(effect, PullKv)
+        link = station.spec.link
+        asked = SendKv(flight.ticket, station.spec.instance_id, link.bytes_per_s, link.setup_us)
+        self._to(effect.source, asked, self._now_us)
+
+    def _kv_sent(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
+        """The last byte leaves and arrives at the same time: set-up and bandwidth are in the transfer's duration."""
+        assert isinstance(effect, KvSent)
+        flight.times["transfer_start_us"] = effect.start_us
+        flight.times["transfer_end_us"] = effect.end_us
+        flight.kv_bytes = effect.kv_bytes
+        station.samples.transfer(station.spec.instance_id, effect)
+        self._progress(self.stations[effect.to_instance], flight, Phase.DECODING)
+        self._schedule(self._now_us, self._handle, effect.to_instance, (KvArrived(flight.ticket),))
+
+    def _decode_started(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
+        flight.times["decode_start_us"] = self._now_us
+
+    def _ended(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
+        assert isinstance(effect, Ended)
+        if effect.aborted:
+            return
+        work = flight.work
+        self._progress(station, flight, Phase.ENDED, output_tokens=effect.output_tokens)
+        length = FinishReason.LENGTH if effect.output_tokens >= work.max_tokens else FinishReason.STOP
+        outcome = CallOutcome(
+            call=flight.ticket.call,
+            attempt=flight.ticket.attempt,
+            status=NodeStatus.SUCCEEDED,
+            finish_reason=length,
+            prompt_tokens=work.prompt_tokens,
+            cached_tokens=flight.cached_tokens,
+            output_tokens=effect.output_tokens,
+            prefill_instance=flight.prefill,
+            decode_instance=flight.decode,
+            kv_bytes=flight.kv_bytes,
+            times=CallTimes(**flight.times, end_us=self._now_us),
+        )
+        self._schedule(self._now_us + self._latency.event_us, self._finish, outcome)
+        del self._flights[flight.ticket]
+
+    def _refused(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
+        """A refused transfer is the receiver's business, a refused hand-off the scheduler's; else it is lost."""
+        assert isinstance(effect, Refused)
+        if effect.to_instance:
+            self._to(effect.to_instance, KvLost(flight.ticket), self._now_us)
+        elif station.spec.instance_id == flight.decode and not flight.local and effect.reason != "KV_LOST":
+            self._progress(station, flight, Phase.HAND_OFF_REFUSED, effect.reason)
+        else:
+            self._progress(station, flight, Phase.LOST, effect.reason)

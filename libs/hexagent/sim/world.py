@@ -1,0 +1,272 @@
+"""One simulated run: clients, tracker, estimator, scheduler and instances on one heap of events.
+
+Every core is the shipped one. Messages between parts take the control latencies given; an entry of the heap is
+(time, sequence, action, arguments), so that equal times keep the order in which they were scheduled.
+"""
+
+from collections.abc import Callable
+from hashlib import sha256
+from heapq import heappop, heappush
+from json import JSONEncoder
+from typing import Any, NamedTuple
+
+from hexagent.core.estimate.learner import Learner
+from hexagent.core.ids import Ticket
+from hexagent.core.instance.io import PrefixSegment, Work
+from hexagent.core.instance.spec import ClusterSpec
+from hexagent.core.scheduling.core import TICK_US, SchedulerCore
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
+from hexagent.core.scheduling.events import CallProgress, InstanceUp, SchedulerEvent, Started, Tick
+from hexagent.core.scheduling.projection import solo_cost_us
+from hexagent.core.workflow import commands
+from hexagent.core.workflow.commands import Command, Publish
+from hexagent.core.workflow.description import horizon_of
+from hexagent.core.workflow.events import CallFinished, WorkflowEvent
+from hexagent.core.workflow.limits import Catalog, Limits
+from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowStatus
+from hexagent.core.workflow.tracker import Tracker
+from hexagent.sim.clients import Freed, ScriptedClient, solo_of
+from hexagent.sim.fleet import Fleet, Flight, Latency
+from hexagent.sim.metrics import WorkflowRow
+from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
+
+SNAPSHOT_PERIOD_US = 1_000_000
+_JSON = JSONEncoder(default=bytes.hex, separators=(",", ":"), check_circular=False)
+
+
+class RunResult(NamedTuple):
+    rows: tuple[WorkflowRow, ...]  # by arrival
+    calls: int  # ended
+    decisions: int
+    events: int  # heap entries worked off
+    ended_us: int
+    digest: str  # SHA-256 over every tracker event and scheduler effect, in order
+
+
+class World:
+    """A cluster, a workload and a policy; `seed` draws the hidden truth of the instances."""
+
+    def __init__(
+        self,
+        cluster: ClusterSpec,
+        workload: Workload,
+        policy: str,
+        seed: int,
+        latency: Latency = Latency(),
+        snapshot_period_us: int = SNAPSHOT_PERIOD_US,
+    ) -> None:
+        cluster = cluster._replace(seed=seed)
+        self.tracker = Tracker(Limits(), _catalog(cluster, workload))
+        self.scheduler = SchedulerCore(cluster, policy)
+        self.learner = Learner()
+        self.fleet = Fleet(cluster, latency, self.schedule, self._progress, self._outcome)
+        self.now_us = 0
+        self.events = 0
+        self._latency = latency
+        self._snapshot_period_us = snapshot_period_us
+        self._model = cluster.models[0]
+        self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._sequence = 0
+        self._scripts = workload.workflows
+        self._clients: dict[str, ScriptedClient] = {}
+        self._rows: dict[str, WorkflowRow] = {}
+        self._decisions = 0
+        self._calls = 0
+        self._digest = sha256()
+        for spec in cluster.instances:
+            self.learner.describe_instance(spec)
+            self._tell_scheduler(InstanceUp(spec, (), 0))
+        self._tell_scheduler(Started(1, 0))
+
+    def schedule(self, at_us: int, action: Callable[..., None], *arguments: object) -> None:
+        """Call `action(*arguments, now_us)` at `at_us`."""
+        self._sequence += 1
+        heappush(self._heap, (at_us, self._sequence, action, arguments))
+
+    def run(self) -> RunResult:
+        """Until every workflow has ended."""
+        for script in self._scripts:
+            self.schedule(script.arrival_us, self._arrive, script)
+        self.schedule(self._snapshot_period_us, self._snapshot)
+        self.schedule(TICK_US, self._tick)
+        heap = self._heap
+        while len(self._rows) < len(self._scripts):
+            self.now_us, _, action, arguments = heappop(heap)
+            self.events += 1
+            action(*arguments, self.now_us)
+        rows = tuple(self._rows[script.workflow_id] for script in self._scripts)
+        return RunResult(rows, self._calls, self._decisions, self.events, self.now_us, self._digest.hexdigest())
+
+    # --- clients ----------------------------------------------------------------------------------------------
+    def _arrive(self, script: ScriptedWorkflow, now_us: int) -> None:
+        client = self._clients[script.workflow_id] = ScriptedClient(script, self._model)
+        self._command((commands.StartWorkflow(client.spec),), now_us)
+        self._freed(client, client.start(now_us), now_us)
+
+    def _freed(self, client: ScriptedClient, freed: list[Freed], now_us: int) -> None:
+        """Reveal what is due now in one request, start tools, and come back for what is due later."""
+        nodes: list[NodeSpec] = []
+        started: list[Command] = []
+        for item, due_us in freed:
+            if item.tool_us:
+                nodes.append(client.tool_node(item))
+                started.append(commands.StartTool(client.tool(item)))
+                self.schedule(now_us + item.tool_us, self._tool_done, client, Freed(item, due_us))
+            elif due_us > now_us:
+                self.schedule(due_us, self._due, client, item)
+            else:
+                nodes.append(client.call_node(item))
+        if nodes:
+            self._command((commands.RevealNodes(client.script.workflow_id, tuple(nodes)), *started), now_us)
+
+    def _tool_done(self, client: ScriptedClient, freed: Freed, now_us: int) -> None:
+        finish = commands.FinishTool(client.tool(freed.item), NodeStatus.SUCCEEDED)
+        if freed.due_us > now_us:
+            self._command((finish,), now_us)
+            self.schedule(freed.due_us, self._due, client, freed.item)
+        else:
+            self._command((finish, _reveal(client, freed.item)), now_us)
+
+    def _due(self, client: ScriptedClient, item: WorkItem, now_us: int) -> None:
+        self._command((_reveal(client, item),), now_us)
+
+    def _client_told(self, event: CallFinished, now_us: int) -> None:
+        outcome = event.outcome
+        client = self._clients.get(outcome.call.workflow_id)
+        if client is None:
+            return
+        self._freed(client, client.ended(outcome.call.node_id, outcome.status, now_us), now_us)
+        if client.failed or not client.open:
+            self._finish(client, now_us)
+
+    def _finish(self, client: ScriptedClient, now_us: int) -> None:
+        """The client has what it wanted, or gives up: nothing more will be revealed."""
+        script = client.script
+        del self._clients[script.workflow_id]
+        status = WorkflowStatus.FAILED if client.failed else WorkflowStatus.COMPLETED
+        self._command((commands.FinishWorkflow(script.workflow_id, status),), now_us)
+        estimator = self.scheduler.estimator
+        solo = solo_of(script, estimator, self._model)
+        graph = self.tracker.history.record(script.workflow_id).graph
+        horizon = horizon_of(graph, lambda node: solo_cost_us(node, estimator, script.workflow_class))
+        self._rows[script.workflow_id] = WorkflowRow(
+            workflow=script.workflow_id,
+            tenant=script.tenant,
+            workflow_class=script.workflow_class,
+            calls=len(script.items),
+            status=status.name,
+            completed=not client.failed,
+            arrival_us=script.arrival_us,
+            jct_us=client.turns_us if script.conversation else now_us - script.arrival_us,
+            horizon_us=horizon.total_us(),
+            solo_us=solo.solo_us,
+            tool_us=solo.tool_us,
+        )
+
+    # --- tracker ----------------------------------------------------------------------------------------------
+    def _command(self, batch: tuple[Command, ...], now_us: int) -> None:
+        self.schedule(now_us + self._latency.client_us, self._track, batch)
+
+    def _track(self, batch: tuple[Command, ...], now_us: int) -> None:
+        """Commands in; events out to scheduler, estimator and clients.
+
+        `CancelCall` needs no message of its own here: the scheduler takes the attempt back at the same event.
+        """
+        events: list[WorkflowEvent] = []
+        for command in batch:
+            effects = self.tracker.handle(command, now_us)
+            events += [effect.event for effect in effects if isinstance(effect, Publish)]
+        if not events:
+            return
+        for event in events:
+            self._digest.update(_encoded(event))
+            self.learner.observe_event(event)
+            if isinstance(event, CallFinished):
+                self._calls += 1
+                self.schedule(now_us + self._latency.client_us, self._client_told, event)
+        self.schedule(now_us + self._latency.event_us, self._tell_scheduler_all, events)
+
+    def _outcome(self, outcome: CallOutcome, now_us: int) -> None:
+        self._track((commands.RecordOutcome(outcome),), now_us)
+
+    # --- scheduler --------------------------------------------------------------------------------------------
+    def _tell_scheduler_all(self, events: list[WorkflowEvent], now_us: int) -> None:
+        for event in events:
+            self._tell_scheduler(event)
+
+    def _progress(self, event: CallProgress, now_us: int) -> None:
+        self._tell_scheduler(event)
+
+    def _tell_scheduler(self, event: SchedulerEvent) -> None:
+        effects = self.scheduler.handle(event, self.now_us)
+        if effects:
+            self._act(effects)
+
+    def _act(self, effects: tuple[Effect, ...]) -> None:
+        """Send what the scheduler decided; calls of one plan for one instance travel together."""
+        self._digest.update(_encoded(effects))
+        at_us = self.now_us + self._latency.dispatch_us
+        dispatched: dict[str, list[Flight]] = {}
+        for effect in effects:
+            match effect:
+                case Dispatch():
+                    dispatched.setdefault(effect.prefill_instance, []).append(self._flight(effect))
+                    self._record_dispatch(effect)
+                case Bind():
+                    self.schedule(at_us, self.fleet.bind, effect.ticket, effect.decode_instance)
+                case CancelAttempt():
+                    self.schedule(at_us, self.fleet.cancel, effect.ticket)
+                case Refuse():
+                    self.schedule(self.now_us + self._latency.event_us, self._outcome, effect.outcome)
+                case Record():
+                    self._decisions += 1
+        for instance_id, flights in dispatched.items():
+            self.schedule(at_us, self.fleet.prefill, instance_id, tuple(flights))
+
+    def _flight(self, dispatch: Dispatch) -> Flight:
+        work = self._work(dispatch.ticket, dispatch.reserve_output_tokens)
+        return Flight(work, dispatch.prefill_instance, dispatch.decode_instance, dispatch.rank, self.now_us)
+
+    def _work(self, ticket: Ticket, reserve_output_tokens: int) -> Work:
+        """The true output length goes from the script to the engine, past everyone who plans."""
+        item = self._clients[ticket.call.workflow_id].item_of(ticket.call)
+        prefix = tuple([PrefixSegment(segment.name, segment.tokens) for segment in item.segments])
+        return Work(ticket, prefix, item.prompt_tokens, item.max_tokens, reserve_output_tokens, item.output_tokens)
+
+    def _record_dispatch(self, dispatch: Dispatch) -> None:
+        command = commands.RecordDispatch(
+            dispatch.ticket.call, dispatch.ticket.attempt, dispatch.prefill_instance, dispatch.decode_instance
+        )
+        self.schedule(self.now_us + self._latency.event_us, self._track, (command,))
+
+    # --- periods ----------------------------------------------------------------------------------------------
+    def _snapshot(self, now_us: int) -> None:
+        """Instances report, the estimator learns, the scheduler gets what it learned."""
+        for telemetry in self.fleet.telemetry(now_us):
+            self.learner.observe_telemetry(telemetry)
+        snapshot = self.learner.snapshot(now_us)
+        if snapshot is not None:
+            self._tell_scheduler(snapshot)
+        self.schedule(now_us + self._snapshot_period_us, self._snapshot)
+
+    def _tick(self, now_us: int) -> None:
+        self._tell_scheduler(Tick(now_us))
+        self.schedule(now_us + TICK_US, self._tick)
+
+
+def _encoded(value: tuple[Any, ...]) -> bytes:
+    """Bytes for the digest: JSON, several times cheaper than `repr`, with the type's name, which JSON leaves out."""
+    return f"{type(value).__name__}{_JSON.encode(value)}".encode()
+
+
+def _reveal(client: ScriptedClient, item: WorkItem) -> Command:
+    return commands.RevealNodes(client.script.workflow_id, (client.call_node(item),))
+
+
+def _catalog(cluster: ClusterSpec, workload: Workload) -> Catalog:
+    """What the tracker refuses by; tenants of the workload are let in without a cluster file naming them."""
+    largest: dict[str, int] = {}
+    for spec in cluster.instances:
+        largest[spec.model] = max(largest.get(spec.model, 0), spec.kv_tokens)
+    tenants = dict.fromkeys([t.name for t in cluster.tenants] + [w.tenant for w in workload.workflows])
+    return Catalog(tuple(tenants), largest)
