@@ -1,0 +1,1 @@
+"""The `hexagent` command: a local stack, live runs of workloads, the comparison of policies, explanations."""

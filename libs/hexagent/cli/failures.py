@@ -1,0 +1,50 @@
+"""Errors as a user of the command line meets them: one line that names the option, and an exit status."""
+
+from typing import Final
+
+from hexagent.core import errors
+from hexagent.core.errors import HexagentError
+
+EXIT_FAILED: Final = 1  # the work was asked for rightly and did not succeed
+EXIT_USAGE: Final = 2  # the command line, or a file it names, can never be right
+
+_USAGE: Final = (errors.InvalidArgument, errors.NotFound, errors.AlreadyExists, errors.Unsupported)
+
+# Fields of the library's errors that stand for an option or argument.
+_OPTIONS: Final = {
+    "address": "--address",
+    "arrivals": "--arrivals",
+    "call": "CALL",
+    "cluster": "--cluster",
+    "data_dir": "--data",
+    "gap_limit_us": "--gap-limit",
+    "json": "--json",
+    "limit": "--limit",
+    "policies": "--policies",
+    "policy": "--policy",
+    "rate_per_s": "--rate",
+    "seed": "--seed",
+    "time_scale": "--time-scale",
+    "trace": "--trace",
+    "workflows": "--workflows",
+    "workload": "WORKLOAD",
+}
+
+
+def exit_status(error: HexagentError) -> int:
+    """2 for what the user must change, 1 for what failed."""
+    return EXIT_USAGE if isinstance(error, _USAGE) else EXIT_FAILED
+
+
+def failure_text(error: HexagentError) -> str:
+    """The message behind the option or field it is about."""
+    option = _OPTIONS.get(error.field, error.field)
+    message = error.message
+    for name in {option, error.field}:
+        message = message.removeprefix(f"{name}: ")
+    return f"{option}: {message}" if option else message
+
+
+def usage(field: str, message: str) -> errors.InvalidArgument:
+    """An option that is wrong by itself or together with others."""
+    return errors.InvalidArgument(message, reason="BAD_OPTION", field=field)

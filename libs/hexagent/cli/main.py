@@ -1,0 +1,245 @@
+"""The `hexagent` command: parsing, help, exit statuses. What commands do is in the modules beside this one."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from hexagent import __version__
+from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_text, usage
+from hexagent.core.errors import HexagentError
+
+app = typer.Typer(
+    name="hexagent",
+    help="A control plane that serves agent workflows on mixed GPU fleets.",
+    rich_markup_mode="rich",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_PORT_HELP: Final = "Port of the dag-tracker; the scheduler, the estimator and the agents follow. 0 takes free ones."
+
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the table's rows as JSON.")]
+Cluster = Annotated[str, typer.Option("--cluster", help="A shipped cluster's name, or a cluster file.")]
+Policy = Annotated[str, typer.Option("--policy", help="Scheduling policy; default: the cluster file's.")]
+TimeScale = Annotated[
+    float | None, typer.Option("--time-scale", help="Model seconds a wall second; default: the cluster file's.")
+]
+
+
+def _examples(*lines: str) -> str:
+    """Example commands as the last part of a command's help."""
+    return "\n\n".join(("[bold]Examples[/bold]", *(f"  {line}" for line in lines)))
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"hexagent {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(
+    epilog=_examples(
+        "hexagent up",
+        "hexagent up --cluster hetero-1 --policy fcfs --time-scale 5",
+        "hexagent up --data ./stack --port 7400      (stop it and start it again: it resumes)",
+    )
+)
+def up(
+    cluster: Cluster = "demo",
+    policy: Policy = "",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Folder to keep state in; default: a temporary one.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help=_PORT_HELP)] = 7_400,
+    time_scale: TimeScale = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the emulated engines' speeds.")] = None,
+    host: Annotated[str, typer.Option("--host", help="Interface to listen on.")] = "127.0.0.1",
+) -> None:
+    """Run a whole stack on this machine until Ctrl-C.
+
+    nats-server, dag-tracker, estimator, scheduler and worker-agents with emulated engines, each as a process of its
+    own. One that dies is started again on the same port and data.
+    """
+    from hexagent.cli.stack import StackOptions
+    from hexagent.cli.up import run_up
+
+    options = StackOptions(cluster, policy, data, port, time_scale, seed, host)
+    asyncio.run(run_up(options))
+
+
+@app.command(
+    epilog=_examples(
+        "hexagent serve nats --data ./nats --port 4222",
+        "HEXAGENT_NATS_URL=nats://10.0.0.1:4222 HEXAGENT_LISTEN_PORT=7401 hexagent serve scheduler",
+    )
+)
+def serve(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="dag-tracker, estimator, scheduler, worker-agent or nats.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Data folder of nats.")] = Path(".hexagent/nats"),
+    host: Annotated[str, typer.Option("--host", help="Interface nats listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port of nats; 0: a free one, kept.")] = 0,
+) -> None:
+    """Run one process of a stack in the foreground.
+
+    Services read their settings from HEXAGENT_* environment variables; nats takes the options below.
+    """
+    from hexagent.cli.serve import NATS, serve_nats, serve_service
+
+    if name != NATS:
+        serve_service(name)
+    raise typer.Exit(asyncio.run(serve_nats(data, host, port)))
+
+
+@app.command(
+    epilog=_examples(
+        "hexagent run bfcl --workflows 20",
+        "hexagent run mixed --rate 5 --arrivals poisson --policy fcfs --json rows.json",
+        "hexagent run --trace FILE.jsonl --limit 20 --cluster hetero-1",
+        "hexagent run lats --workflows 3 --address 127.0.0.1:7400",
+    )
+)
+def run(
+    workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="sharegpt, bfcl, lats, mixed, ...")] = "",
+    trace: Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Recorded workflows, JSON lines.")] = None,
+    workflows: Annotated[int, typer.Option("--workflows", min=0, help="How many; 0: the workload's own.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Read this many of a trace; 0: all.")] = 0,
+    rate: Annotated[float, typer.Option("--rate", min=0, help="Arrivals a second of model time; 0: its own.")] = 0.0,
+    arrivals: Annotated[str, typer.Option("--arrivals", help="fixed, poisson, gamma or gamma:CV.")] = "fixed",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the workload and the engines.")] = 1,
+    gap_limit: Annotated[float, typer.Option("--gap-limit", help="Cut recorded pauses to so many seconds.")] = 30.0,
+    slo_scale: Annotated[float | None, typer.Option("--slo-scale", help="SLO scale that workflows ask for.")] = None,
+    policy: Policy = "",
+    cluster: Cluster = "demo",
+    time_scale: TimeScale = None,
+    address: Annotated[str, typer.Option("--address", help="dag-tracker of a running stack; default: start one.")] = "",
+    json_file: Json = None,
+) -> None:
+    """Run scripted workflows live, as client programs would, and say how long they took.
+
+    Each call is revealed only when what it waits for has ended; tools run in model time; output lengths are known to
+    the emulated engine alone. Exit status 1 if a workflow did not complete.
+    """
+    from hexagent.cli.report import check_writable, write_json
+    from hexagent.cli.run import RunOptions, all_completed, run_on_stack, show
+    from hexagent.cli.stack import StackOptions
+    from hexagent.cli.workload import WorkloadOptions, load
+    from hexagent.sim.metrics import flat
+
+    check_writable(json_file)
+    if address and policy:
+        raise usage("policy", "is the running stack's own; leave it out with --address")
+    loaded = load(WorkloadOptions(workload, trace, workflows, limit, rate, arrivals, seed, gap_limit))
+    stack = StackOptions(cluster=cluster, policy=policy, time_scale=time_scale, seed=seed)
+    done = asyncio.run(run_on_stack(RunOptions(stack, address, slo_scale), loaded, loaded.name))
+    show(done, loaded)
+    write_json(json_file, "run", seed, [flat(row) for row in done.rows])
+    if not all_completed(done):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(
+    epilog=_examples(
+        "hexagent demo",
+        "hexagent demo --quick --policies fcfs,hexagent --seed 7",
+        "hexagent demo --json demo.json",
+    )
+)
+def demo(
+    policies: Annotated[str, typer.Option("--policies", help="To compare, in this order.")] = "fcfs,workflow-fcfs,hexagent",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the workload and the engines.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A third of the workload: shows the way, not the gain.")] = False,
+    cluster: Cluster = "demo",
+    time_scale: Annotated[float, typer.Option("--time-scale", help="Model seconds a wall second.")] = 1.0,
+    json_file: Json = None,
+) -> None:
+    """Compare policies on the same overloaded workload, each on a fresh local stack.
+
+    Prints the SLO scale that 50, 95 and 99 % of workflows meet under each policy: lower is better. Exit status 1 if
+    a workflow did not complete.
+    """
+    from hexagent.cli.demo import DemoOptions, demo_completed, demo_rows, run_demo, show_demo
+    from hexagent.cli.report import check_writable, write_json
+
+    check_writable(json_file)
+    names = tuple(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
+    if not names:
+        raise usage("policies", "names no policy")
+    runs = asyncio.run(run_demo(DemoOptions(names, cluster, seed, quick, time_scale)))
+    show_demo(runs)
+    write_json(json_file, "demo", seed, demo_rows(runs))
+    if not demo_completed(runs):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(
+    epilog=_examples(
+        "hexagent explain bfcl-s1-000003/c4",
+        "hexagent explain bfcl-s1-000003/c4 --address 127.0.0.1:7500 --json why.json",
+    )
+)
+def explain(
+    call: Annotated[str, typer.Argument(metavar="CALL", help="WORKFLOW/NODE.")],
+    address: Annotated[str, typer.Option("--address", help="The stack's dag-tracker.")] = "127.0.0.1:7400",
+    scheduler: Annotated[str, typer.Option("--scheduler", help="Its scheduler; default: the port after that.")] = "",
+    json_file: Json = None,
+) -> None:
+    """Say why a call ran where and when it ran, what was predicted, and what happened."""
+    from hexagent.cli.explain import explanation_rows, parsed_call, scheduler_address, show_explanation
+    from hexagent.cli.report import check_writable, write_json
+    from hexagent.client.explain import explain_call
+
+    check_writable(json_file)
+    parsed = parsed_call(call)
+    explanation = asyncio.run(explain_call(parsed, address, scheduler or scheduler_address(address)))
+    show_explanation(explanation)
+    write_json(json_file, "explain", None, explanation_rows(explanation))
+
+
+@app.command(epilog=_examples("hexagent doctor", "hexagent doctor --cluster my-cluster.toml"))
+def doctor(cluster: Cluster = "demo", json_file: Json = None) -> None:
+    """Check what this machine has of what HexAGenT needs. Exit status 1 if something is missing that it must have."""
+    from hexagent.cli.doctor import findings, show_findings
+    from hexagent.cli.report import check_writable, write_json
+
+    check_writable(json_file)
+    found = list(findings(cluster))
+    show_findings(found)
+    write_json(json_file, "doctor", None, [finding.row() for finding in found])
+    if any(finding.status == "fail" for finding in found):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def main() -> None:
+    """Run the command line of this process and exit: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """The exit status of one command line; errors are one line on stderr."""
+    try:
+        status = app(arguments, prog_name="hexagent", standalone_mode=False)
+    except HexagentError as error:
+        print(f"hexagent: {failure_text(error)}", file=sys.stderr)
+        return exit_status(error)
+    except typer.TyperException as error:
+        print(f"hexagent: {error.format_message()}", file=sys.stderr)
+        return EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        return EXIT_FAILED
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    main()
