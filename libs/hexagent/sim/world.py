@@ -84,13 +84,13 @@ class World:
         heappush(self._heap, (at_us, self._sequence, action, arguments))
 
     def run(self) -> RunResult:
-        """Until every workflow has ended."""
+        """Until every workflow has ended and every message has arrived."""
         for script in self._scripts:
             self.schedule(script.arrival_us, self._arrive, script)
         self.schedule(self._snapshot_period_us, self._snapshot)
         self.schedule(TICK_US, self._tick)
         heap = self._heap
-        while len(self._rows) < len(self._scripts):
+        while heap:
             self.now_us, _, action, arguments = heappop(heap)
             self.events += 1
             action(*arguments, self.now_us)
@@ -247,11 +247,17 @@ class World:
         snapshot = self.learner.snapshot(now_us)
         if snapshot is not None:
             self._tell_scheduler(snapshot)
-        self.schedule(now_us + self._snapshot_period_us, self._snapshot)
+        if not self._ended:
+            self.schedule(now_us + self._snapshot_period_us, self._snapshot)
 
     def _tick(self, now_us: int) -> None:
         self._tell_scheduler(Tick(now_us))
-        self.schedule(now_us + TICK_US, self._tick)
+        if not self._ended:
+            self.schedule(now_us + TICK_US, self._tick)
+
+    @property
+    def _ended(self) -> bool:
+        return len(self._rows) == len(self._scripts)
 
 
 def _encoded(value: tuple[Any, ...]) -> bytes:

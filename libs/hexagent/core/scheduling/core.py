@@ -4,7 +4,7 @@ from hexagent.core.errors import NotFound
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.ids import CallId, Ticket
-from hexagent.core.instance.spec import ClusterSpec, HandOff
+from hexagent.core.instance.spec import ClusterSpec, HandOff, Role
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.policy.dispatch import Decision
 from hexagent.core.policy.registry import Policy, policy_by_name
@@ -67,8 +67,8 @@ class SchedulerCore:
             case InstanceCordoned():
                 plan = self._cordon(event)
             case Started():
-                self.epoch, plan = event.epoch, True
-                self._held.clear()
+                self._start(event.epoch)
+                plan = True
             case Tick():
                 plan = True
             case _:
@@ -77,7 +77,8 @@ class SchedulerCore:
                     self._forget(call, effects)
                 for call in change.ready:
                     self._enqueue(call)
-                plan = bool(change.ready) or bool(change.ended and self._starved)
+                # Effects so far are cancels, which free slots.
+                plan = bool(change.ready or effects) or bool(change.ended and self._starved)
         if plan and self.epoch:
             self._plan(now_us, effects)
         return tuple(effects)
@@ -149,7 +150,15 @@ class SchedulerCore:
     def _rebind(self, attempt: Attempt, event: CallProgress, effects: list[Effect]) -> None:
         """The decode side said no: the next best one under pull, else the attempt is lost."""
         _, decode = self.ledger.pool(attempt.call.model)
-        others = [d for d in decode if d is not attempt.decode and d.kv_free_tokens >= attempt.kv_tokens]
+        kv_precision = attempt.prefill.spec.kv_precision
+        others = [
+            d
+            for d in decode
+            if d is not attempt.decode
+            and d.spec.role is Role.DECODE
+            and d.spec.kv_precision == kv_precision
+            and d.kv_free_tokens >= attempt.kv_tokens
+        ]
         if attempt.prefill.profile.hand_off is not HandOff.PULL or not others:
             effects.append(_cancel(attempt, event.reason))
             self._retry(attempt)
@@ -169,17 +178,27 @@ class SchedulerCore:
         self.ledger.describe(event.spec)
         self._topologies.clear()
         for held in event.held:
-            call = self.projection.find(held.ticket.call)
-            waiting = self.waiting.get(call.model) if call is not None else None
-            if call is None or waiting is None or call not in waiting:
+            if not self.epoch or self.projection.find(held.ticket.call) is not None:
                 self._held[held.ticket.call] = held
-            elif self._adopt(call, held):
-                waiting.remove(call)
+        # An attempt can be booked once both its instances are known, and those of one cluster come one by one.
+        for call_id in sorted(self._held):
+            call = self.projection.find(call_id)
+            if call is not None and call_id not in self._attempts and self._adopt(call, self._held[call_id]):
+                self._dequeue(call)
+                del self._held[call_id]
         return True
 
+    def _start(self, epoch: int) -> None:
+        """Attempts that could not be adopted are made again, as later ones; their agents drop the older."""
+        self.epoch = epoch
+        for call_id in sorted(self._held):
+            call = self.projection.find(call_id)
+            if call is not None:
+                call.attempts = max(call.attempts, self._held[call_id].ticket.attempt)
+        self._held.clear()
+
     def _adopt(self, call: Call, held: HeldTicket) -> bool:
-        """Book an attempt that an agent already runs. A decode instance that is not known means it is dispatched
-        again; its agent drops the older attempt."""
+        """Book an attempt that an agent already runs; False if it is an old one or an instance is not known."""
         prefill = self.ledger.instances.get(held.instance_id)
         decode = self.ledger.instances.get(held.decode_instance or held.instance_id)
         if prefill is None or decode is None or held.ticket.attempt <= call.attempts:

@@ -1,0 +1,193 @@
+"""The scheduler core under random orders of events: the ledger stays sound, and no call is lost or doubled."""
+
+import json
+from collections import Counter
+from typing import NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hexagent.core.ids import CallId, Ticket
+from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.scheduling.effects import Dispatch
+from hexagent.core.scheduling.events import CallProgress, InstanceCordoned, InstanceDown, InstanceUp, Phase, Tick
+from hexagent.core.workflow.model import NodeStatus
+from tests.sim.cases import Desk, decodes, prefills
+
+POLICIES = [
+    f"{order}{dispatch}" for order in ("fcfs", "workflow-fcfs", "hexagent") for dispatch in ("", ":least-loaded")
+]
+PHASES = (Phase.PREFILLED, Phase.ADMITTED, Phase.DECODING, Phase.ENDED)
+
+
+class Step(NamedTuple):
+    """What happens next; `pick` chooses among what it can happen to."""
+
+    what: str
+    pick: int
+    size: int
+
+
+STEPS = st.builds(
+    Step,
+    st.sampled_from(
+        ["reveal", "progress", "progress", "progress", "refuse", "lose", "cancel", "pause", "fail", "cordon"]
+    ),
+    st.integers(0, 1_000),
+    st.integers(1, 6),
+)
+
+
+class Play:
+    """Feeds steps and keeps its own account of what the scheduler may do."""
+
+    def __init__(self, policy: str, push: bool) -> None:
+        specs = prefills("a100", "h100", "h200") + decodes("h100", "h200", kv_blocks=200)
+        self.specs = tuple(s._replace(profile="push") for s in specs) if push else specs
+        self.desk = Desk(self.specs, policy)
+        self.workflows: list[str] = []
+        self.open: dict[CallId, None] = {}
+        self.running: dict[CallId, tuple[Ticket, int]] = {}  # ticket and next phase
+        self.paused: set[str] = set()
+        self.down: list[InstanceSpec] = []
+        self.cordoned: set[str] = set()
+        self.tickets: Counter[Ticket] = Counter()
+        self.nodes = 0
+        self.log: list[object] = []
+
+    def step(self, step: Step) -> None:
+        self.desk.now_us += step.pick * 100
+        getattr(self, step.what)(step)
+        self.check()
+
+    def tell(self, effects: tuple[object, ...]) -> None:
+        self.log.append(effects)
+        for cancelled in self.desk.cancelled:
+            held = self.running.get(cancelled.ticket.call)
+            if held is not None and held[0] == cancelled.ticket:
+                del self.running[cancelled.ticket.call]
+        self.desk.cancelled.clear()
+        for effect in effects:
+            if isinstance(effect, Dispatch):
+                self.tickets[effect.ticket] += 1
+                call = effect.ticket.call
+                assert call in self.open, "dispatched after its end"
+                assert call not in self.running, "two live attempts"
+                assert call.workflow_id not in self.paused
+                assert not {effect.prefill_instance, effect.decode_instance} & self.cordoned
+                assert not {effect.prefill_instance, effect.decode_instance} & {s.instance_id for s in self.down}
+                self.running[call] = (effect.ticket, 0)
+
+    def reveal(self, step: Step) -> None:
+        workflow = f"w{step.pick % 4}"
+        if workflow not in self.workflows:
+            self.workflows.append(workflow)
+            self.desk.start(workflow)
+        names = tuple(f"n{self.nodes + i:03}" for i in range(step.size))
+        self.nodes += step.size
+        self.open.update(dict.fromkeys(CallId(workflow, name) for name in names))
+        self.tell(self.desk.reveal(workflow, *names, prompt=50 + step.pick * 4, expected=1 + step.pick // 10))
+
+    def progress(self, step: Step) -> None:
+        if not self.running:
+            return
+        call = list(self.running)[step.pick % len(self.running)]
+        ticket, phase = self.running[call]
+        if phase + 1 == len(PHASES):
+            del self.running[call]
+        else:
+            self.running[call] = (ticket, phase + 1)
+        self.tell(self.desk.tell(CallProgress(ticket, PHASES[phase], "", self.desk.now_us)))
+        if phase + 1 == len(PHASES):
+            del self.open[call]
+            self.tell(self.desk.finish(call))
+
+    def refuse(self, step: Step) -> None:
+        """A decode side refuses before KV moved."""
+        early = [ticket for ticket, phase in self.running.values() if phase <= 1]
+        if early:
+            ticket = early[step.pick % len(early)]
+            self.tell(self.desk.progress(ticket, Phase.HAND_OFF_REFUSED))
+
+    def lose(self, step: Step) -> None:
+        if self.running:
+            ticket, _ = list(self.running.values())[step.pick % len(self.running)]
+            self.tell(self.desk.progress(ticket, Phase.LOST))
+
+    def cancel(self, step: Step) -> None:
+        if self.open:
+            call = list(self.open)[step.pick % len(self.open)]
+            del self.open[call]
+            self.tell(self.desk.finish(call, NodeStatus.CANCELLED))
+            assert call not in self.running
+
+    def pause(self, step: Step) -> None:
+        if self.workflows:
+            workflow = self.workflows[step.pick % len(self.workflows)]
+            self.paused ^= {workflow}
+            self.tell(self.desk.pause(workflow, workflow in self.paused))
+
+    def fail(self, step: Step) -> None:
+        spec = self.specs[step.pick % len(self.specs)]
+        if spec not in self.down:
+            self.down.append(spec)
+            self.tell(self.desk.tell(InstanceDown(spec.instance_id, self.desk.now_us)))
+
+    def cordon(self, step: Step) -> None:
+        spec = self.specs[step.pick % len(self.specs)]
+        self.cordoned ^= {spec.instance_id}
+        self.tell(self.desk.tell(InstanceCordoned(spec.instance_id, spec.instance_id in self.cordoned, 0)))
+
+    def check(self) -> None:
+        for instance in self.desk.core.ledger.instances.values():
+            assert instance.pinned_tokens >= 0
+            assert instance.reserved_tokens >= 0
+            assert instance.context_sum >= 0
+            assert instance.ingress_us >= 0
+            assert instance.kv_free_tokens >= 0, f"{instance.spec.instance_id} is over its capacity"
+            assert len(instance.decoding) <= instance.spec.max_batch
+        assert set(self.desk.core.ledger.attempts) == {ticket for ticket, _ in self.running.values()}
+        assert max(self.tickets.values(), default=1) == 1, "a ticket was dispatched twice"
+
+    def settle(self) -> None:
+        """Everything comes back and runs to its end."""
+        while self.down:
+            self.tell(self.desk.tell(InstanceUp(self.down.pop(), (), self.desk.now_us)))
+        for instance_id in sorted(self.cordoned):
+            self.cordoned.remove(instance_id)
+            self.tell(self.desk.tell(InstanceCordoned(instance_id, False, 0)))
+        for workflow in sorted(self.paused):
+            self.paused.remove(workflow)
+            self.tell(self.desk.pause(workflow, False))
+        for _ in range(8 * len(self.open) + 8):
+            if not self.open:
+                break
+            self.step(Step("progress", 0, 1))
+            self.tell(self.desk.tell(Tick(self.desk.now_us)))
+        assert not self.open, "calls that never ran"
+        assert self.desk.ledger_is_empty()
+
+
+def played(policy: str, push: bool, steps: list[Step]) -> Play:
+    play = Play(policy, push)
+    for step in steps:
+        play.step(step)
+    play.settle()
+    return play
+
+
+@settings(max_examples=300)
+@given(policy=st.sampled_from(POLICIES), push=st.booleans(), steps=st.lists(STEPS, max_size=60))
+def test_the_ledger_is_sound_and_every_call_runs_once(policy: str, push: bool, steps: list[Step]) -> None:
+    play = played(policy, push, steps)
+    attempts: dict[CallId, list[int]] = {}
+    for ticket in play.tickets:
+        attempts.setdefault(ticket.call, []).append(ticket.attempt)
+    for numbers in attempts.values():
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+@settings(max_examples=50)
+@given(policy=st.sampled_from(POLICIES), push=st.booleans(), steps=st.lists(STEPS, max_size=40))
+def test_equal_events_give_equal_effects(policy: str, push: bool, steps: list[Step]) -> None:
+    assert json.dumps(played(policy, push, steps).log) == json.dumps(played(policy, push, steps).log)

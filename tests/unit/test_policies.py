@@ -1,0 +1,168 @@
+"""Orders and dispatchers on cases small enough to see the right answer."""
+
+import pytest
+
+from hexagent.core.estimate.snapshot import SpeedFactor
+from hexagent.core.scheduling.events import Phase, Tick
+from hexagent.core.units import PPM
+from tests.sim.cases import Desk, decodes, prefills
+
+
+def busy(policy: str, *gpus: str, prompt: int = 700) -> Desk:
+    """Prefill instances that each work on one call of their own."""
+    desk = Desk(prefills(*(gpus or ("h100",))) + decodes("h100"), policy)
+    for number in range(len(gpus or ("h100",))):
+        desk.start(f"busy{number}")
+        desk.reveal(f"busy{number}", "x", prompt=prompt)
+    assert len(desk.dispatched) == len(gpus or ("h100",))
+    return desk
+
+
+def order_of(desk: Desk, now_us: int) -> list[str]:
+    """What starts, one after the other, once the first call has ended: prompts too long to share a batch."""
+    done = len(desk.live) - 1
+    while done < len(desk.dispatched):
+        desk.run(desk.dispatched[done], now_us)
+        done += 1
+    return desk.calls[1:]
+
+
+@pytest.mark.parametrize("dispatch", ["", ":least-loaded"])
+def test_fcfs_takes_calls_as_they_became_ready(dispatch: str) -> None:
+    desk = busy(f"fcfs{dispatch}")
+    desk.start("early", 1)
+    desk.start("late", 2)
+    desk.reveal("late", "a", now_us=3, prompt=8_000)
+    desk.reveal("early", "b", now_us=4, prompt=8_000)
+    assert order_of(desk, 5) == ["late/a", "early/b"]
+
+
+@pytest.mark.parametrize("dispatch", ["", ":least-loaded"])
+def test_workflow_fcfs_takes_calls_as_their_workflows_arrived(dispatch: str) -> None:
+    desk = busy(f"workflow-fcfs{dispatch}")
+    desk.start("early", 1)
+    desk.start("late", 2)
+    desk.reveal("late", "a", now_us=3, prompt=8_000)
+    desk.reveal("early", "b", now_us=4, prompt=8_000)
+    assert order_of(desk, 5) == ["early/b", "late/a"]
+
+
+def test_hexagent_takes_the_workflow_that_is_relatively_latest() -> None:
+    """Equal ages and calls: the workflow with the shorter horizon is later for its size."""
+    desk = busy("hexagent")
+    for workflow in ("long", "short"):
+        desk.start(workflow, 1)
+    desk.tool("long", "t", 60_000_000)
+    desk.reveal("long", "a", now_us=2, prompt=8_000)
+    desk.reveal("short", "b", now_us=2, prompt=8_000)
+    assert order_of(desk, 3) == ["short/b", "long/a"]
+
+
+def test_hexagent_takes_the_older_of_equal_workflows() -> None:
+    desk = busy("hexagent")
+    desk.start("old", 1)
+    desk.start("young", 5_000_000)
+    desk.reveal("young", "a", now_us=5_000_001, prompt=8_000)
+    desk.reveal("old", "b", now_us=5_000_002, prompt=8_000)
+    assert order_of(desk, 5_000_003) == ["old/b", "young/a"]
+
+
+def test_a_call_waits_for_the_fast_gpu_that_finishes_it_earlier_than_an_idle_slow_one() -> None:
+    """A prompt of 8,000 takes an A100 1.4 s and an H200 0.5 s; the H200 is free in 50 ms."""
+    desk = Desk(prefills("a100", "h200") + decodes("h200"))
+    desk.start("w")
+    desk.reveal("w", "first", prompt=700)
+    assert desk.dispatched[0].prefill_instance == "p1"
+    desk.reveal("w", "second", now_us=1_000, prompt=8_000)
+    assert len(desk.dispatched) == 1
+    desk.progress(desk.dispatched[0].ticket, Phase.PREFILLED, 52_000)
+    assert [d.prefill_instance for d in desk.dispatched] == ["p1", "p1"]
+
+
+def test_it_does_not_wait_where_the_slow_gpu_finishes_it_earlier() -> None:
+    """The H200 is busy for two seconds."""
+    desk = Desk(prefills("a100", "h200") + decodes("h200"))
+    desk.start("w")
+    desk.reveal("w", "first", prompt=24_000)
+    desk.reveal("w", "second", now_us=1_000, prompt=700)
+    assert [d.prefill_instance for d in desk.dispatched] == ["p1", "p0"]
+
+
+def test_least_loaded_sees_counts_where_predicted_finish_sees_times() -> None:
+    for policy, chosen in (("fcfs", "p1"), ("fcfs:least-loaded", "p0")):
+        desk = Desk(prefills("a100", "h200") + decodes("h200"), policy)
+        desk.start("w")
+        desk.reveal("w", "a")
+        assert desk.dispatched[0].prefill_instance == chosen
+
+
+def test_least_loaded_starts_on_an_idle_slow_gpu_what_predicted_finish_lets_wait() -> None:
+    desk = Desk(prefills("a100", "h200") + decodes("h200"), "fcfs:least-loaded")
+    desk.start("w")
+    desk.reveal("w", "first", "second", prompt=8_000)
+    assert {d.prefill_instance for d in desk.dispatched} == {"p0", "p1"}
+
+
+def test_least_loaded_decodes_where_the_fewest_calls_are() -> None:
+    desk = Desk(prefills("h100", "h100") + decodes("a100", "h200"), "fcfs:least-loaded")
+    desk.start("w")
+    desk.reveal("w", "a", "b")
+    assert [d.decode_instance for d in desk.dispatched] == ["d0", "d1"]
+
+
+def test_predicted_finish_uses_learned_speeds() -> None:
+    """The H200 turns out to be three times slower than its table, so the H100 is the faster one."""
+    desk = Desk(prefills("h100", "h200") + decodes("h100", "h200"))
+    desk.learn(SpeedFactor("p1", 3 * PPM, PPM, 9), SpeedFactor("d1", PPM, 3 * PPM, 9))
+    desk.start("w")
+    desk.reveal("w", "a")
+    assert (desk.dispatched[0].prefill_instance, desk.dispatched[0].decode_instance) == ("p0", "d0")
+
+
+def test_long_outputs_decode_on_the_fast_gpu_and_many_calls_spread() -> None:
+    desk = Desk(prefills(*["h200"] * 6) + decodes("a100", "h100", "h200"))
+    desk.start("w")
+    desk.reveal("w", "a", expected=500)
+    assert desk.dispatched[0].decode_instance == "d2"
+    for number in range(5):
+        desk.start(f"v{number}")
+        desk.reveal(f"v{number}", "b", expected=5)
+    # Of short outputs the step time matters less than the link, on which transfers wait for each other.
+    assert {d.decode_instance for d in desk.dispatched[1:]} >= {"d1", "d2"}
+
+
+def test_small_prompts_share_a_batch_up_to_a_time() -> None:
+    """Each of these adds about 30 ms to the batch, and 200 ms may be added to the first."""
+    desk = busy("fcfs")
+    desk.start("w")
+    for number in range(12):
+        desk.reveal("w", f"n{number:02}", now_us=number, prompt=600)
+    desk.run(desk.dispatched[0], 1_000)
+    batch = len(desk.dispatched) - 1
+    assert 5 <= batch <= 9
+    desk.tell(Tick(1_001), 1_001)
+    assert len(desk.dispatched) == 1 + batch
+
+
+def test_a_batch_is_no_larger_than_one_engine_step() -> None:
+    desk = busy("fcfs:least-loaded")
+    desk.start("w")
+    for number in range(4):
+        desk.reveal("w", f"n{number}", now_us=number, prompt=4_000)
+    desk.run(desk.dispatched[0], 1_000)
+    assert desk.calls[1:] == ["w/n0"]  # two of 4,000 tokens would add more than the limit in time
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "hexagent"])
+def test_more_waiting_calls_than_are_rescored_are_placed_too(policy: str) -> None:
+    desk = busy(policy)
+    for number in range(100):
+        desk.start(f"w{number:03}", 1 + number)
+        desk.reveal(f"w{number:03}", "a", now_us=1 + number)
+    done = 0
+    while done < len(desk.dispatched):
+        desk.run(desk.dispatched[done], 1_000_000 + done)
+        done += 1
+    assert done == 101
+    assert desk.calls[1:5] == ["w000/a", "w001/a", "w002/a", "w003/a"]
+    assert desk.ledger_is_empty()
