@@ -9,11 +9,13 @@ import pytest_asyncio
 
 from hexagent.client import (
     CallFailed,
+    CallStream,
     Client,
     Join,
     JoinKind,
     NodeStatus,
     Segment,
+    Workflow,
     WorkflowStatus,
 )
 from hexagent.core.errors import (
@@ -95,7 +97,7 @@ async def test_static_graph_in_one_request(stack: Stack) -> None:
         await wf.reveal([final, tool, *workers, plan])
         assert plan.status is not None
         async with tool:
-            assert all([worker.status is NodeStatus.SUCCEEDED for worker in workers])
+            assert all(worker.status is NodeStatus.SUCCEEDED for worker in workers)
         result = await final
         assert result.text == "output of final-1"
         assert [(await worker).node_id for worker in workers] == ["worker-1", "worker-2", "worker-3"]
@@ -129,8 +131,8 @@ async def test_streaming(stack: Stack) -> None:
             await _read(failing)
 
 
-async def _read(stream: object) -> str:
-    return "".join([piece async for piece in stream])  # type: ignore[attr-defined]
+async def _read(stream: CallStream) -> str:
+    return "".join([piece async for piece in stream])
 
 
 async def test_outputs_too_large_to_ride_along_are_fetched(client: Client) -> None:
@@ -151,7 +153,7 @@ async def test_large_prompts_are_stored_ahead(stack: Stack) -> None:
 async def test_missing_segments_are_sent_again(stack: Stack) -> None:
     async with stack.client.workflow() as wf:
         await wf.call("seen before")
-        wf._known.add([digest for digest in wf.node("never stored").pending.bodies])
+        wf._known.add(wf.node("never stored").pending.bodies)
         assert (await wf.call("never stored")).text == "output of call-3"
 
 
@@ -213,11 +215,11 @@ async def test_bad_input_is_refused_with_its_field(client: Client) -> None:
 async def test_cancelling_the_awaiting_task_cancels_the_call(stack: Stack) -> None:
     async with stack.client.workflow() as wf:
         task = asyncio.create_task(wf.call("hold", engine_options=options(hold=1)))
-        await _until(lambda: bool(stack.double.started))
+        await _started(stack)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await _until_async(lambda: _status(wf, "call-1"), NodeStatus.CANCELLED)
+        await _reaches(wf, "call-1", NodeStatus.CANCELLED)
         early = asyncio.create_task(wf.call("never sent"))
         await asyncio.sleep(0)
         early.cancel()
@@ -229,11 +231,15 @@ async def test_cancelling_the_awaiting_task_cancels_the_call(stack: Stack) -> No
 
 
 async def test_an_exception_cancels_the_workflow(client: Client) -> None:
-    with pytest.raises(RuntimeError):
-        async with client.workflow() as wf:
-            held = wf.node("hold", engine_options=options(hold=1))
-            await wf.reveal([held])
+    wf = client.workflow()
+
+    async def program() -> None:
+        async with wf:
+            await wf.reveal([wf.node("hold", engine_options=options(hold=1))])
             raise RuntimeError("changed my mind")
+
+    with pytest.raises(RuntimeError):
+        await program()
     described = await client.describe(wf.workflow_id)
     assert described.workflow.status is WorkflowStatus.CANCELLED
     assert described.workflow.reason == "RuntimeError: changed my mind"
@@ -245,7 +251,7 @@ async def test_an_exception_cancels_the_workflow(client: Client) -> None:
 async def test_cancelling_a_workflow_from_outside(stack: Stack) -> None:
     async with stack.client.workflow() as wf:
         task = asyncio.create_task(wf.call("hold", engine_options=options(hold=1)))
-        await _until(lambda: bool(stack.double.started))
+        await _started(stack)
         await wf.cancel("enough")
         with pytest.raises(Cancelled):
             await task
@@ -291,18 +297,20 @@ async def test_a_killed_tracker_is_not_seen(stack: Stack) -> None:
     assert len(set(stack.double.started)) == len(stack.double.started)
 
 
-async def _status(wf: object, node_id: str) -> NodeStatus:
-    described = await wf.describe()  # type: ignore[attr-defined]
+async def _status(wf: Workflow, node_id: str) -> NodeStatus:
+    described = await wf.describe()
     return next(node.status for node in described.nodes if node.node_id == node_id)
 
 
-async def _until(condition: object, seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
+async def _started(stack: Stack, count: int = 1) -> None:
+    async with asyncio.timeout(5):
+        while len(stack.double.started) < count:  # noqa: ASYNC110  # the double knows of no waiters
             await asyncio.sleep(0.01)
 
 
-async def _until_async(read: object, wanted: object, seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while await read() != wanted:  # type: ignore[operator]
-            await asyncio.sleep(0.01)
+async def _reaches(wf: Workflow, node_id: str, status: NodeStatus) -> None:
+    for _ in range(500):
+        if await _status(wf, node_id) is status:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{node_id} is never {status.name}")

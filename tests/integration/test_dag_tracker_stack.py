@@ -192,7 +192,12 @@ class TrackerProcess:
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
-        return await self._process.wait()
+        return await self.wait()
+
+    async def wait(self) -> int:
+        assert self._process is not None
+        async with asyncio.timeout(READY_S):
+            return await self._process.wait()
 
 
 class Stack:

@@ -10,7 +10,7 @@ import grpc
 from hexagent.api.common.v1 import call_pb2, ids_pb2
 from hexagent.api.workflow.v1 import events_pb2, workflow_pb2, workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.client.results import CallResult, call_error, call_result, tool_error
-from hexagent.client.rpc import Retry, is_passing, typed
+from hexagent.client.rpc import Retry, typed
 from hexagent.core import errors
 from hexagent.core.errors import HexagentError
 from hexagent.core.ids import CallId
@@ -188,11 +188,12 @@ class Board:
                 error = errors.Unavailable("the watch ended early", reason="UNAVAILABLE")
             if self.ended is not None:
                 return
-            if not is_passing(error):
+            try:
+                await retry.pause(error)
+            except HexagentError:
                 log.error("watching %s failed: %s", self.workflow_id, error)
                 self._fail_all(error)
                 return
-            await retry.pause(error)
 
     def _ends(self) -> bool:
         """Whether a cancellation means the watch as a whole, and not only the call it has open."""

@@ -214,6 +214,7 @@ def _fail(nodes: Iterable[Pending], error: BaseException) -> None:
                 pending.future.cancel()
             else:
                 pending.future.set_exception(error)
+                pending.future.exception()  # seen: `reveal` raises it, and nobody need await each handle as well
 
 
 def _parents(spec: workflow_pb2.NodeSpec) -> list[str]:

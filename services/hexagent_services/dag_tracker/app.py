@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from hexagent.api.workflow.v1 import workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.core.errors import HexagentError
@@ -68,8 +69,11 @@ async def main(app: App[TrackerSettings]) -> None:
     segments = SegmentStore(bus, settings.known_segments_max)
     tokens = TokenSource(bus, relay)
     await tokens.start()
-    app.start(ClusterConsumer(bus, writer, segments).run(), "outcomes")
-    app.start(_tick(writer, settings.tick_s), "tick")
+    intake = (
+        app.start(ClusterConsumer(bus, writer, segments).run(), "outcomes"),
+        app.start(_tick(writer, settings.tick_s), "tick"),
+    )
+    app.at_stop(Stage.INTAKE, "outcomes", lambda: _cancel(intake))
 
     server = GrpcServer(settings.listen_host, settings.listen_port, [SERVICE])
     servicer = WorkflowServicer(
@@ -115,3 +119,10 @@ async def _tick(writer: Writer, period_s: float) -> None:
     while True:
         await asyncio.sleep(period_s)
         writer.do(Tick())
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """End tasks whose unfinished work is delivered again at the next start."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.workflow.v1 import workflow_pb2
 from hexagent.core.errors import HexagentError, ResourceExhausted, Unavailable
 
 Update = workflow_pb2.WorkflowUpdate
 
+LAZY_S: Final = 0.1  # news that nobody acts on waits this long, in wall time, for company
 MESSAGE_BYTES: Final = 1024 * 1024  # of updates put into one message, unless a single one is larger
 UPDATE_BYTES: Final = 64  # counted for every update beside its content
 
@@ -23,7 +25,7 @@ class RelayLimits(NamedTuple):
 class Watcher:
     """One open WatchWorkflow stream; its reader calls `next`."""
 
-    __slots__ = ("_bytes", "_failure", "_limit_bytes", "_queue", "_wake", "tokens", "workflow_id")
+    __slots__ = ("_alarm", "_bytes", "_failure", "_limit_bytes", "_queue", "_wake", "tokens", "workflow_id")
 
     def __init__(self, workflow_id: str, tokens: bool, limit_bytes: int) -> None:
         self.workflow_id = workflow_id
@@ -32,10 +34,15 @@ class Watcher:
         self._queue: list[Update] = []
         self._bytes = 0
         self._wake = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
         self._failure: HexagentError | None = None
 
-    def push(self, updates: Sequence[Update], size: int) -> None:
-        """Queue updates of together `size` bytes; beyond the limit the watcher ends."""
+    def push(self, updates: Sequence[Update], size: int, urgent: bool) -> None:
+        """Queue updates of together `size` bytes; beyond the limit the watcher ends.
+
+        Those that are not urgent are read with the next that are, or after `LAZY_S`: a message costs more than what
+        is in it.
+        """
         if self._failure is not None:
             return
         if self._bytes + size > self._limit_bytes:
@@ -50,7 +57,10 @@ class Watcher:
             return
         self._queue.extend(updates)
         self._bytes += size
-        self._wake.set()
+        if urgent:
+            self._wake.set()
+        elif self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_later(LAZY_S, self._wake.set)
 
     def fail(self, error: HexagentError) -> None:
         """End the stream with an error, in place of what was queued."""
@@ -59,12 +69,15 @@ class Watcher:
         self._wake.set()
 
     async def next(self) -> list[Update]:
-        """All that is queued; waits for the first. Raises what `fail` was given."""
-        while not self._queue:
-            if self._failure is not None:
-                raise self._failure
-            self._wake.clear()
-            await self._wake.wait()
+        """All that is queued; waits for what is urgent. Raises what `fail` was given."""
+        await self._wake.wait()
+        self._wake.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._failure is not None:
+            self._wake.set()
+            raise self._failure
         queue = self._queue
         self._queue = []
         self._bytes = 0
@@ -110,15 +123,16 @@ class Relay:
         watchers = self._watchers.get(workflow_id)
         if watchers:
             size = sum(update.ByteSize() + UPDATE_BYTES for update in updates)
+            urgent = any(_is_urgent(update) for update in updates)
             for watcher in watchers:
-                watcher.push(updates, size)
+                watcher.push(updates, size, urgent)
 
     def show_tokens(self, workflow_id: str, update: Update) -> None:
         """A token delta, for those who want tokens."""
         size = update.ByteSize() + UPDATE_BYTES
         for watcher in self._watchers.get(workflow_id, ()):
             if watcher.tokens:
-                watcher.push((update,), size)
+                watcher.push((update,), size, urgent=True)
 
     async def close(self) -> None:
         """End every watcher: its client watches again elsewhere or later."""
@@ -126,6 +140,16 @@ class Relay:
         for watchers in self._watchers.values():
             for watcher in watchers:
                 watcher.fail(_stopping())
+
+
+def _is_urgent(update: Update) -> bool:
+    """Whether somebody may wait for it: not for a call to become ready or run, which is the cluster's business."""
+    node = update.node
+    return (
+        not update.HasField("node")
+        or node.status > enums_pb2.NODE_STATUS_RUNNING
+        or (node.kind == enums_pb2.NODE_KIND_TOOL and node.status > enums_pb2.NODE_STATUS_BLOCKED)
+    )
 
 
 def chunks(updates: Iterable[Update]) -> Iterable[list[Update]]:

@@ -1,7 +1,7 @@
 """Token deltas from the bus to watchers: live ones routed, missed ones read again from their stream."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Final
 
 from hexagent.api.workflow.v1 import events_pb2, workflow_pb2
@@ -51,10 +51,13 @@ class TokenSource:
 class TokenPositions:
     """How far one watcher has read each output, so that it gets every token once and in order."""
 
-    def __init__(self, source: TokenSource, workflow_id: str, offsets: Mapping[Position, int]) -> None:
+    def __init__(
+        self, source: TokenSource, workflow_id: str, offsets: Mapping[Position, int], done: Collection[str]
+    ) -> None:
         self._source = source
         self._workflow_id = workflow_id
         self._offsets = dict(offsets)
+        self._done = done  # nodes whose end the watcher has seen, and with it their output
 
     async def backlog(self) -> AsyncIterator[Update]:
         """What the stream holds beyond the positions."""
@@ -92,7 +95,7 @@ class TokenPositions:
         """Whether the delta comes next; if so, the position moves behind it."""
         position = (delta.call.node_id, delta.choice)
         at = self._offsets.get(position, 0)
-        if delta.offset != at or (delta.tokens == 0 and not delta.last):
+        if delta.call.node_id in self._done or delta.offset != at or (delta.tokens == 0 and not delta.last):
             return False
         self._offsets[position] = at + delta.tokens
         return True

@@ -71,8 +71,10 @@ class Watches:
             while True:
                 yield await watcher.next()
         offsets = {(entry.call.node_id, entry.choice): entry.offset for entry in request.offsets}
-        positions = TokenPositions(self._tokens, watcher.workflow_id, offsets)
-        if _may_have_tokens(graph, trail, request.after_sequence):
+        calls = [node for node in graph.nodes if is_call(node)]
+        done = {node.node_id for node in calls if not node.open and trail.changed[node.index] <= request.after_sequence}
+        positions = TokenPositions(self._tokens, watcher.workflow_id, offsets, done)
+        if any(node.status is not NodeStatus.BLOCKED and node.node_id not in done for node in calls):
             async for update in positions.backlog():
                 yield [update]
         if missed:
@@ -92,13 +94,3 @@ async def _with_tokens(updates: list[Update], positions: TokenPositions) -> list
             out += await positions.rest(update.node.node_id, update.node.result.output_tokens)
         out.append(update)
     return out
-
-
-def _may_have_tokens(graph: WorkflowGraph, trail: Trail, after_sequence: int) -> bool:
-    """Whether a call was dispatched whose end the client has not seen."""
-    return any(
-        is_call(node)
-        and node.status is not NodeStatus.BLOCKED
-        and (node.open or trail.changed[node.index] > after_sequence)
-        for node in graph.nodes
-    )
