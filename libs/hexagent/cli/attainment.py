@@ -67,5 +67,5 @@ def bar(share: float, cells: int = BAR_CELLS) -> str:
 
 def _rounded_up(scale: float) -> float:
     """To two figures and never down: the last line is where every workflow is on time."""
-    step = 10 ** (math.floor(math.log10(scale)) - 1)
+    step = 10.0 ** (math.floor(math.log10(scale)) - 1)
     return round(math.ceil(round(scale / step, 6)) * step, 6)

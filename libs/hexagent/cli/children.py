@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from hexagent.core.errors import HexagentError, Unavailable
 from hexagent.runtime.app import EXIT_USAGE
@@ -139,7 +139,6 @@ class Keeper:
         self.lost: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
         self._say = say
         self._watch: asyncio.Task[None] | None = None
-        self._starts_failed = 0
 
     async def start(self) -> None:
         """The first start; its failure is the caller's."""
@@ -172,10 +171,9 @@ class Keeper:
 
     async def _started_again(self, status: int, pause_s: float) -> bool:
         """Whether it runs; false once starting it is given up."""
-        for pause_s in (pause_s, *BACKOFF_S[1:FAILED_STARTS_MAX]):
-            if status == EXIT_USAGE:
-                break
-            await asyncio.sleep(pause_s)
+        pauses_s = () if status == EXIT_USAGE else (pause_s, *BACKOFF_S[1:FAILED_STARTS_MAX])
+        for wait_s in pauses_s:
+            await asyncio.sleep(wait_s)
             began_s = time.monotonic()
             try:
                 await self.process.start()
@@ -194,10 +192,14 @@ class Keeper:
 async def wait_healthy(address: str) -> None:
     """Return once the server at `address` says it serves."""
     async with open_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
         while True:
             try:
-                response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+                response = await check(health_pb2.HealthCheckRequest(), timeout=1.0)
             except grpc.RpcError:
                 pass
             else:

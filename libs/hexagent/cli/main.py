@@ -28,6 +28,9 @@ Policy = Annotated[str, typer.Option("--policy", help="Scheduling policy; defaul
 TimeScale = Annotated[
     float | None, typer.Option("--time-scale", help="Model seconds a wall second; default: the cluster file's.")
 ]
+PrefixCache = Annotated[
+    bool | None, typer.Option(help="Engines reuse the KV of shared prefixes; default: the cluster file's.")
+]
 
 
 def _examples(*lines: str) -> str:
@@ -64,6 +67,7 @@ def up(
     time_scale: TimeScale = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the emulated engines' speeds.")] = None,
     host: Annotated[str, typer.Option("--host", help="Interface to listen on.")] = "127.0.0.1",
+    prefix_cache: PrefixCache = None,
 ) -> None:
     """Run a whole stack on this machine until Ctrl-C.
 
@@ -73,7 +77,7 @@ def up(
     from hexagent.cli.stack import StackOptions
     from hexagent.cli.up import run_up
 
-    options = StackOptions(cluster, policy, data, port, time_scale, seed, host)
+    options = StackOptions(cluster, policy, data, port, time_scale, seed, host, prefix_cache)
     asyncio.run(run_up(options))
 
 
@@ -84,7 +88,9 @@ def up(
     )
 )
 def serve(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="dag-tracker, estimator, scheduler, worker-agent or nats.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="dag-tracker, estimator, scheduler, worker-agent or nats.")
+    ],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Data folder of nats.")] = Path(".hexagent/nats"),
     host: Annotated[str, typer.Option("--host", help="Interface nats listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port of nats; 0: a free one, kept.")] = 0,
@@ -110,7 +116,9 @@ def serve(
 )
 def run(
     workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="sharegpt, bfcl, lats, mixed, ...")] = "",
-    trace: Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Recorded workflows, JSON lines.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Recorded workflows, JSON lines.")
+    ] = None,
     workflows: Annotated[int, typer.Option("--workflows", min=0, help="How many; 0: the workload's own.")] = 0,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Read this many of a trace; 0: all.")] = 0,
     rate: Annotated[float, typer.Option("--rate", min=0, help="Arrivals a second of model time; 0: its own.")] = 0.0,
@@ -120,6 +128,7 @@ def run(
     slo_scale: Annotated[float | None, typer.Option("--slo-scale", help="SLO scale that workflows ask for.")] = None,
     policy: Policy = "",
     cluster: Cluster = "demo",
+    prefix_cache: PrefixCache = None,
     time_scale: TimeScale = None,
     address: Annotated[str, typer.Option("--address", help="dag-tracker of a running stack; default: start one.")] = "",
     json_file: Json = None,
@@ -139,7 +148,7 @@ def run(
     if address and policy:
         raise usage("policy", "is the running stack's own; leave it out with --address")
     loaded = load(WorkloadOptions(workload, trace, workflows, limit, rate, arrivals, seed, gap_limit))
-    stack = StackOptions(cluster=cluster, policy=policy, time_scale=time_scale, seed=seed)
+    stack = StackOptions(cluster=cluster, policy=policy, time_scale=time_scale, seed=seed, prefix_cache=prefix_cache)
     done = asyncio.run(run_on_stack(RunOptions(stack, address, slo_scale), loaded, loaded.name))
     show(done, loaded)
     write_json(json_file, "run", seed, [flat(row) for row in done.rows])
@@ -155,11 +164,16 @@ def run(
     )
 )
 def demo(
-    policies: Annotated[str, typer.Option("--policies", help="To compare, in this order.")] = "fcfs,workflow-fcfs,hexagent",
+    policies: Annotated[
+        str, typer.Option("--policies", help="To compare, in this order.")
+    ] = "fcfs,workflow-fcfs,hexagent",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the workload and the engines.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="A third of the workload: shows the way, not the gain.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A third of the workload: shows the way, not the gain.")
+    ] = False,
     cluster: Cluster = "demo",
-    time_scale: Annotated[float, typer.Option("--time-scale", help="Model seconds a wall second.")] = 1.0,
+    time_scale: Annotated[float, typer.Option("--time-scale", help="Model seconds a wall second.")] = 2.5,
+    prefix_cache: Annotated[bool, typer.Option(help="Engines reuse the KV of shared prefixes.")] = False,
     json_file: Json = None,
 ) -> None:
     """Compare policies on the same overloaded workload, each on a fresh local stack.
@@ -174,7 +188,7 @@ def demo(
     names = tuple(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
     if not names:
         raise usage("policies", "names no policy")
-    runs = asyncio.run(run_demo(DemoOptions(names, cluster, seed, quick, time_scale)))
+    runs = asyncio.run(run_demo(DemoOptions(names, cluster, seed, quick, time_scale, prefix_cache)))
     show_demo(runs)
     write_json(json_file, "demo", seed, demo_rows(runs))
     if not demo_completed(runs):

@@ -60,7 +60,7 @@ def table_of(title: str, rows: Sequence[Row], right: Iterable[str] = ()) -> Tabl
     aligned = set(right)
     for key, value in rows[0].items() if rows else ():
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        table.add_column(key, justify="right" if numeric or key in aligned else "left")
+        table.add_column(key, justify="right" if numeric or key in aligned else "left", overflow="fold")
     for row in rows:
         table.add_row(*[shown(value) for value in row.values()])
     return table

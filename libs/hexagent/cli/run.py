@@ -1,7 +1,6 @@
 """`hexagent run`: a workload live, on a stack of its own or on one that runs."""
 
 import asyncio
-import asyncio
 import time
 import uuid
 from typing import Final, NamedTuple
@@ -77,26 +76,29 @@ async def time_scale_of(client: hexagent.client.Client) -> float:
 
 def show(run: Run, workload: Workload) -> None:
     """The tables a run ends with."""
-    out = console()
+    out, errors = console(), error_console()
     out.print(f"{workload.source}; {run.wall_s:.1f} s of wall time, time scale {run.time_scale:g}", style="dim")
-    out.print(table_of("Summary (req: SLO scale that so many percent meet; notool: without tool time)", [summary_row(run)]))
+    figures: list[Row] = [{"figure": name, "value": value} for name, value in summary_row(run).items()]
+    out.print(table_of("Summary: reqN is the SLO scale that N % of workflows meet", figures, right=("value",)))
     slowest = sorted(run.rows, key=lambda row: (-row.stretch, row.workflow))[:SLOWEST]
-    out.print(table_of(f"The {len(slowest)} workflows with the largest stretch", [_short(row) for row in slowest]))
+    several = len({row.tenant for row in run.rows}) > 1
+    out.print(table_of("Largest stretch", [_short(row, several) for row in slowest], right=("stretch",)))
     out.print(overhead_note(run), style="dim")
     if run.cpu_ms_per_call:
         shares = ", ".join(f"{name} {ms:.1f}" for name, ms in run.cpu_ms_per_call.items())
         out.print(f"Processor ms a call: {shares}; {sum(run.cpu_ms_per_call.values()):.1f} in all.", style="dim")
     for error in run.errors[:SLOWEST]:
-        error_console().print(error, style="red")
+        errors.print(error, style="red", markup=False)
     if len(run.errors) > SLOWEST:
-        error_console().print(f"and {len(run.errors) - SLOWEST} more errors", style="red")
+        errors.print(f"and {len(run.errors) - SLOWEST} more errors", style="red")
 
 
 def all_completed(run: Run) -> bool:
     return all(row.completed for row in run.rows)
 
 
-def _short(row: WorkflowRow) -> Row:
-    columns = ("workflow", "tenant", "class", "calls", "status", "completed", "jct_s", "horizon_s", "stretch")
+def _short(row: WorkflowRow, with_tenant: bool) -> Row:
+    """What fits into a terminal's width; the JSON has the rest."""
+    columns = ("workflow", "tenant", "calls", "status", "jct_s", "horizon_s", "stretch")
     full = flat(row)
-    return {name: full[name] for name in columns}
+    return {name: full[name] for name in columns if name != "tenant" or with_tenant}

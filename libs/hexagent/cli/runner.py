@@ -131,7 +131,7 @@ def summary_row(run: Run) -> Row:
 
 
 def overhead_share(run: Run) -> float:
-    """What the control plane adds to a workflow's time alone: the way back of each call, as much again for its way in."""
+    """What the control plane adds to a workflow's time alone: the way back of each call, and as much for its way in."""
     shares = [2 * run.return_us * calls / horizon_us for calls, horizon_us in run.paths]
     return median(shares) if shares else 0.0
 

@@ -46,6 +46,7 @@ class StackOptions(NamedTuple):
     time_scale: float | None = None
     seed: int | None = None
     host: str = "127.0.0.1"
+    prefix_cache: bool | None = None
 
 
 class LocalStack:
@@ -169,7 +170,7 @@ class LocalStack:
         ):
             if now != before:
                 raise FailedPrecondition(
-                    f"the stack in {self.data_dir} has {before}, not {now}; use the same again or another --data folder",
+                    f"the stack in {self.data_dir} has {before}, not {now}; use the same or another --data folder",
                     reason="OTHER_STACK",
                     field=what,
                 )
@@ -207,6 +208,9 @@ def _configured(options: StackOptions) -> ClusterConfig:
         config = config._replace(time_scale=options.time_scale)
     if options.seed is not None:
         config = config._replace(spec=config.spec._replace(seed=options.seed))
+    if options.prefix_cache is not None:
+        engines = tuple(spec._replace(prefix_cache=options.prefix_cache) for spec in config.spec.instances)
+        config = config._replace(spec=config.spec._replace(instances=engines))
     return config
 
 
