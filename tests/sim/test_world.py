@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from hexagent.core.instance.spec import PROFILES
+from hexagent.core.instance.spec import PROFILES, Role
 from hexagent.core.workflow.model import CallOutcome, WorkflowStatus
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.metrics import summary
@@ -62,6 +62,16 @@ def test_every_engine_profile_serves(profile: str) -> None:
     result = run(generate("bfcl", Options(workflows=12, seed=3)), profile=profile)
     assert all(row.completed for row in result.rows)
     assert result.calls == result.decisions
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "hexagent"])
+def test_instances_that_do_both_serve_without_a_hand_off(policy: str) -> None:
+    cluster = named_cluster("mixed-3")
+    both = tuple(i._replace(role=Role.BOTH) for i in cluster.instances if i.role is Role.PREFILL)
+    workload = generate("bfcl", Options(workflows=12, seed=3))
+    world = Watched(cluster._replace(instances=both), workload, policy, 1)
+    assert all(row.completed for row in world.run().rows)
+    assert all(o.prefill_instance == o.decode_instance and not o.kv_bytes for o in world.outcomes)
 
 
 def test_no_call_starts_before_its_parents_end_and_its_stages_are_in_order() -> None:

@@ -3,9 +3,10 @@
 import pytest
 
 from hexagent.core.estimate.snapshot import SpeedFactor
+from hexagent.core.instance.spec import LinkSpec, Role
 from hexagent.core.scheduling.events import Phase, Tick
 from hexagent.core.units import PPM
-from tests.sim.cases import Desk, decodes, prefills
+from tests.sim.cases import Desk, decodes, instance, prefills
 
 
 def busy(policy: str, *gpus: str, prompt: int = 700) -> Desk:
@@ -129,6 +130,31 @@ def test_long_outputs_decode_on_the_fast_gpu_and_many_calls_spread() -> None:
         desk.reveal(f"v{number}", "b", expected=5)
     # Of short outputs the step time matters less than the link, on which transfers wait for each other.
     assert {d.decode_instance for d in desk.dispatched[1:]} >= {"d1", "d2"}
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "fcfs:least-loaded", "hexagent"])
+def test_an_instance_that_does_both_hands_over_to_itself_only(policy: str) -> None:
+    both = [instance(f"b{i}", "h200", Role.BOTH) for i in range(2)]
+    desk = Desk((*both, *prefills("a100"), *decodes("a100")), policy)
+    desk.start("w")
+    for number in range(6):
+        desk.reveal("w", f"n{number}", prompt=8_000)
+    assert len({d.prefill_instance for d in desk.dispatched}) >= 2
+    for dispatch in desk.dispatched:
+        pair = (dispatch.prefill_instance, dispatch.decode_instance)
+        assert pair in (("b0", "b0"), ("b1", "b1"), ("p0", "d0"))
+
+
+def test_a_slow_link_counts_in_the_predicted_finish() -> None:
+    """Moving 4,000 tokens of KV takes 50 ms at 25 GB/s and 1.3 s at 1 GB/s."""
+    slow = instance("d1", "h200", Role.DECODE, link=LinkSpec(1_000_000_000, 5_000))
+    desk = Desk((*prefills("h200"), *decodes("a100"), slow))
+    desk.start("w")
+    desk.reveal("w", "short", prompt=4_000, expected=10)
+    assert desk.dispatched[0].decode_instance == "d0"
+    desk.run(desk.dispatched[0], 5_000_000)
+    desk.reveal("w", "long", prompt=4_000, expected=500)
+    assert desk.dispatched[1].decode_instance == "d1"
 
 
 def test_small_prompts_share_a_batch_up_to_a_time() -> None:

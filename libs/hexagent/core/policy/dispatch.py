@@ -8,15 +8,13 @@ from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
 from hexagent.core.policy.order import IntArray, Order
 from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState
+from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.record import Candidate
 
-RESCORED_MAX = 64  # longer queues are scored once and sorted
-WALKED_MAX = 48  # calls a plan places before it stops looking for one that starts now
-BATCH_US_MAX = 200_000  # most time a prefill batch adds to its first call, and never more than the backlog
 _LAST = 1 << 62  # score of a call that is not placed in this plan
 
 
@@ -44,14 +42,16 @@ class PredictedFinish:
     instance that merely happens to be free. Planning stops when nothing can start any more.
     """
 
-    def __init__(self, estimator: Estimator) -> None:
+    def __init__(self, estimator: Estimator, profile: Profile) -> None:
         self._estimator = estimator
+        self._profile = profile
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
         if all(p.prefilling for p in topology.prefill):
             return Plan()
-        state = SimulatedState(topology, self._estimator, waiting, now_us, BATCH_US_MAX)
-        if order.projected and len(waiting) <= RESCORED_MAX:
+        placements = min(len(waiting), self._profile.walked_max)
+        state = SimulatedState(topology, self._estimator, waiting, now_us, self._profile.batch_us_max, placements)
+        if order.projected and len(waiting) <= self._profile.rescored_max:
             return self._rescored(order, state, waiting)
         return self._sorted(order, state, waiting)
 
@@ -60,7 +60,7 @@ class PredictedFinish:
         decisions: list[Decision] = []
         ages, every = waiting.ages(), slice(0, len(waiting))
         placed_rows = np.zeros(len(waiting), dtype=bool)
-        for position in range(1, min(len(waiting), WALKED_MAX) + 1):
+        for position in range(1, min(len(waiting), self._profile.walked_max) + 1):
             projected = state.project(every)
             finish_us = projected.finish_us.min(axis=1)
             scores = order.scores(ages, finish_us)
@@ -84,7 +84,7 @@ class PredictedFinish:
         if order.projected:
             finish_us = state.project(slice(0, len(waiting))).finish_us.min(axis=1)
         scores = order.scores(waiting.ages(), finish_us)
-        rows = np.argsort(scores, kind="stable")[:WALKED_MAX].tolist()
+        rows = np.argsort(scores, kind="stable")[: self._profile.walked_max].tolist()
         for position, row in enumerate(rows, 1):
             projected = state.project(slice(row, row + 1))
             if projected.finish_us.min() >= NEVER_US:
@@ -102,8 +102,9 @@ class LeastLoaded:
     """Each call joins the prefill instance with the fewest calls when it becomes ready, and decodes where the
     fewest calls are when its prefill starts: the load balance the paper's baselines seem to use."""
 
-    def __init__(self, estimator: Estimator) -> None:
+    def __init__(self, estimator: Estimator, profile: Profile) -> None:
         self._estimator = estimator
+        self._profile = profile
         self._assigned: dict[CallId, str] = {}
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
@@ -131,7 +132,7 @@ class LeastLoaded:
         """Start the first calls of one instance's queue as a batch. True if the next one found no room."""
         instance = topology.prefill[i]
         nominal_us = waiting.nominal_us(topology)[:, topology.kind_of[i]]
-        batch_us = min(BATCH_US_MAX, int(nominal_us[rows].sum()))
+        batch_us = min(self._profile.batch_us_max, int(nominal_us[rows].sum()))
         end_us, extra_us, tokens = now_us, 0, 0
         for row in rows:
             call = waiting.calls[row]

@@ -43,16 +43,22 @@ class SimulatedState:
     """Free times and reservations of a topology's instances, advanced as calls are placed in the plan.
 
     `batch_us` is the most time a prefill batch may add to its first call, and never more than the backlog of a
-    prefill instance.
+    prefill instance. At most `placements` calls are placed in it.
     """
 
     def __init__(
-        self, topology: Topology, estimator: Estimator, waiting: WaitingCalls, now_us: int, batch_us: int
+        self,
+        topology: Topology,
+        estimator: Estimator,
+        waiting: WaitingCalls,
+        now_us: int,
+        batch_us: int,
+        placements: int,
     ) -> None:
         self._topology, self._estimator, self._waiting = topology, estimator, waiting
         prefill, decode = topology.prefill, topology.decode
         columns = waiting.columns
-        self._prompt, self._output = columns[:, PROMPT], columns[:, OUTPUT]
+        self._prompt, self._steps = columns[:, PROMPT], columns[:, OUTPUT] - 1
         reserve = columns[:, RESERVE_PREDICTED, None]
         if topology.never_evicts.any():
             reserve = np.where(topology.never_evicts, columns[:, RESERVE_MAX, None], reserve)
@@ -61,13 +67,14 @@ class SimulatedState:
         speed = ints(estimator.speed_ppm(p.spec.instance_id)[0] for p in prefill)
         self._alone_us = waiting.nominal_us(topology)[:, topology.kind_of] * speed // PPM
         self._extra_us = np.maximum(self._alone_us - topology.floor_us * speed // PPM, 0)
+        self._shared_us = self._alone_us - self._extra_us  # saved by a call that joins a batch
         self._batch_us = min(batch_us, int(self._alone_us.min(axis=1).sum()) // len(prefill))
         self._free_us = ints(p.prefill_free(now_us) for p in prefill)
         self._idle = np.array([not p.prefilling for p in prefill], dtype=bool)
         self._startable = int(self._idle.sum())  # instances that could take a call that starts now
-        self._open = np.zeros(len(prefill), dtype=bool)  # a batch was begun there in this plan
-        self._batch_extra_us = np.zeros(len(prefill), dtype=np.int64)
-        self._batch_tokens = np.zeros(len(prefill), dtype=np.int64)
+        # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
+        self._headroom_us = np.full(len(prefill), -1, dtype=np.int64)
+        self._batch_room = np.zeros(len(prefill), dtype=np.int64)
         self._prefill_room = ints(p.kv_free_tokens for p in prefill)
         self._egress_us = ints(p.egress_free_us for p in prefill)
         self._decode_room = ints(d.kv_free_tokens for d in decode)
@@ -75,6 +82,13 @@ class SimulatedState:
         self._ingress_us = ints(d.ingress_us for d in decode)
         self._added = [(0, 0)] * len(decode)  # (calls, context tokens) placed in this plan
         self._step_us = ints(d.next_step_us(estimator) for d in decode)
+        # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
+        self._roomy = bool(
+            topology.pairs.all()
+            and self._prompt.max() * placements <= self._prefill_room.min()
+            and self._kv_tokens.max() * placements <= self._decode_room.min()
+            and self._slots.min() >= placements
+        )
 
     @property
     def any_startable(self) -> bool:
@@ -82,15 +96,13 @@ class SimulatedState:
         return self._startable > 0
 
     def _can_start(self, i: int) -> bool:
-        return bool(self._idle[i] or (self._open[i] and self._batch_extra_us[i] < self._batch_us))
+        return bool(self._idle[i] or self._headroom_us[i] > 0)
 
     def project(self, rows: slice) -> Projected:
         """Where the calls of these rows would finish if each were placed next."""
         prompt = self._prompt[rows, None]
-        extra_us = self._extra_us[rows]
-        joins = self._open & (self._batch_extra_us + extra_us <= self._batch_us)
-        joins &= self._batch_tokens + prompt <= self._topology.step_tokens
-        added_us = np.where(joins, extra_us, self._alone_us[rows])
+        joins = (self._extra_us[rows] <= self._headroom_us) & (prompt <= self._batch_room)
+        added_us = self._alone_us[rows] - self._shared_us[rows] * joins
         end_us = self._free_us + added_us
         leave_us = np.maximum(end_us, self._egress_us)
         decode_us = self._decode_us(rows)
@@ -99,14 +111,18 @@ class SimulatedState:
         else:
             pairs_us = decode_us[:, None, :] + self._transfer_us[rows]
             after_us = np.where(self._topology.pairs, pairs_us, NEVER_US).min(axis=2)
-        finish_us = np.minimum(leave_us + after_us, NEVER_US)
-        finish_us[prompt > self._prefill_room] = NEVER_US
+        finish_us = leave_us + after_us
+        if not self._roomy:
+            finish_us = np.minimum(finish_us, NEVER_US)
+            finish_us[prompt > self._prefill_room] = NEVER_US
         return Projected(joins, added_us, end_us, leave_us, decode_us, finish_us)
 
     def _decode_us(self, rows: slice) -> IntArray:
         # Transfers bound for D come in one at a time. When they will be ready is not known well enough to say which
         # goes first, so a call is taken to wait for all that have not ended.
-        decode_us = (self._output[rows, None] - 1) * self._step_us + self._ingress_us
+        decode_us: IntArray = self._steps[rows, None] * self._step_us + self._ingress_us
+        if self._roomy:
+            return decode_us
         fits = (self._kv_tokens[rows] <= self._decode_room) & (self._slots > 0)
         return np.where(fits, decode_us, NEVER_US)
 
@@ -156,7 +172,7 @@ class SimulatedState:
             self._topology.decode[j].spec.instance_id,
             end_us - int(projected.added_us[at, i]),
             end_us,
-            finish_us - (int(self._output[row]) - 1) * int(self._step_us[j]),
+            finish_us - int(self._steps[row]) * int(self._step_us[j]),
             finish_us,
         )
 
@@ -167,13 +183,13 @@ class SimulatedState:
         prompt = int(self._prompt[row])
         could = self._can_start(i)
         if projected.joins[at, i]:
-            self._batch_extra_us[i] += projected.added_us[at, i]
-            self._batch_tokens[i] += prompt
+            self._headroom_us[i] -= projected.added_us[at, i]
+            self._batch_room[i] -= prompt
         elif self._idle[i]:
-            self._open[i] = True
-            self._batch_tokens[i] = prompt
+            self._headroom_us[i] = self._batch_us
+            self._batch_room[i] = self._topology.step_tokens[i] - prompt
         else:
-            self._open[i] = False  # the plan goes on behind work that is not dispatched now
+            self._headroom_us[i] = -1  # the plan goes on behind work that is not dispatched now
         self._idle[i] = False
         self._startable -= could and not self._can_start(i)
         end_us = self._free_us[i] = projected.end_us[at, i]

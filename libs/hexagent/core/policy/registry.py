@@ -9,10 +9,11 @@ from hexagent.core.policy.dispatch import Dispatcher, LeastLoaded, PredictedFini
 from hexagent.core.policy.fcfs import Fcfs
 from hexagent.core.policy.hexagent import Hexagent
 from hexagent.core.policy.order import Order
+from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.policy.workflow_fcfs import WorkflowFcfs
 
 ORDERS: dict[str, Callable[[], Order]] = {"fcfs": Fcfs, "workflow-fcfs": WorkflowFcfs, "hexagent": Hexagent}
-DISPATCHERS: dict[str, Callable[[Estimator], Dispatcher]] = {
+DISPATCHERS: dict[str, Callable[[Estimator, Profile], Dispatcher]] = {
     "predicted-finish": PredictedFinish,
     "least-loaded": LeastLoaded,
 }
@@ -24,7 +25,7 @@ class Policy(NamedTuple):
     dispatcher: Dispatcher
 
 
-def policy_by_name(name: str, estimator: Estimator) -> Policy:
+def policy_by_name(name: str, estimator: Estimator, profile: Profile = DEFAULT) -> Policy:
     """The policy `ORDER` or `ORDER:DISPATCHER`; `NotFound` lists the known names."""
     order, _, dispatcher = name.partition(":")
     if order not in ORDERS or (dispatcher or "predicted-finish") not in DISPATCHERS:
@@ -34,4 +35,4 @@ def policy_by_name(name: str, estimator: Estimator) -> Policy:
             reason="UNKNOWN_POLICY",
             field="policy",
         )
-    return Policy(name, ORDERS[order](), DISPATCHERS[dispatcher or "predicted-finish"](estimator))
+    return Policy(name, ORDERS[order](), DISPATCHERS[dispatcher or "predicted-finish"](estimator, profile))

@@ -1,0 +1,40 @@
+"""The numbers policies are tuned by, from TOML: unknown keys and values out of range are refused by name."""
+
+import tomllib
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+from hexagent.core.errors import InvalidArgument
+
+_RANGES: Final = {"batch_us_max": (0, 60_000_000), "rescored_max": (0, 100_000), "walked_max": (1, 100_000)}
+
+
+class Profile(NamedTuple):
+    batch_us_max: int  # most time a prefill batch adds to its first call, 0..60 s; the backlog limits it further
+    rescored_max: int  # longest queue that is scored anew after each placement, 0..100,000 calls
+    walked_max: int  # calls a plan places before it stops looking for one that starts now, 1..100,000
+
+
+def parse_profile(text: str, source: str) -> Profile:
+    """A profile from TOML; keys that are absent keep their defaults.
+
+    `InvalidArgument` (BAD_PROFILE) names `source`, the key and what it may be.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _bad(source, "", f"not TOML: {error}") from error
+    for key, value in values.items():
+        if key not in _RANGES:
+            raise _bad(source, key, f"unknown key; known: {', '.join(_RANGES)}")
+        low, high = _RANGES[key]
+        if type(value) is not int or not low <= value <= high:
+            raise _bad(source, key, f"must be a whole number from {low} to {high}; got {value!r}")
+    return DEFAULT._replace(**values)
+
+
+def _bad(source: str, key: str, problem: str) -> InvalidArgument:
+    return InvalidArgument(f"{source}: {key or 'profile'}: {problem}", reason="BAD_PROFILE", field=key)
+
+
+DEFAULT: Final = Profile(**tomllib.loads((files("hexagent.core.policy") / "default.toml").read_text("utf-8")))
