@@ -6,6 +6,7 @@ from hexagent.api.scheduler.v1 import journal_pb2
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.instance.telemetry import Telemetry
+from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.scheduling.events import (
     CallProgress,
     InstanceCordoned,
@@ -31,6 +32,7 @@ class JournalHeader(NamedTuple):
     policy: str
     cluster: ClusterSpec
     version: str
+    profile: Profile = DEFAULT
 
 
 class JournalEntry(NamedTuple):
@@ -68,7 +70,9 @@ def journal_entry_to_bytes(entry: JournalEntry) -> bytes:
             message.started.CopyFrom(journal_pb2.Started(epoch=event.epoch, at_us=event.at_us))
         case JournalHeader():
             cluster = cluster_to_proto(event.cluster)
-            header = journal_pb2.JournalHeader(policy=event.policy, cluster=cluster, version=event.version)
+            header = journal_pb2.JournalHeader(
+                policy=event.policy, cluster=cluster, version=event.version, profile=event.profile._asdict()
+            )
             message.header.CopyFrom(header)
         case DecisionRecord():
             message.decision.CopyFrom(record_to_proto(event))
@@ -110,7 +114,8 @@ def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent | DecisionRec
             return Tick(message.tick.at_us)
         case "header":
             header = message.header
-            return JournalHeader(header.policy, cluster_from_proto(header.cluster), header.version)
+            profile = DEFAULT._replace(**{k: v for k, v in header.profile.items() if k in Profile._fields})
+            return JournalHeader(header.policy, cluster_from_proto(header.cluster), header.version, profile)
         case "decision":
             return record_from_proto(message.decision)
         case None:

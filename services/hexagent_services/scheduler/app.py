@@ -2,11 +2,13 @@
 
 import asyncio
 import uuid
+from pathlib import Path
 
 from hexagent import __version__
 from hexagent.api.scheduler.v1 import scheduler_service_pb2, scheduler_service_pb2_grpc
 from hexagent.api.worker.v1 import worker_service_pb2 as worker_pb
-from hexagent.core.errors import Aborted, AlreadyExists
+from hexagent.core.errors import Aborted, AlreadyExists, InvalidArgument
+from hexagent.core.policy.profile import DEFAULT, Profile, parse_profile
 from hexagent.core.scheduling.core import TICK_US, SchedulerCore
 from hexagent.core.scheduling.events import Started, Tick
 from hexagent.core.units import US_PER_S
@@ -41,11 +43,12 @@ async def main(app: App[SchedulerSettings]) -> None:
     await bus.ensure_streams(settings.stream_limits())
     record = await read_cluster_record(bus, settings.nats_connect_s)
     clock = ModelClock(record.origin_wall_ns, record.time_scale)
-    core = SchedulerCore(record.cluster, settings.policy)
+    profile = read_profile(settings.profile) if settings.profile else DEFAULT
+    core = SchedulerCore(record.cluster, settings.policy, profile)
     epoch = await next_epoch(bus)
     scheduler_id = f"scheduler-{epoch}-{uuid.uuid4().hex[:8]}"
     publisher, outboxes = Publisher(bus, scheduler_id, epoch), Outboxes()
-    journal = open_journal(settings, JournalHeader(settings.policy, record.cluster, __version__), epoch)
+    journal = open_journal(settings, JournalHeader(settings.policy, record.cluster, __version__, profile), epoch)
     app.at_stop(Stage.CLOSE, "journal", journal.close)
     driver = Driver(core, clock, outboxes, publisher, journal)
     loads: Loads = {}
@@ -89,6 +92,14 @@ def open_journal(settings: SchedulerSettings, header: JournalHeader, epoch: int)
     for path in earlier[: max(0, len(earlier) - settings.journals_kept)]:
         path.unlink(missing_ok=True)
     return JournalWriter(folder / f"scheduler-{epoch:08d}.journal", header, settings.journal_bytes_max)
+
+
+def read_profile(path: Path) -> Profile:
+    """`InvalidArgument` (NO_PROFILE, BAD_PROFILE) names the file and what is wrong with it."""
+    try:
+        return parse_profile(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {path}: {error}", reason="NO_PROFILE", field="profile") from error
 
 
 async def next_epoch(bus: Bus) -> int:

@@ -3,7 +3,7 @@
 import logging
 
 from hexagent.core.scheduling.core import SchedulerCore
-from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse, Unplaceable
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse, Shadowed
 from hexagent.core.scheduling.events import SchedulerEvent
 from hexagent.core.workflow.model import SegmentRef
 from hexagent.runtime.clock import Clock
@@ -50,8 +50,8 @@ class Driver:
             case Record():
                 self._journal.append(effect.record, now_us)
                 self._publisher.record(effect.record)
-            case Unplaceable():
-                log.warning("call %s waits: %s", effect.call, effect.reason)
+            case Shadowed():
+                log.debug("%s would have started %s, not %s", effect.policy, effect.would_make, effect.made)
 
     def _dispatch(self, effect: Dispatch, now_us: int) -> None:
         call_id = effect.ticket.call

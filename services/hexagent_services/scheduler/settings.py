@@ -1,5 +1,6 @@
 """Settings of the scheduler."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from hexagent.runtime.settings import Settings, setting
@@ -9,6 +10,7 @@ class SchedulerSettings(Settings):
     service: ClassVar[str] = "scheduler"
 
     policy: str = setting("hexagent", "", "Scheduling policy: ORDER or ORDER:DISPATCHER.", min_length=1)
+    profile: Path | None = setting(None, "", "TOML file of what policies are tuned by; absent: the shipped one.")
     agent_dead_after_s: float = setting(2.0, "s", "Wall time without an agent before its calls are retried.", gt=0)
     journal_bytes_max: int = setting(256 << 20, "bytes", "Size at which a journal ends.", ge=1 << 16)
     journals_kept: int = setting(4, "files", "Journals of earlier starts that are kept.", ge=0, le=1000)

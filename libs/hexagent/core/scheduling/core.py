@@ -6,12 +6,13 @@ from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import ClusterSpec, HandOff, Role
 from hexagent.core.instance.telemetry import Telemetry
-from hexagent.core.policy.dispatch import Decision
+from hexagent.core.policy.dispatch import Decision, Plan
+from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.policy.registry import Policy, policy_by_name
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
 from hexagent.core.scheduling.calls import Call
-from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, Choice, Dispatch, Effect, Record, Shadowed
 from hexagent.core.scheduling.events import (
     CallProgress,
     HeldTicket,
@@ -34,15 +35,23 @@ class SchedulerCore:
     """Owns the projection, the ledger and the queue of ready calls of one cluster.
 
     Nothing is dispatched before `Started`, so that attempts which agents still hold are adopted, not repeated.
+    The policies of `shadows` plan on the same state whenever `policy` does, and only say where they differ.
     """
 
-    def __init__(self, cluster: ClusterSpec, policy: str) -> None:
+    def __init__(
+        self,
+        cluster: ClusterSpec,
+        policy: str,
+        profile: Profile = DEFAULT,
+        shadows: tuple[tuple[str, Profile], ...] = (),
+    ) -> None:
         self.estimator = Estimator(cluster)
         self.projection = Projection(self.estimator)
         self.ledger = Ledger()
         self.waiting: dict[str, WaitingCalls] = {}  # by model: ready, not dispatched, not paused
         self.epoch = 0  # 0 = not started
-        self.policy: Policy = policy_by_name(policy, self.estimator)
+        self.policy: Policy = policy_by_name(policy, self.estimator, profile)
+        self._shadows = tuple(policy_by_name(name, self.estimator, tuned) for name, tuned in shadows)
         self._topologies: dict[str, Topology] = {}  # by model, until instances change
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
         self._held: dict[CallId, HeldTicket] = {}  # reported by agents before their call was known
@@ -241,6 +250,10 @@ class SchedulerCore:
             if not topology.prefill or not topology.decode:
                 continue
             plan = self.policy.dispatcher.plan(self.policy.order, topology, waiting, now_us)
+            for shadow in self._shadows:
+                other = shadow.dispatcher.plan(shadow.order, topology, waiting, now_us)
+                if _choices(other) != _choices(plan):
+                    effects.append(Shadowed(shadow.name, now_us, _choices(plan), _choices(other)))
             if plan.starved:
                 self._starved.add(model)
             else:
@@ -302,6 +315,13 @@ class SchedulerCore:
             reserve_output_tokens=attempt.reserve_output_tokens,
             snapshot_revision=self.estimator.snapshot.revision,
         )
+
+
+def _choices(plan: Plan) -> tuple[Choice, ...]:
+    return tuple(
+        Choice(d.placed.call.call_id, d.placed.chosen.prefill_instance, d.placed.chosen.decode_instance)
+        for d in plan.decisions
+    )
 
 
 def _cancel(attempt: Attempt, reason: str) -> CancelAttempt:

@@ -46,11 +46,21 @@ class Record(NamedTuple):
     record: DecisionRecord
 
 
-class Unplaceable(NamedTuple):
-    """Diagnostic: a ready call fits no instance that is up; it waits."""
+class Choice(NamedTuple):
+    """A call that a plan would start now, and where."""
 
     call: CallId
-    reason: str
+    prefill_instance: str
+    decode_instance: str
 
 
-Effect = Dispatch | Bind | CancelAttempt | Refuse | Record | Unplaceable
+class Shadowed(NamedTuple):
+    """Diagnostic: at this point another policy would have started other calls, or the same ones elsewhere."""
+
+    policy: str
+    at_us: int
+    made: tuple[Choice, ...]
+    would_make: tuple[Choice, ...]
+
+
+Effect = Dispatch | Bind | CancelAttempt | Refuse | Record | Shadowed

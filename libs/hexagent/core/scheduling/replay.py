@@ -1,11 +1,13 @@
 """Deciding again from a journal's inputs: the same policy must decide the same."""
 
+from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from hexagent.core.instance.spec import ClusterSpec
+from hexagent.core.policy.profile import Profile
 from hexagent.core.scheduling.core import SchedulerCore
-from hexagent.core.scheduling.effects import Record
+from hexagent.core.scheduling.effects import Record, Shadowed
 from hexagent.core.scheduling.events import SchedulerEvent
 from hexagent.core.scheduling.record import DecisionRecord
 
@@ -21,28 +23,38 @@ class Replayed(NamedTuple):
     inputs: int
     decisions: int  # in the journal
     differences: tuple[Difference, ...]
+    shadowed: tuple[Shadowed, ...]  # where the other policies would have done something else
 
 
 def replay(
-    cluster: ClusterSpec, policy: str, entries: Iterable[tuple[int, SchedulerEvent | DecisionRecord]]
+    cluster: ClusterSpec,
+    policy: str,
+    profile: Profile,
+    entries: Iterable[tuple[int, SchedulerEvent | DecisionRecord]],
+    others: tuple[tuple[str, Profile], ...] = (),
 ) -> Replayed:
     """Feed the inputs to a fresh core and hold its decisions against the recorded ones, pair by pair.
 
-    `entries` are (model time, input or recorded decision) in the order of the journal.
+    `entries` are (model time, input or recorded decision) in the order of the journal. `others` are policies and
+    profiles that plan at the same points on the same state: what they would have done instead, history staying
+    as it was.
     """
-    core = SchedulerCore(cluster, policy)
-    made: list[DecisionRecord] = []
+    core = SchedulerCore(cluster, policy, profile, others)
+    made: deque[DecisionRecord] = deque()
     differences: list[Difference] = []
+    shadowed: list[Shadowed] = []
     inputs = decisions = 0
     for now_us, entry in entries:
         if isinstance(entry, DecisionRecord):
             decisions += 1
-            again = made.pop(0) if made else None
+            again = made.popleft() if made else None
             if again != entry:
                 differences.append(Difference(entry, again))
             continue
-        differences += [Difference(None, extra) for extra in made]
         inputs += 1
-        made = [e.record for e in core.handle(entry, now_us) if isinstance(e, Record)]
+        differences += [Difference(None, extra) for extra in made]
+        effects = core.handle(entry, now_us)
+        made = deque(e.record for e in effects if isinstance(e, Record))
+        shadowed += [e for e in effects if isinstance(e, Shadowed)]
     differences += [Difference(None, extra) for extra in made]
-    return Replayed(inputs, decisions, tuple(differences))
+    return Replayed(inputs, decisions, tuple(differences), tuple(shadowed))
