@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from hexagent.core.errors import HexagentError, InvalidArgument, Unavailable
+from hexagent.core.errors import InvalidArgument, Unavailable
 from hexagent.runtime import subjects
 from hexagent.runtime.feed import Feed, Message, Position, stream_missing
 from hexagent.runtime.kv import KvBucket
@@ -78,6 +78,7 @@ class Bus:
         async def on_disconnected() -> None:
             if bus is not None and not bus._closing:
                 log.warning("the connection to NATS is lost")
+                bus._publisher.hold()
 
         async def on_error(error: Exception) -> None:
             log.info("nats: %r", error)
@@ -168,9 +169,10 @@ class Bus:
         """Send one message and return at once with a future of its sequence; waits only when too many are in flight.
 
         A message is sent again until acknowledged. With `msg_id` it is stored once; without, a lost answer may
-        store it twice. `expected_sequence`: the last sequence of this very subject, 0 for none; give a `msg_id`
-        too, else a second sending fails on the first. The future fails with Unavailable (BUS_UNAVAILABLE),
-        Aborted (WRONG_SEQUENCE), ResourceExhausted (MESSAGE_TOO_LARGE, STREAM_FULL) or Internal (BUS_REFUSED).
+        store it twice. `expected_sequence`: the last sequence of this very subject, 0 for none; without a `msg_id`
+        beside it a message whose answer was lost counts as refused. The future fails with Unavailable
+        (BUS_UNAVAILABLE), Aborted (WRONG_SEQUENCE), ResourceExhausted (MESSAGE_TOO_LARGE, STREAM_FULL) or Internal
+        (BUS_REFUSED).
         """
         if msg_id is not None or expected_sequence is not None:
             headers = dict(headers or {})
@@ -322,10 +324,7 @@ class Bus:
             await asyncio.sleep(self._options.reconnect_wait_s)
 
     async def _on_reconnected(self) -> None:
-        try:
-            await self._publisher.resend()
-        except HexagentError as error:
-            log.warning("sending again failed: %s", error)
+        await self._publisher.resend()
         for feed in self._feeds.values():
             feed.mark_stale()
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 import grpc
@@ -38,38 +38,48 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """A channel to `host:port`; it connects at its first use and again whenever the connection is lost.
 
-    Unary RPCs of the named services get `deadline_s` seconds of wall time where a call sets no timeout, and are sent
-    again up to four times while the server is UNAVAILABLE: every mutation carries a request id or a ticket, so a
-    second sending changes nothing. `no_retry` names methods exempt from that. Streams get neither.
+    Unary RPCs get `deadline_s` seconds of wall time where a call sets no `timeout`; streams have none. Unary RPCs of
+    the named services are sent again up to four times while the server is UNAVAILABLE: every mutation carries a
+    request id or a ticket, so a second sending changes nothing. `no_retry` names methods exempt from that.
     """
     options: list[tuple[str, int | str]] = list(_OPTIONS)
-    options.append(("grpc.service_config", service_config(services, deadline_s, no_retry)))
-    return grpc.aio.insecure_channel(address, options=options)
+    options.append(("grpc.service_config", service_config(services, no_retry)))
+    channel = grpc.aio.insecure_channel(address, options=options)
+    # Not by the service config: gRPC's core ends calls by a timeout from there up to two seconds early.
+    channel.unary_unary = _with_deadline(channel.unary_unary, deadline_s)  # type: ignore[method-assign]
+    return channel
 
 
-def service_config(services: Collection[ServiceDescriptor], deadline_s: float, no_retry: Collection[str]) -> str:
-    """gRPC's JSON form of the deadlines and retries of unary methods."""
-    once: list[dict[str, str]] = []
-    again: list[dict[str, str]] = []
-    for service in services:
-        for method in service.methods:
-            if not (method.client_streaming or method.server_streaming):
-                name = {"service": service.full_name, "method": method.name}
-                (once if method.name in no_retry else again).append(name)
-    timeout = f"{deadline_s:.3f}s"
-    configs: list[dict[str, Any]] = []
-    if once:
-        configs.append({"name": once, "timeout": timeout})
-    if again:
-        retry = {
-            "maxAttempts": RETRIES_MAX + 1,
-            "initialBackoff": "0.05s",
-            "maxBackoff": "1s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        }
-        configs.append({"name": again, "timeout": timeout, "retryPolicy": retry})
-    return json.dumps({"methodConfig": configs})
+def _with_deadline(unary_unary: Callable[..., Any], deadline_s: float) -> Callable[..., Any]:
+    """`Channel.unary_unary` whose methods have a default timeout."""
+
+    def method(*arguments: Any, **options: Any) -> Callable[..., Any]:
+        call = unary_unary(*arguments, **options)
+
+        def start(request: Any, *, timeout: float | None = None, **more: Any) -> Any:
+            return call(request, timeout=deadline_s if timeout is None else timeout, **more)
+
+        return start
+
+    return method
+
+
+def service_config(services: Collection[ServiceDescriptor], no_retry: Collection[str] = ()) -> str:
+    """gRPC's JSON form of the retries of unary methods."""
+    names = [
+        {"service": service.full_name, "method": method.name}
+        for service in services
+        for method in service.methods
+        if not (method.client_streaming or method.server_streaming or method.name in no_retry)
+    ]
+    retry = {
+        "maxAttempts": RETRIES_MAX + 1,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": retry}] if names else []})
 
 
 async def await_ready(channel: grpc.aio.Channel, address: str, timeout_s: float) -> None:

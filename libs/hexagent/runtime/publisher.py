@@ -3,10 +3,11 @@
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Final
 
 import nats.errors
+import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -18,6 +19,7 @@ ACK_WAIT_S: Final = 2.0  # a message without an answer is sent again after this
 RESEND_CHECK_S: Final = 0.1  # how often unanswered and refused messages are looked at
 
 _WRONG_LAST_SEQUENCE: Final = (10071, 10164)
+_MESSAGE_ID: Final = "Nats-Msg-Id"
 _TOO_LARGE: Final = 10054
 _STREAM_FULL: Final = (10077, 10047)  # maximum bytes exceeded, insufficient storage
 
@@ -25,7 +27,7 @@ _STREAM_FULL: Final = (10077, 10047)  # maximum bytes exceeded, insufficient sto
 class _Flight:
     """A message on its way."""
 
-    __slots__ = ("data", "deadline_s", "future", "headers", "resend_at_s", "subject")
+    __slots__ = ("data", "deadline_s", "future", "headers", "resend_at_s", "sent", "subject")
 
     def __init__(
         self,
@@ -41,6 +43,11 @@ class _Flight:
         self.future = future
         self.deadline_s = deadline_s
         self.resend_at_s = 0.0  # loop time
+        self.sent = 0  # times
+
+    def may_be_stored(self) -> bool:
+        """Whether it was sent before and can be told from others."""
+        return self.sent > 1 and _MESSAGE_ID in (self.headers or {})
 
 
 class AckedPublisher:
@@ -52,9 +59,13 @@ class AckedPublisher:
 
     def __init__(self, connection: Client, in_flight_max: int) -> None:
         self._connection = connection
+        self._jetstream = connection.jetstream(timeout=ACK_WAIT_S)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(in_flight_max)
         self._flights: dict[str, _Flight] = {}
         self._next = 0
+        self._held = False
+        self._losses = 0  # of the connection
         self._inbox = ""
         self._watcher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -94,10 +105,29 @@ class AckedPublisher:
             raise
         return flight.future
 
+    def hold(self) -> None:
+        """Send nothing until `resend`; called when the connection is lost.
+
+        What nats-py still has in its buffer would arrive ahead of what was lost on the wire, and what is sent
+        between its reconnection and `resend` likewise. All of it is in flight here, so the buffer is dropped.
+        """
+        self._held = True
+        self._losses += 1
+        self._connection._pending.clear()
+        self._connection._pending_data_size = 0
+
     async def resend(self) -> None:
         """Send all unanswered messages again, in order; called when a connection is back."""
-        for token, flight in list(self._flights.items()):
-            await self._write(token, flight)
+        loss, last = self._losses, 0
+        while flights := [(token, flight) for token, flight in self._flights.items() if int(token) > last]:
+            for token, flight in flights:
+                try:
+                    await self._transmit(token, flight)
+                except HexagentError as error:
+                    self._fail(token, flight, error)
+            last = int(flights[-1][0])
+        if loss == self._losses:  # else the connection was lost meanwhile, and this begins again
+            self._held = False
 
     async def flush(self, deadline_s: float) -> None:
         """Wait until every message is answered. `Unavailable` if that takes longer than `deadline_s`."""
@@ -117,9 +147,14 @@ class AckedPublisher:
             self._fail(token, flight, _unavailable(flight.subject))
 
     async def _write(self, token: str, flight: _Flight) -> None:
+        if self._connection.is_closed or self._connection.is_draining:
+            raise _unavailable(flight.subject)
+        if self._connection.is_connected and not self._held:  # else `resend` follows when the connection is back
+            await self._transmit(token, flight)
+
+    async def _transmit(self, token: str, flight: _Flight) -> None:
+        flight.sent += 1
         flight.resend_at_s = self._loop.time() + ACK_WAIT_S
-        if not self._connection.is_connected:
-            return  # `resend` follows when the connection is back
         try:
             await self._connection.publish(flight.subject, flight.data, self._inbox + token, flight.headers)
         except nats.errors.MaxPayloadError:
@@ -131,6 +166,8 @@ class AckedPublisher:
             ) from None
         except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError):
             raise _unavailable(flight.subject) from None
+        except nats.errors.OutboundBufferLimitError:
+            return  # lost again, and the buffer is full; `resend` follows
         raise_if_cancelled()
 
     async def _on_answer(self, message: Msg) -> None:
@@ -150,6 +187,10 @@ class AckedPublisher:
         if error is None:
             self._land(token)
             flight.future.set_result(answer["seq"])
+        elif (
+            error.get("err_code") in _WRONG_LAST_SEQUENCE and flight.sent > 1 and _MESSAGE_ID in (flight.headers or {})
+        ):
+            self._start(self._settle_conflict(token, flight, error))
         elif error.get("code") == 503 and error.get("err_code") not in _STREAM_FULL:
             flight.resend_at_s = self._loop.time() + RESEND_CHECK_S
         else:
@@ -170,6 +211,33 @@ class AckedPublisher:
                         await self._write(token, flight)
                     except HexagentError as error:
                         self._fail(token, flight, error)
+
+    async def _settle_conflict(self, token: str, flight: _Flight, error: Mapping[str, object]) -> None:
+        """Find out what a wrong sequence means for a message that was sent twice.
+
+        The server looks at the sequence before it looks at the id, so a second sending is refused where the first
+        was stored. The last message of the subject tells: it carries the id.
+        """
+        try:
+            stream = await self._jetstream.find_stream_name_by_subject(flight.subject)
+            last = await self._jetstream.get_msg(stream, subject=flight.subject)
+        except nats.js.errors.NotFoundError:
+            self._fail(token, flight, _refused(flight, error))
+            return
+        except (nats.errors.Error, TimeoutError):
+            flight.resend_at_s = self._loop.time() + RESEND_CHECK_S  # ask once more
+            return
+        headers = flight.headers or {}
+        if (last.headers or {}).get(_MESSAGE_ID) != headers[_MESSAGE_ID]:
+            self._fail(token, flight, _refused(flight, error))
+        elif not flight.future.done():
+            self._land(token)
+            flight.future.set_result(last.seq or 0)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _land(self, token: str) -> None:
         if self._flights.pop(token, None) is not None:
