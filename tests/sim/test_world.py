@@ -1,6 +1,7 @@
 """Whole simulated runs: everything completes, in order, the same each time, and `hexagent` is worth having."""
 
 import os
+import pathlib
 import subprocess
 import sys
 from statistics import mean
@@ -14,6 +15,7 @@ from hexagent.sim.metrics import summary
 from hexagent.sim.workloads.generators import GENERATORS, generate
 from hexagent.sim.workloads.model import ScriptedWorkflow, Segment, WorkItem, Workload
 from hexagent.sim.workloads.options import Options
+from hexagent.sim.workloads.trace import TraceOptions, read_trace
 from hexagent.sim.world import RunResult, World
 
 POLICIES = [
@@ -55,6 +57,12 @@ def test_every_workflow_completes(name: str, policy: str) -> None:
         assert world.tracker.history.record(script.workflow_id).graph.status is WorkflowStatus.COMPLETED
     assert not world.scheduler.ledger.attempts
     assert not world.scheduler.projection.workflows
+
+
+def test_recorded_workflows_complete(traces_dir: pathlib.Path) -> None:
+    for path in sorted(traces_dir.glob("*.jsonl")):
+        result = run(read_trace(path, TraceOptions(limit=3)))
+        assert [row.status for row in result.rows] == ["COMPLETED"] * 3
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))
