@@ -18,6 +18,7 @@ from hexagent.core.scheduling.core import TICK_US, SchedulerCore
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
 from hexagent.core.scheduling.events import CallProgress, InstanceUp, SchedulerEvent, Started, Tick
 from hexagent.core.scheduling.projection import solo_cost_us
+from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.core.workflow import commands
 from hexagent.core.workflow.commands import Command, Publish
 from hexagent.core.workflow.description import horizon_of
@@ -31,6 +32,8 @@ from hexagent.sim.metrics import WorkflowRow
 from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
 
 SNAPSHOT_PERIOD_US = 1_000_000
+
+Journal = Callable[[SchedulerEvent | DecisionRecord, int], None]
 _JSON = JSONEncoder(default=bytes.hex, separators=(",", ":"), check_circular=False)
 
 
@@ -44,7 +47,10 @@ class RunResult(NamedTuple):
 
 
 class World:
-    """A cluster, a workload and a policy; `seed` draws the hidden truth of the instances."""
+    """A cluster, a workload and a policy; `seed` draws the hidden truth of the instances.
+
+    `journal` is told what the scheduler handles and decides, as a live scheduler's journal is.
+    """
 
     def __init__(
         self,
@@ -54,6 +60,7 @@ class World:
         seed: int,
         latency: Latency = Latency(),
         snapshot_period_us: int = SNAPSHOT_PERIOD_US,
+        journal: Journal | None = None,
     ) -> None:
         cluster = cluster._replace(seed=seed)
         self.tracker = Tracker(Limits(), _catalog(cluster, workload))
@@ -62,6 +69,7 @@ class World:
         self.fleet = Fleet(cluster, latency, self.schedule, self._progress, self._outcome)
         self.now_us = 0
         self.events = 0
+        self._journal = journal
         self._latency = latency
         self._snapshot_period_us = snapshot_period_us
         self._model = cluster.models[0]
@@ -199,6 +207,11 @@ class World:
 
     def _tell_scheduler(self, event: SchedulerEvent) -> None:
         effects = self.scheduler.handle(event, self.now_us)
+        if self._journal is not None:
+            self._journal(event, self.now_us)
+            for effect in effects:
+                if isinstance(effect, Record):
+                    self._journal(effect.record, self.now_us)
         if effects:
             self._act(effects)
 
