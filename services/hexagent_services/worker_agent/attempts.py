@@ -42,7 +42,7 @@ PERMANENT: Final = frozenset({"KV_TOO_SMALL", "NO_LOCAL_PREFILL"})  # no other a
 class LiveAttempt:
     """One ticket on this agent."""
 
-    __slots__ = ("bound", "decode_instance", "engine", "phase", "request", "spec", "task", "ticket")
+    __slots__ = ("bound", "decode_instance", "engine", "phase", "request", "spec", "task", "ticket", "unbound")
 
     def __init__(self, spec: Attempt, engine: Engine, phase: Phase) -> None:
         self.ticket = spec.ticket
@@ -51,6 +51,7 @@ class LiveAttempt:
         self.phase = phase
         self.decode_instance = ""
         self.request: EngineRequest | None = None
+        self.unbound = ""  # why nobody decodes it yet, while it waits to be bound
         self.bound: asyncio.Queue[tuple[str, str]] = asyncio.Queue()  # (decode instance, its agent's address)
         self.task: asyncio.Task[None] | None = None
 
@@ -172,6 +173,17 @@ class Attempts:
                 self._live.pop((ticket, request.from_instance), None)
             yield piece
 
+    def report_unbound(self) -> None:
+        """Say again which attempts wait to be bound: a scheduler that attaches has not heard it."""
+        for attempt in self._live.values():
+            if attempt.unbound:
+                self._report_unbound(attempt)
+
+    def _report_unbound(self, attempt: LiveAttempt) -> None:
+        now_us = self._clock.now_us()
+        phase = Phase.HAND_OFF_REFUSED
+        self._reports.progress(attempt.ticket, phase, attempt.instance_id, now_us, reason=attempt.unbound)
+
     def held(self) -> tuple[HeldTicket, ...]:
         """What this agent has, for a scheduler that attaches."""
         return tuple(
@@ -288,14 +300,10 @@ class Attempts:
                 reason = await self._peers.hand_off(address, offer)
                 if not reason:
                     return
-                self._reports.progress(
-                    attempt.ticket,
-                    Phase.HAND_OFF_REFUSED,
-                    attempt.instance_id,
-                    self._clock.now_us(),
-                    reason=reason,
-                )
+                attempt.unbound = reason
+                self._report_unbound(attempt)
             decode_instance, address = await attempt.bound.get()
+            attempt.unbound = ""
 
     def _hand_off(
         self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled, decode_instance: str

@@ -15,18 +15,24 @@ class Reports:
         self._pending: list[worker_service_pb2.Report] = []
         self._wake = asyncio.Event()
         self._session = 0
+        self._attached = False
 
     def open(self) -> int:
         """Begin a session; an earlier one gets nothing any more. Returns its number for `next_batch`."""
-        self._session += 1
-        self._pending.clear()
-        self._wake.set()
+        self._attached = True
+        self._next_session()
         return self._session
 
     def close(self, session: int) -> None:
         """End a session; nothing happens to a later one."""
         if session == self._session:
-            self.open()
+            self._attached = False
+            self._next_session()
+
+    def _next_session(self) -> None:
+        self._session += 1
+        self._pending.clear()
+        self._wake.set()
 
     async def next_batch(self, session: int) -> list[worker_service_pb2.Report] | None:
         """Everything reported since the last batch, at least one; None once the session is over."""
@@ -49,7 +55,7 @@ class Reports:
         output_tokens: int = 0,
         reason: str = "",
     ) -> None:
-        if not self._session:
+        if not self._attached:
             return
         progress = CallProgress(ticket, phase, instance_id, at_us, cached_tokens, output_tokens, reason)
         self._pending.append(worker_service_pb2.Report(progress=progress_to_proto(progress)))

@@ -53,6 +53,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         session = self._agent.attach(first.hello.epoch, first.HasField("hello"))
         log.info("scheduler %s attached with epoch %d", first.hello.scheduler_id, first.hello.epoch)
         yield pb.SessionResponse(welcome=self._welcome())
+        self._agent.attempts.report_unbound()
         reader = asyncio.create_task(self._read(requests, session))
         try:
             while (reports := await self._agent.reports.next_batch(session)) is not None:

@@ -6,13 +6,23 @@ from typing import Final, NamedTuple
 
 from hexagent.core.errors import InvalidArgument
 
-_RANGES: Final = {"batch_us_max": (0, 60_000_000), "rescored_max": (0, 100_000), "walked_max": (1, 100_000)}
+_RANGES: Final = {
+    "batch_us_max": (0, 60_000_000),
+    "rescored_max": (0, 100_000),
+    "walked_max": (1, 100_000),
+    "stuck_factor": (1, 1_000),
+    "stuck_us": (1_000_000, 86_400_000_000),
+    "suspect_us": (0, 86_400_000_000),
+}
 
 
 class Profile(NamedTuple):
     batch_us_max: int  # most time a prefill batch adds to its first call, 0..60 s; the backlog limits it further
     rescored_max: int  # longest queue that is scored anew after each placement, 0..100,000 calls
     walked_max: int  # calls a plan places before it stops looking for one that starts now, 1..100,000
+    stuck_factor: int  # an attempt is stuck after this many times its longest predicted run, 1..1,000
+    stuck_us: int  # and this much time, 1 s..1 day
+    suspect_us: int  # how long the instance of a stuck attempt gets no new calls, 0..1 day
 
 
 def parse_profile(text: str, source: str) -> Profile:

@@ -51,6 +51,7 @@ class SchedulerCore:
         self.waiting: dict[str, WaitingCalls] = {}  # by model: ready, not dispatched, not paused
         self.epoch = 0  # 0 = not started
         self.policy: Policy = policy_by_name(policy, self.estimator, profile)
+        self._profile = profile
         self._shadows = tuple(policy_by_name(name, self.estimator, tuned) for name, tuned in shadows)
         self._topologies: dict[str, Topology] = {}  # by model, until instances change
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
@@ -79,6 +80,7 @@ class SchedulerCore:
                 self._start(event.epoch)
                 plan = True
             case Tick():
+                self._look_for_stuck(now_us, effects)
                 plan = True
             case _:
                 change = self.projection.apply(event, now_us)
@@ -216,6 +218,7 @@ class SchedulerCore:
         attempt = Attempt(held.ticket, call, prefill, decode, held.reserve_output_tokens)
         self._attempts[call.call_id] = attempt
         self.ledger.dispatched(attempt, call.ready_us, 0)
+        attempt.give_up_us = self._stuck_us(attempt, call.ready_us, call.ready_us)
         if held.phase >= Phase.PREFILLED:
             self.ledger.prefill_ended(attempt, call.ready_us)
         if held.phase >= Phase.DECODING:
@@ -232,6 +235,27 @@ class SchedulerCore:
             effects.append(_cancel(attempt, "INSTANCE_DOWN"))
             self._retry(attempt)
         return True
+
+    def _look_for_stuck(self, now_us: int, effects: list[Effect]) -> None:
+        """Retry attempts of which nothing was heard for too long, away from where they got stuck."""
+        for attempt in list(self.ledger.attempts.values()):
+            if attempt.give_up_us <= now_us:
+                culprit = attempt.decode if attempt.phase >= Phase.PREFILLED else attempt.prefill
+                culprit.suspect_until_us = now_us + self._profile.suspect_us
+                effects.append(_cancel(attempt, "STUCK"))
+                self._retry(attempt)
+        for instance in self.ledger.instances.values():
+            if instance.suspect_until_us and instance.suspect_until_us <= now_us:
+                instance.suspect_until_us = 0
+                self._topologies.clear()
+        if effects:
+            self._topologies.clear()
+
+    def _stuck_us(self, attempt: Attempt, finish_us: int, now_us: int) -> int:
+        """When to give up: far behind the predicted finish of the longest output the call may have, in a full batch."""
+        step_us = attempt.decode.decode_step_us(self.estimator, attempt.decode.spec.max_batch, 0)
+        longest_us = finish_us - now_us + attempt.call.max_tokens * step_us
+        return now_us + self._profile.stuck_factor * longest_us + self._profile.stuck_us
 
     def _cordon(self, event: InstanceCordoned) -> bool:
         instance = self.ledger.instances.get(event.instance_id)
@@ -278,6 +302,7 @@ class SchedulerCore:
         self._dequeue(call)
         self._attempts[call.call_id] = attempt
         self.ledger.dispatched(attempt, chosen.prefill_end_us, placed.transfer_us)
+        attempt.give_up_us = self._stuck_us(attempt, chosen.finish_us, now_us)
         place = (decision.position, waiting)
         record = self._record(DecisionKind.DISPATCH, attempt, chosen, placed.others, score, place, now_us)
         effects.append(

@@ -14,6 +14,7 @@ class Attempt:
     __slots__ = (
         "call",
         "decode",
+        "give_up_us",
         "kv_tokens",
         "phase",
         "prefill",
@@ -35,6 +36,7 @@ class Attempt:
         self.phase = Phase.ACCEPTED
         self.prefill_end_us = 0  # predicted, then measured
         self.transfer_us = 0  # predicted time KV occupies the decode side's link
+        self.give_up_us = 0  # without an end by then it counts as lost
 
 
 class Instance:
@@ -53,6 +55,7 @@ class Instance:
         "reserved_tokens",
         "spec",
         "step",
+        "suspect_until_us",
         "up",
     )
 
@@ -61,6 +64,7 @@ class Instance:
         self.profile: EngineProfile = PROFILES[spec.profile]
         self.up = False
         self.cordoned = False
+        self.suspect_until_us = 0  # an attempt got stuck here: no new calls until then
         self.prefilling: dict[Ticket, Attempt] = {}
         self.decoding: dict[Ticket, Attempt] = {}  # bound here: waiting, in flight or decoding
         self.prefill_free_us = 0  # predicted end of the prefill work dispatched here
@@ -73,7 +77,7 @@ class Instance:
 
     @property
     def usable(self) -> bool:
-        return self.up and not self.cordoned
+        return self.up and not self.cordoned and not self.suspect_until_us
 
     def prefill_free(self, now_us: int) -> int:
         """When a call dispatched now could start: an overdue prediction counts as any moment now."""
