@@ -6,10 +6,12 @@ from typing import Final, NamedTuple
 from rich.table import Table
 
 from hexagent.cli.attainment import picture
+from hexagent.cli.failures import usage
 from hexagent.cli.report import Row, console, error_console, shown
 from hexagent.cli.run import RunOptions, all_completed, on_own_stack
 from hexagent.cli.runner import Run, RunProgress, overhead_note
-from hexagent.cli.stack import StackOptions
+from hexagent.cli.stack import LocalStack, StackOptions
+from hexagent.core.errors import NotFound
 from hexagent.sim.metrics import summary
 from hexagent.sim.workloads.generators import generate
 from hexagent.sim.workloads.model import ScriptedWorkflow, Workload
@@ -74,18 +76,12 @@ def _with_longer_prompts(workflow: ScriptedWorkflow) -> ScriptedWorkflow:
 async def run_demo(options: DemoOptions) -> Mapping[str, Run]:
     """Each policy in turn, on a fresh stack of its own."""
     errors = error_console()
+    stacks = {policy: _stack(options, policy) for policy in options.policies}
     workload = demo_workload(options.seed, options.quick)
     _introduce(options, workload)
     runs: dict[str, Run] = {}
-    for number, policy in enumerate(options.policies, 1):
-        title = f"{policy} ({number}/{len(options.policies)})"
-        stack = StackOptions(
-            cluster=options.cluster,
-            policy=policy,
-            time_scale=options.time_scale,
-            seed=options.seed,
-            prefix_cache=options.prefix_cache,
-        )
+    for number, (policy, stack) in enumerate(stacks.items(), 1):
+        title = f"{policy} ({number}/{len(stacks)})"
         run = await on_own_stack(RunOptions(stack), workload, RunProgress(title, errors))
         runs[policy] = run
         s = summary(run.rows)
@@ -94,6 +90,22 @@ async def run_demo(options: DemoOptions) -> Mapping[str, Run]:
             f" req95 {shown(s.req95)}"
         )
     return runs
+
+
+def _stack(options: DemoOptions, policy: str) -> StackOptions:
+    """Checked before anything runs: a name that is wrong must not cost the runs before it."""
+    stack = StackOptions(
+        cluster=options.cluster,
+        policy=policy,
+        time_scale=options.time_scale,
+        seed=options.seed,
+        prefix_cache=options.prefix_cache,
+    )
+    try:
+        LocalStack(stack, error_console().print)
+    except NotFound as error:
+        raise usage("policies", error.message) from None
+    return stack
 
 
 def demo_rows(runs: Mapping[str, Run]) -> list[Row]:
@@ -128,7 +140,7 @@ def show_demo(runs: Mapping[str, Run]) -> None:
     out.print(_table(demo_rows(runs)))
     out.print(picture({policy: [row.stretch for row in run.rows] for policy, run in runs.items()}))
     out.print()
-    longest = max(runs.values(), key=lambda run: run.return_us)
+    longest = max(runs.values(), key=lambda run: run.return_us or 0.0)
     out.print(overhead_note(longest), style="dim")
     if gains := gain_text(demo_rows(runs)):
         out.print(gains, style="bold green" if not gains.startswith("No gain") else "bold yellow")

@@ -111,10 +111,10 @@ def _candidate_row(name: str, candidate: Candidate) -> Row:
         "placement": name,
         "prefill": candidate.prefill_instance,
         "decode": candidate.decode_instance,
-        "prefill_start_s": _seconds(candidate.prefill_start_us),
-        "prefill_end_s": _seconds(candidate.prefill_end_us),
-        "transfer_end_s": _seconds(candidate.transfer_end_us),
-        "finish_s": _seconds(candidate.finish_us),
+        "start": _seconds(candidate.prefill_start_us),
+        "prefilled": _seconds(candidate.prefill_end_us),
+        "KV moved": _seconds(candidate.transfer_end_us),
+        "finish": _seconds(candidate.finish_us),
     }
 
 

@@ -8,13 +8,23 @@ from hexagent.core.errors import HexagentError
 EXIT_FAILED: Final = 1  # the work was asked for rightly and did not succeed
 EXIT_USAGE: Final = 2  # the command line, or a file it names, can never be right
 
-_USAGE: Final = (errors.InvalidArgument, errors.NotFound, errors.AlreadyExists, errors.Unsupported)
+_USAGE: Final = (
+    errors.InvalidArgument,
+    errors.NotFound,
+    errors.AlreadyExists,
+    errors.FailedPrecondition,
+    errors.Unsupported,
+)
 
 # Fields of the library's errors that stand for an option or argument.
 _OPTIONS: Final = {
     "address": "--address",
     "arrivals": "--arrivals",
     "call": "CALL",
+    "call.node_id": "CALL",
+    "call.workflow_id": "CALL",
+    "node_id": "CALL",
+    "workflow_id": "CALL",
     "cluster": "--cluster",
     "data_dir": "--data",
     "gap_limit_us": "--gap-limit",

@@ -58,7 +58,8 @@ async def _on_running(options: RunOptions, workload: Workload, progress: RunProg
         clock = ModelClock(time.time_ns(), options.stack.time_scale or await time_scale_of(client))
         suffix = f".{uuid.uuid4().hex[:6]}"
         own = tuple(w._replace(workflow_id=w.workflow_id + suffix) for w in workload.workflows)
-        return await run_workload(Live(client, clock), workload._replace(workflows=own), progress, options.slo_scale)
+        live = Live(client, clock, same_origin=False)
+        return await run_workload(live, workload._replace(workflows=own), progress, options.slo_scale)
 
 
 async def time_scale_of(client: hexagent.client.Client) -> float:
@@ -83,7 +84,8 @@ def show(run: Run, workload: Workload) -> None:
     slowest = sorted(run.rows, key=lambda row: (-row.stretch, row.workflow))[:SLOWEST]
     several = len({row.tenant for row in run.rows}) > 1
     out.print(table_of("Largest stretch", [_short(row, several) for row in slowest], right=("stretch",)))
-    out.print(overhead_note(run), style="dim")
+    if note := overhead_note(run):
+        out.print(note, style="dim")
     if run.cpu_ms_per_call:
         shares = ", ".join(f"{name} {ms:.1f}" for name, ms in run.cpu_ms_per_call.items())
         out.print(f"Processor ms a call: {shares}; {sum(run.cpu_ms_per_call.values()):.1f} in all.", style="dim")

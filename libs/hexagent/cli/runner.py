@@ -28,6 +28,7 @@ class Live(NamedTuple):
 
     client: hexagent.client.Client
     clock: ModelClock
+    same_origin: bool = True  # the clock is the stack's own; else only durations can be told from it
 
 
 class Run(NamedTuple):
@@ -35,7 +36,7 @@ class Run(NamedTuple):
 
     rows: tuple[WorkflowRow, ...]  # in order of arrival
     wall_s: float
-    return_us: float  # median model time from the engine's end of a call to its client's receipt
+    return_us: float | None  # median model time from the engine's end of a call to its client's receipt
     time_scale: float
     paths: tuple[tuple[int, int], ...]  # of each completed workflow: calls on its critical path, horizon
     errors: tuple[str, ...]
@@ -61,7 +62,7 @@ async def run_workload(live: Live, workload: Workload, progress: "RunProgress", 
     return Run(
         tuple(rows),
         loop.time() - began_s,
-        median(tally.return_us) if tally.return_us else 0.0,
+        median(tally.return_us) if tally.return_us and live.same_origin else None,
         clock.time_scale,
         tuple(tally.paths),
         tuple(tally.errors),
@@ -132,12 +133,14 @@ def summary_row(run: Run) -> Row:
 
 def overhead_share(run: Run) -> float:
     """What the control plane adds to a workflow's time alone: the way back of each call, and as much for its way in."""
-    shares = [2 * run.return_us * calls / horizon_us for calls, horizon_us in run.paths]
-    return median(shares) if shares else 0.0
+    return_us = run.return_us or 0.0
+    return median(2 * return_us * calls / horizon_us for calls, horizon_us in run.paths) if run.paths else 0.0
 
 
 def overhead_note(run: Run) -> str:
-    """What overhead costs in model time, and a warning where it distorts the result."""
+    """What overhead costs in model time, and a warning where it distorts the result; empty where it is not known."""
+    if run.return_us is None:
+        return ""
     model_ms = run.return_us / US_PER_MS
     text = (
         f"Control plane: a result reaches its client {model_ms / run.time_scale:.1f} ms of wall time after the engine"
