@@ -5,6 +5,7 @@ import pytest
 from hexagent.core.errors import NotFound
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import Role
+from hexagent.core.policy.profile import DEFAULT
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Record
 from hexagent.core.scheduling.events import (
@@ -321,3 +322,37 @@ def test_the_policy_must_be_known() -> None:
     with pytest.raises(NotFound) as caught:
         SchedulerCore(cluster(*prefills("h100")), "lifo")
     assert "workflow-fcfs" in caught.value.message
+
+
+@pytest.mark.parametrize("phase", [Phase.ACCEPTED, Phase.PREFILLED])
+def test_a_stuck_attempt_is_retried_away_from_where_it_got_stuck(phase: Phase) -> None:
+    desk = small()
+    desk.start("w")
+    desk.reveal("w", "a")
+    first = desk.dispatched[0]
+    if phase is Phase.PREFILLED:
+        desk.progress(first.ticket, phase)
+    give_up_us = desk.core.ledger.attempts[first.ticket].give_up_us
+    desk.tell(Tick(give_up_us - 1), give_up_us - 1)
+    assert len(desk.dispatched) == 1
+    effects = desk.tell(Tick(give_up_us), give_up_us)
+    cancels = [e for e in effects if isinstance(e, CancelAttempt)]
+    assert [(c.ticket, c.reason) for c in cancels] == [(first.ticket, "STUCK")]
+    second = desk.dispatched[1]
+    assert second.ticket.attempt == 2
+    if phase is Phase.PREFILLED:
+        assert second.decode_instance != first.decode_instance
+    else:
+        assert second.prefill_instance != first.prefill_instance
+
+
+def test_a_suspect_instance_is_used_again_after_a_while() -> None:
+    desk = Desk(prefills("h100") + decodes("h100"), "fcfs")
+    desk.start("w")
+    desk.reveal("w", "a")
+    give_up_us = desk.core.ledger.attempts[desk.dispatched[0].ticket].give_up_us
+    desk.tell(Tick(give_up_us), give_up_us)
+    assert len(desk.dispatched) == 1
+    later_us = give_up_us + DEFAULT.suspect_us
+    desk.tell(Tick(later_us), later_us)
+    assert [d.ticket.attempt for d in desk.dispatched] == [1, 2]
