@@ -12,10 +12,8 @@ from hexagent.core.scheduling.effects import CancelAttempt
 from hexagent.core.scheduling.events import HeldTicket, Phase
 from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus
 from hexagent.runtime.clock import Clock
-from hexagent.wire.cluster import link_to_proto
 from hexagent.wire.codec import ticket_from_proto
-from hexagent.wire.worker import Attempt, BindCommand, DispatchCommand, attempt_from_proto, attempt_to_proto
-from hexagent.wire.workflow import times_from_proto, times_to_proto
+from hexagent.wire.worker import Attempt, BindCommand, DispatchCommand, attempt_from_proto
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
     DecodeStarted,
@@ -29,6 +27,7 @@ from hexagent_services.worker_agent.engine.port import (
     KvPiece,
     Prefilled,
 )
+from hexagent_services.worker_agent.live import LiveAttempt, hand_off_request, handed_prefill
 from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.reports import Reports
 from hexagent_services.worker_agent.requests import BodyCache, engine_request
@@ -37,27 +36,6 @@ from hexagent_services.worker_agent.results import Results
 log = logging.getLogger(__name__)
 
 PERMANENT: Final = frozenset({"KV_TOO_SMALL", "NO_LOCAL_PREFILL"})  # no other attempt there would fare better
-
-
-class LiveAttempt:
-    """One ticket on this agent."""
-
-    __slots__ = ("bound", "decode_instance", "engine", "phase", "request", "spec", "task", "ticket", "unbound")
-
-    def __init__(self, spec: Attempt, engine: Engine, phase: Phase) -> None:
-        self.ticket = spec.ticket
-        self.spec = spec
-        self.engine = engine
-        self.phase = phase
-        self.decode_instance = ""
-        self.request: EngineRequest | None = None
-        self.unbound = ""  # why nobody decodes it yet, while it waits to be bound
-        self.bound: asyncio.Queue[tuple[str, str]] = asyncio.Queue()  # (decode instance, its agent's address)
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def instance_id(self) -> str:
-        return self.engine.spec.instance_id
 
 
 class Attempts:
@@ -296,7 +274,7 @@ class Attempts:
         decode_instance, address = order.decode_instance, order.decode_address
         while True:
             if decode_instance:
-                offer = self._hand_off(attempt, request, prefilled, decode_instance)
+                offer = hand_off_request(attempt, request, prefilled, decode_instance, self._address)
                 reason = await self._peers.hand_off(address, offer)
                 if not reason:
                     return
@@ -305,43 +283,9 @@ class Attempts:
             decode_instance, address = await attempt.bound.get()
             attempt.unbound = ""
 
-    def _hand_off(
-        self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled, decode_instance: str
-    ) -> pb.HandOffRequest:
-        times = CallTimes(
-            dispatched_us=attempt.spec.dispatched_us,
-            prefill_start_us=prefilled.started_us,
-            prefill_end_us=prefilled.ended_us,
-            first_token_us=prefilled.ended_us,
-        )
-        return pb.HandOffRequest(
-            attempt=attempt_to_proto(attempt.spec),
-            source_instance=attempt.instance_id,
-            source_address=self._address,
-            target_instance=decode_instance,
-            opaque_state=prefilled.opaque_state,
-            first_text=request.delivered_text + prefilled.first_text,
-            first_tokens=request.delivered_tokens + 1,
-            prompt_tokens=attempt.spec.prompt_tokens,
-            cached_tokens=prefilled.cached_tokens,
-            kv_bytes=prefilled.kv_bytes,
-            kv_ready=True,
-            times=times_to_proto(times),
-            source_link=link_to_proto(attempt.engine.spec.link),
-        )
-
     # --- decode side ------------------------------------------------------------------------------------------
     async def _decode(self, attempt: LiveAttempt, request: EngineRequest, handed: pb.HandOffRequest) -> None:
-        times = times_from_proto(handed.times)
-        prefilled = Prefilled(
-            started_us=times.prefill_start_us,
-            ended_us=times.prefill_end_us,
-            cached_tokens=handed.cached_tokens,
-            first_text=handed.first_text,
-            finish=FinishReason.NONE,
-            kv_bytes=handed.kv_bytes,
-            opaque_state=handed.opaque_state,
-        )
+        prefilled = handed_prefill(handed)
 
         async def fetch_kv() -> KvPiece:
             return await self._peers.pull(
