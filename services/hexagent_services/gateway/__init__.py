@@ -1,0 +1,1 @@
+"""The OpenAI-compatible front: HTTP requests become calls of workflows."""
