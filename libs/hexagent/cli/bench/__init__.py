@@ -1,0 +1,1 @@
+"""`hexagent bench NAME`: measurements of the live system, as rows."""
