@@ -7,7 +7,7 @@ from rich.table import Table
 
 from hexagent.cli.attainment import picture
 from hexagent.cli.failures import usage
-from hexagent.cli.report import Row, console, error_console, shown
+from hexagent.cli.report import Row, console, error_console, say, shown
 from hexagent.cli.run import RunOptions, all_completed, on_own_stack
 from hexagent.cli.runner import Run, RunProgress, overhead_note
 from hexagent.cli.stack import LocalStack, StackOptions
@@ -102,7 +102,7 @@ def _stack(options: DemoOptions, policy: str) -> StackOptions:
         prefix_cache=options.prefix_cache,
     )
     try:
-        LocalStack(stack, error_console().print)
+        LocalStack(stack, say)
     except NotFound as error:
         raise usage("policies", error.message) from None
     return stack

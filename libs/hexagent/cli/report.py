@@ -90,6 +90,11 @@ def error_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def say(text: str) -> None:
+    """One line of progress on stderr, as it is: not wrapped, brackets are no markup."""
+    error_console().print(text, soft_wrap=True, markup=False)
+
+
 def _plain(value: Value) -> Value:
     if isinstance(value, float):
         return round(value, _DIGITS) if math.isfinite(value) else None

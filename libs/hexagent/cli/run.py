@@ -6,7 +6,7 @@ import uuid
 from typing import Final, NamedTuple
 
 import hexagent.client
-from hexagent.cli.report import Row, console, error_console, table_of
+from hexagent.cli.report import Row, console, error_console, say, table_of
 from hexagent.cli.runner import Live, Run, RunProgress, overhead_note, run_workload, summary_row
 from hexagent.cli.stack import LocalStack, StackOptions, until_failed
 from hexagent.runtime.clock import ModelClock
@@ -37,7 +37,7 @@ async def run_on_stack(options: RunOptions, workload: Workload, title: str) -> R
 async def on_own_stack(options: RunOptions, workload: Workload, progress: RunProgress) -> Run:
     """Start a stack, run, stop the stack."""
     errors = error_console()
-    stack = LocalStack(options.stack, errors.print)
+    stack = LocalStack(options.stack, say)
     with errors.status(f"starting the stack: cluster {stack.config.spec.name}, policy {stack.policy}"):
         await stack.start()
     try:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 
-from hexagent.cli.report import console, error_console, table_of
+from hexagent.cli.report import console, error_console, say, table_of
 from hexagent.cli.stack import ESTIMATOR, NATS, SCHEDULER, TRACKER, LocalStack, StackOptions
 
 
@@ -14,7 +14,7 @@ async def run_up(options: StackOptions) -> None:
     Raises what keeps the stack from starting, or the loss of a process that cannot be kept running.
     """
     errors = error_console()
-    stack = LocalStack(options, errors.print)
+    stack = LocalStack(options, say)
     stopping = asyncio.Event()
     _on_signals(stopping)
     starting = asyncio.create_task(stack.start())
@@ -35,9 +35,9 @@ async def run_up(options: StackOptions) -> None:
         lost.cancel()
     finally:
         told.cancel()
-        errors.print("stopping")
+        say("stopping")
         await stack.stop()
-        errors.print("stopped")
+        say("stopped")
 
 
 def show_stack(stack: LocalStack) -> None:
@@ -56,8 +56,8 @@ def show_stack(stack: LocalStack) -> None:
         for name, address in stack.addresses.items()
     ]
     out.print(table_of(f"HexAGenT is up: cluster {stack.record.name}, time scale {stack.record.time_scale:g}", rows))
-    out.print(f"data and logs: {stack.data_dir}")
-    out.print(f"try: hexagent run bfcl --workflows 20 --address {stack.address}")
+    out.print(f"data and logs: {stack.data_dir}", soft_wrap=True)
+    out.print(f"try: hexagent run bfcl --workflows 20 --address {stack.address}", soft_wrap=True)
     out.print("Ctrl-C stops the stack")
 
 
