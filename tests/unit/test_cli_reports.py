@@ -143,13 +143,17 @@ def test_attainment_and_its_scales() -> None:
     steps = scales(runs)
     assert steps == sorted(set(steps))
     assert steps[0] <= 1.5
-    assert steps[-1] >= 4.0  # every workflow that completed is on time at the last line
+    assert steps[-1] >= 4.0  # 95 % of the workflows that completed are on time at the last line
+    late = scales({"a": [1.0 + i / 100 for i in range(99)] + [900.0]})
+    assert late[-1] < 3.0  # one straggler does not hide the rest
     assert scales({"a": [2.0, 2.0]}) == [2.0]
     assert scales({"a": []}) == [1.0]
 
 
 def test_the_picture_has_a_column_for_each_policy() -> None:
     text = printed(picture({"fcfs": [2.0, 3.0], "hexagent": [1.0, 1.5]}))
+    three = printed(picture({name: [1.0, 2.0, 9.0] for name in ("fcfs", "workflow-fcfs", "hexagent")}, 80))
+    assert max(len(line.rstrip()) for line in three.splitlines()) <= 80
     assert "fcfs" in text
     assert "hexagent" in text
     assert "100%" in text

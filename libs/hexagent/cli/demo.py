@@ -138,7 +138,7 @@ def show_demo(runs: Mapping[str, Run]) -> None:
     """Table, gain, picture."""
     out = console()
     out.print(_table(demo_rows(runs)))
-    out.print(picture({policy: [row.stretch for row in run.rows] for policy, run in runs.items()}))
+    out.print(picture({policy: [row.stretch for row in run.rows] for policy, run in runs.items()}, out.width))
     out.print()
     longest = max(runs.values(), key=lambda run: run.return_us or 0.0)
     out.print(overhead_note(longest), style="dim")

@@ -81,7 +81,7 @@ class RunProgress:
 
     @contextlib.contextmanager
     def shown(self, workflows: int, calls: int) -> Iterator[None]:
-        """Display while inside; without a terminal one line at the end is all."""
+        """Display while inside; nothing where stderr is no terminal."""
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -91,6 +91,7 @@ class RunProgress:
             TextColumn("{task.fields[note]}"),
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,
         )
         self._workflows = self._progress.add_task(f"{self._title}: workflows", total=workflows, note="")
         self._calls = self._progress.add_task(f"{self._title}: calls", total=calls, note="")
