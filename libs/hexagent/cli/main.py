@@ -233,6 +233,78 @@ def doctor(cluster: Cluster = "demo", json_file: Json = None) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command(
+    epilog=_examples(
+        "hexagent replay .hexagent/journal/scheduler-00000001.journal",
+        "hexagent replay FILE --policy fcfs --json points.json",
+        "hexagent replay FILE --profile tuned.toml",
+    )
+)
+def replay(
+    journal: Annotated[Path, typer.Argument(metavar="JOURNAL", help="A scheduler's journal file.")],
+    policy: Annotated[str, typer.Option("--policy", help="Also say where this policy would have differed.")] = "",
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="FILE", help="Also say where these numbers would have differed.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Decide again from what a scheduler recorded. Exit status 1 if the same policy does not decide the same."""
+    from hexagent.cli.replay import run_replay
+    from hexagent.cli.report import check_writable
+
+    check_writable(json_file)
+    if not run_replay(journal, policy, profile, json_file):
+        raise typer.Exit(EXIT_FAILED)
+
+
+bench = typer.Typer(name="bench", help="Measure the live system.", no_args_is_help=True)
+app.add_typer(bench)
+
+
+@bench.command("control-plane", epilog=_examples("hexagent bench control-plane --json rows.json"))
+def bench_control_plane(
+    rates: Annotated[str, typer.Option("--rates", help="Calls a second offered, comma-separated.")] = "25,50,100,200",
+    seconds: Annotated[float, typer.Option("--seconds", min=1, max=600, help="Wall time of each rate.")] = 10.0,
+    cluster: Cluster = "hetero-1",
+    policy: Policy = "hexagent",
+    json_file: Json = None,
+) -> None:
+    """CPU a call by service, throughput, and added time to first token, with an engine that is all but instant."""
+    from hexagent.cli.bench.control_plane import ControlPlaneOptions, parsed_rates, run_control_plane
+    from hexagent.cli.report import check_writable, console, error_console, table_of, write_json
+
+    check_writable(json_file)
+    options = ControlPlaneOptions(parsed_rates(rates), seconds, cluster, policy)
+    rows = asyncio.run(run_control_plane(options, error_console().print))
+    console().print(table_of("control plane", rows))
+    write_json(json_file, "bench control-plane", None, rows)
+
+
+@bench.command("restart", epilog=_examples("hexagent bench restart --rounds 30 --json rows.json"))
+def bench_restart(
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="Kills.")] = 30,
+    every: Annotated[float, typer.Option("--every", min=0.1, max=600, help="Wall seconds between kills.")] = 2.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which processes are drawn.")] = 1,
+    nats: Annotated[bool, typer.Option("--nats", help="Kill nats-server too.")] = False,
+    cluster: Cluster = "demo",
+    time_scale: TimeScale = 5.0,
+    json_file: Json = None,
+) -> None:
+    """Kill processes at random under load; count what was lost or repeated. Exit status 1 if anything was."""
+    from hexagent.cli.bench.restart import RestartOptions, nothing_lost, run_restart_on_stack
+    from hexagent.cli.report import check_writable, console, error_console, table_of, write_json
+    from hexagent.cli.stack import StackOptions
+
+    check_writable(json_file)
+    options = RestartOptions(rounds=rounds, every_s=every, seed=seed, nats=nats)
+    stack = StackOptions(cluster, time_scale=time_scale)
+    rows = asyncio.run(run_restart_on_stack(stack, options, error_console().print))
+    console().print(table_of("restart", rows[:-1]), table_of("all", rows[-1:]))
+    write_json(json_file, "bench restart", seed, rows)
+    if not nothing_lost(rows):
+        raise typer.Exit(EXIT_FAILED)
+
+
 def main() -> None:
     """Run the command line of this process and exit: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
     sys.exit(run_command(sys.argv[1:]))

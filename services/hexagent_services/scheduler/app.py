@@ -44,6 +44,9 @@ async def main(app: App[SchedulerSettings]) -> None:
     record = await read_cluster_record(bus, settings.nats_connect_s)
     clock = ModelClock(record.origin_wall_ns, record.time_scale)
     profile = read_profile(settings.profile) if settings.profile else DEFAULT
+    # What is stuck is a matter of wall time: the services' own delays count `time_scale`-fold in model time.
+    stuck = (round(us * max(record.time_scale, 1.0)) for us in (profile.stuck_us, profile.suspect_us))
+    profile = profile._replace(**dict(zip(("stuck_us", "suspect_us"), stuck, strict=True)))
     core = SchedulerCore(record.cluster, settings.policy, profile)
     epoch = await next_epoch(bus)
     scheduler_id = f"scheduler-{epoch}-{uuid.uuid4().hex[:8]}"

@@ -8,9 +8,9 @@ from collections import Counter
 from typing import Final, NamedTuple
 
 import hexagent.client
-from hexagent.cli.children import wait_healthy
+from hexagent.cli.children import Say, wait_healthy
 from hexagent.cli.report import Row
-from hexagent.cli.stack import NATS, LocalStack
+from hexagent.cli.stack import NATS, LocalStack, StackOptions
 from hexagent.client import CallResult
 from hexagent.core.errors import HexagentError
 from hexagent.core.workflow.events import CallFinished, WorkflowFinished
@@ -55,6 +55,21 @@ class Kill(NamedTuple):
     process: str
     healthy_s: float  # from the kill until its successor is healthy
     served_s: float  # from the kill until the next call ended at a client
+
+
+async def run_restart_on_stack(stack: StackOptions, options: RestartOptions, say: Say) -> list[Row]:
+    """On a stack of its own; errors clients saw are said."""
+    async with LocalStack(stack, say) as local:
+        rows, tally = await run_restart(local, options)
+    for error in tally.errors:
+        say(error)
+    return rows
+
+
+def nothing_lost(rows: list[Row]) -> bool:
+    """Whether every workflow completed, no end was written twice and every stream was whole."""
+    every = rows[-1]
+    return not any(every[k] for k in ("workflows_lost", "calls_not_succeeded", "duplicated_ends", "wrong_streams"))
 
 
 async def run_restart(stack: LocalStack, options: RestartOptions) -> tuple[list[Row], Tally]:
