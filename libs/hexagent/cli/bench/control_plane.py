@@ -1,4 +1,4 @@
-"""`hexagent bench control-plane`: CPU a call and added latency of the services, with an engine that is all but instant."""
+"""`hexagent bench control-plane`: CPU a call and added latency, with an engine that is all but instant."""
 
 import asyncio
 import json
