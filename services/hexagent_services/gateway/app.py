@@ -7,7 +7,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from hexagent.api.workflow.v1 import workflow_service_pb2, workflow_service_pb2_grpc
-from hexagent.core.errors import InvalidArgument
+from hexagent.core.errors import InvalidArgument, Unavailable
 from hexagent.runtime.app import App, Stage
 from hexagent.runtime.bus import Bus
 from hexagent.runtime.cluster_record import read_cluster_record
@@ -91,13 +91,18 @@ def models_of(record: ClusterRecord, settings: GatewaySettings) -> Models:
 
 
 async def _cluster_record(settings: GatewaySettings) -> ClusterRecord:
-    """What the stack is made of, which does not change while it runs."""
-    bus = await Bus.connect(settings.bus_options())
-    try:
-        await bus.ensure_streams(settings.stream_limits())
-        return await read_cluster_record(bus, settings.cluster_wait_s)
-    finally:
-        await bus.close()
+    """What the stack is made of, which does not change while it runs.
+
+    Streams and buckets are made by the services that write to them; until there are any, this waits.
+    """
+    end_s = time.monotonic() + settings.cluster_wait_s
+    async with await Bus.connect(settings.bus_options()) as bus:
+        while True:
+            try:
+                return await read_cluster_record(bus, max(0.0, end_s - time.monotonic()))
+            except Unavailable:
+                if time.monotonic() >= end_s:
+                    raise
 
 
 def _request_limits(settings: GatewaySettings) -> RequestLimits:

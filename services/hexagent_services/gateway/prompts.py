@@ -17,7 +17,7 @@ class Output(NamedTuple):
 
     workflow_id: str
     node_id: str
-    digest: str
+    digest: str  # "" = the body has expired
     tokens: int
     parents: tuple[str, ...]  # calls whose outputs stood in its prompt, as far as no other parent stands for them
 
@@ -47,6 +47,13 @@ class Outputs:
         if output is not None:
             self._by_key.move_to_end(key)
         return output
+
+    def expire(self, keys: Iterable[str]) -> bool:
+        """The bodies behind these keys are no longer stored, so messages stand for themselves; whether that is new."""
+        found = {key: output for key in keys if (output := self._by_key.get(key)) is not None and output.digest}
+        for key, output in found.items():
+            self._by_key[key] = output._replace(digest="")
+        return bool(found)
 
     def parents(self, outputs: Iterable[Output], workflow_id: str) -> tuple[str, ...]:
         """The calls of the workflow that a prompt with these outputs depends on.
@@ -79,13 +86,12 @@ class Revealed(NamedTuple):
     spec: workflow_pb2.NodeSpec
     bodies: dict[str, call_pb2.SegmentBody]
     parents: tuple[str, ...]
-    repeats_outputs: bool  # some of its prompt is known by digest only
 
 
-def node_of(chat: Chat, node_id: str, workflow_id: str, outputs: Outputs | None) -> Revealed:
-    """The call of a request; without `outputs` every message is its own text."""
+def node_of(chat: Chat, node_id: str, workflow_id: str, outputs: Outputs) -> Revealed:
+    """The call of a request."""
     segments, bodies, found = _segments(chat.messages, workflow_id, outputs)
-    parents = outputs.parents(found, workflow_id) if outputs is not None else ()
+    parents = outputs.parents(found, workflow_id)
     request = call_pb2.CallRequest()
     request.CopyFrom(chat.request)
     request.segments.extend(segments)
@@ -97,23 +103,24 @@ def node_of(chat: Chat, node_id: str, workflow_id: str, outputs: Outputs | None)
         after=sorted({*parents, *chat.options.after}),
         call=workflow_pb2.CallNode(request=request, hints=hints),
     )
-    return Revealed(spec, bodies, parents, bool(found))
+    return Revealed(spec, bodies, parents)
 
 
 def _segments(
-    messages: Sequence[Message], workflow_id: str, outputs: Outputs | None
+    messages: Sequence[Message], workflow_id: str, outputs: Outputs
 ) -> tuple[list[call_pb2.PromptSegment], dict[str, call_pb2.SegmentBody], list[Output]]:
     segments: list[call_pb2.PromptSegment] = []
     bodies: dict[str, call_pb2.SegmentBody] = {}
     found: list[Output] = []
     for message in messages:
-        output = outputs.find(message.output_key) if outputs is not None and message.output_key else None
-        if output is None:
+        output = outputs.find(message.output_key) if message.output_key else None
+        if output is not None:
+            found.append(output)
+        if output is None or not output.digest:
             built = build_prompt(Segment(message.text, message.role), workflow_id)
             segments.extend(built.segments)
             bodies |= built.bodies
             continue
-        found.append(output)
         segments.append(
             call_pb2.PromptSegment(
                 ref=call_pb2.SegmentRef(digest=output.digest, tokens=output.tokens),

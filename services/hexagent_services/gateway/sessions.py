@@ -136,19 +136,16 @@ class Sessions:
         )  # fmt: skip
 
     async def _begin(self, session: Session, caller: Caller, chat: Chat, name: str) -> tuple[Call, Revealed]:
-        outputs: Outputs | None = session.outputs
         for _ in range(2 * LIVES_MAX):
             workflow = await self._workflow(session, caller, chat)
             try:
                 await self._prioritise(session, workflow, caller, chat)
-                revealed = node_of(chat, name, workflow.workflow_id, outputs)
+                revealed = node_of(chat, name, workflow.workflow_id, session.outputs)
                 return await workflow.reveal(revealed.spec, revealed.bodies), revealed
             except HexagentError as error:
                 if error.reason in _ENDED:
                     await self._next_life(session, workflow)
-                elif error.reason == "SEGMENTS_MISSING" and outputs is not None:
-                    outputs = None  # a remembered output has expired: its message's text stands for it
-                else:
+                elif error.reason != "SEGMENTS_MISSING" or not session.outputs.expire(_keys(chat)):
                     raise
         raise Aborted("the session's workflow ends as fast as it is started", reason="SESSION_UNSTABLE")
 
@@ -193,9 +190,11 @@ class Sessions:
         """One request less; the last one of a final session ends its workflow."""
         session.calls -= 1
         session.used_s = self._now_s()
+        workflow = session.workflow
         if self._sessions.get(session.base_id) is session:
             self._sessions.move_to_end(session.base_id)
-        workflow = session.workflow
+            if workflow is None and not session.calls and not session.final:
+                del self._sessions[session.base_id]  # never started, as for an unknown tenant
         if session.final and not session.calls and workflow is not None:
             session.workflow = None
             work = workflow.finish(cancelled_for=cancelled_for, failed_for=failed_for)
@@ -217,6 +216,10 @@ async def _finish_idle(workflow: Workflow) -> None:
 
 def _remember(session: Session, parents: tuple[str, ...], result: CallResult) -> None:
     session.outputs.add(result, parents)
+
+
+def _keys(chat: Chat) -> list[str]:
+    return [message.output_key for message in chat.messages if message.output_key]
 
 
 def _metadata(session: SessionName | None) -> dict[str, str]:
