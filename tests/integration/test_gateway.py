@@ -19,6 +19,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 import hexagent.client
 from hexagent.cli.stack import NATS, LocalStack, StackOptions
 from hexagent.client import Client, NodeStatus, WorkflowDescription, WorkflowStatus
+from hexagent.runtime.tether import tethered
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -91,7 +92,7 @@ async def running_gateway(
     log = folder / "gateway.log"
     with log.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "hexagent_services.gateway",
+            *tethered((sys.executable, "-m", "hexagent_services.gateway")),
             env=environ, stdout=asyncio.subprocess.PIPE, stderr=stderr,
         )  # fmt: skip
     try:
