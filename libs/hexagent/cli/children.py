@@ -143,7 +143,7 @@ class Keeper:
     async def start(self) -> None:
         """The first start; its failure is the caller's."""
         await self.process.start()
-        self._watch = asyncio.create_task(self._keep(), name=f"keep {self.name}")
+        self._watch = asyncio.create_task(self._keep(self.process.pid), name=f"keep {self.name}")
 
     async def stop(self) -> None:
         """Stop watching and end the process."""
@@ -156,18 +156,17 @@ class Keeper:
             self.lost.exception()  # seen: the stack stops because of it, or was stopping anyway
         self.lost.cancel()
 
-    async def _keep(self) -> None:
+    async def _keep(self, pid: int | None) -> None:
         deaths = 0
         started_s = time.monotonic()
         while True:
-            pid = self.process.pid
             status = await self.process.wait()
             deaths = 0 if time.monotonic() - started_s >= STEADY_S else deaths + 1
             pause_s = BACKOFF_S[min(deaths, len(BACKOFF_S) - 1)]
             self._say(f"{self.name} (process {pid}) ended with {status_text(status)}; starts again in {pause_s:g} s")
             if not await self._started_again(status, pause_s):
                 return
-            started_s = time.monotonic()
+            pid, started_s = self.process.pid, time.monotonic()
 
     async def _started_again(self, status: int, pause_s: float) -> bool:
         """Whether it runs; false once starting it is given up."""
