@@ -139,10 +139,9 @@ def run(
     the emulated engine alone. Exit status 1 if a workflow did not complete.
     """
     from hexagent.cli.report import check_writable, write_json
-    from hexagent.cli.run import RunOptions, all_completed, run_on_stack, show
+    from hexagent.cli.run import RunOptions, all_completed, run_on_stack, run_rows, show
     from hexagent.cli.stack import StackOptions
     from hexagent.cli.workload import WorkloadOptions, load
-    from hexagent.sim.metrics import flat
 
     check_writable(json_file)
     if address and policy:
@@ -151,7 +150,7 @@ def run(
     stack = StackOptions(cluster=cluster, policy=policy, time_scale=time_scale, seed=seed, prefix_cache=prefix_cache)
     done = asyncio.run(run_on_stack(RunOptions(stack, address, slo_scale), loaded, loaded.name))
     show(done, loaded)
-    write_json(json_file, "run", seed, [flat(row) for row in done.rows])
+    write_json(json_file, "run", seed, run_rows(done))
     if not all_completed(done):
         raise typer.Exit(EXIT_FAILED)
 

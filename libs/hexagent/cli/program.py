@@ -7,6 +7,7 @@ import hexagent.client
 from hexagent.client import CallResult, Segment
 from hexagent.core.errors import Cancelled, HexagentError
 from hexagent.core.units import US_PER_S
+from hexagent.core.workflow.attribution import NodeTimeline, Spent, spent_on
 from hexagent.core.workflow.model import NodeKind, NodeStatus, WorkflowStatus
 from hexagent.runtime.clock import Clock
 from hexagent.sim.clients import Freed, ScriptedClient, call_id, tool_id
@@ -27,6 +28,7 @@ class Tally:
         self.calls_ended = 0
         self.return_us: list[int] = []  # from the engine's end of a call to its client's receipt, model time
         self.paths: list[tuple[int, int]] = []  # of each completed workflow: calls on its critical path, horizon
+        self.spent: dict[str, Spent] = {}  # by workflow: its completion time in parts
         self.errors: list[str] = []
 
 
@@ -36,6 +38,7 @@ class Ended(NamedTuple):
     status: str
     horizon_us: int
     tool_us: int  # of the tools on its critical path
+    timelines: tuple[NodeTimeline, ...] = ()
 
 
 class Program:
@@ -81,6 +84,11 @@ class Program:
             self._tally.errors += [f"{self._script.workflow_id}: {error}" for error in group.exceptions]
         self._tally.workflows_ended += 1
         completed = ended.status == WorkflowStatus.COMPLETED.name.lower() and not self._state.failed
+        conversation = self._script.conversation
+        jct_us = self._state.turns_us if conversation else end_us - arrival_us
+        if ended.timelines:
+            spent = spent_on(ended.timelines, jct_us, with_tools=not conversation)
+            self._tally.spent[self._script.workflow_id] = spent
         return WorkflowRow(
             workflow=self._script.workflow_id,
             tenant=self._script.tenant,
@@ -89,7 +97,7 @@ class Program:
             status=ended.status,
             completed=completed,
             arrival_us=self._script.arrival_us,
-            jct_us=self._state.turns_us if self._script.conversation else end_us - arrival_us,
+            jct_us=jct_us,
             horizon_us=ended.horizon_us,
             solo_us=ended.horizon_us,
             tool_us=ended.tool_us,
@@ -155,4 +163,5 @@ class Program:
             outcome.status.name.lower(),
             horizon_us,
             sum(round(node.solo_s * US_PER_S) for node in tools),
+            tuple(node.timeline for node in described.nodes),
         )

@@ -6,6 +6,7 @@ import uuid
 from typing import Final, NamedTuple
 
 import hexagent.client
+from hexagent.cli.breakdown import breakdown_rows, shares_text, spent_columns
 from hexagent.cli.report import Row, console, error_console, say, table_of
 from hexagent.cli.runner import Live, Run, RunProgress, overhead_note, run_workload, summary_row
 from hexagent.cli.stack import LocalStack, StackOptions, until_failed
@@ -84,6 +85,9 @@ def show(run: Run, workload: Workload) -> None:
     slowest = sorted(run.rows, key=lambda row: (-row.stretch, row.workflow))[:SLOWEST]
     several = len({row.tenant for row in run.rows}) > 1
     out.print(table_of("Largest stretch", [_short(row, several) for row in slowest], right=("stretch",)))
+    if parts := breakdown_rows(slowest, run.spent):
+        out.print(table_of("Where their time went, seconds along the chain of nodes that made it", parts))
+        out.print(shares_text(run.spent), style="dim")
     if note := overhead_note(run):
         out.print(note, style="dim")
     if run.cpu_ms_per_call:
@@ -93,6 +97,11 @@ def show(run: Run, workload: Workload) -> None:
         errors.print(error, style="red", markup=False)
     if len(run.errors) > SLOWEST:
         errors.print(f"and {len(run.errors) - SLOWEST} more errors", style="red")
+
+
+def run_rows(run: Run) -> list[Row]:
+    """Every workflow in one row, with where its time went."""
+    return [{**flat(row), **spent_columns(run.spent.get(row.workflow))} for row in run.rows]
 
 
 def all_completed(run: Run) -> bool:

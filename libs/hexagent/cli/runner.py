@@ -13,6 +13,7 @@ import hexagent.client
 from hexagent.cli.program import Program, Tally
 from hexagent.cli.report import Row
 from hexagent.core.units import US_PER_MS, US_PER_S
+from hexagent.core.workflow.attribution import Spent
 from hexagent.runtime.clock import ModelClock
 from hexagent.sim.metrics import WorkflowRow, summary
 from hexagent.sim.workloads.model import Workload
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     time_scale: float
     paths: tuple[tuple[int, int], ...]  # of each completed workflow: calls on its critical path, horizon
     errors: tuple[str, ...]
+    spent: Mapping[str, Spent] = {}  # by workflow, where its description could be read
     cpu_ms_per_call: Mapping[str, float] = {}  # by process, where the stack is this command's own
 
 
@@ -66,6 +68,7 @@ async def run_workload(live: Live, workload: Workload, progress: "RunProgress", 
         clock.time_scale,
         tuple(tally.paths),
         tuple(tally.errors),
+        tally.spent,
     )
 
 

@@ -7,8 +7,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hexagent.api.workflow.v1 import workflow_pb2, workflow_service_pb2
+from hexagent.core.workflow.attribution import NodeTimeline
+from hexagent.core.workflow.graph import NEVER
 from hexagent.core.workflow.model import NodeKind, NodeStatus, WorkflowStatus
 from hexagent.wire.codec import enum_of
+from hexagent.wire.workflow import times_from_proto
 
 
 class WorkflowOutcome(NamedTuple):
@@ -62,6 +65,7 @@ class NodeState(NamedTuple):
     prefill_instance: str  # of a call that ended
     decode_instance: str
     reason: str
+    timeline: NodeTimeline  # when it went where
 
 
 class WorkflowDescription(NamedTuple):
@@ -170,4 +174,18 @@ def _node(row: workflow_pb2.NodeRow) -> NodeState:
         prefill_instance=row.result.prefill_instance,
         decode_instance=row.result.decode_instance,
         reason=row.reason,
+        timeline=_timeline(row),
+    )
+
+
+def _timeline(row: workflow_pb2.NodeRow) -> NodeTimeline:
+    return NodeTimeline(
+        node_id=row.node_id,
+        kind=enum_of(NodeKind, row.kind, "kind"),
+        status=enum_of(NodeStatus, row.status, "status"),
+        after=tuple(row.after),
+        ready_us=row.ready_at_us if row.HasField("ready_at_us") else NEVER,
+        started_us=row.started_at_us if row.HasField("started_at_us") else NEVER,
+        finished_us=row.finished_at_us if row.HasField("finished_at_us") else NEVER,
+        times=times_from_proto(row.result.times),
     )

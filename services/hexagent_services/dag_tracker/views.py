@@ -152,6 +152,9 @@ def _row(node: Node, horizon: Horizon, critical: bool, now_us: int) -> workflow_
     )
     if node.open and node.ready_us != NEVER:
         row.waiting.CopyFrom(duration_to_proto(max(now_us - node.ready_us, 0)))
+    for name in ("revealed", "ready", "started", "finished"):
+        if (at_us := getattr(node, f"{name}_us")) != NEVER:
+            setattr(row, f"{name}_at_us", at_us)
     outcome = result_of(node)
     if outcome is not None:
         row.result.CopyFrom(call_result_to_proto(outcome._replace(output_body=b"")))

@@ -647,6 +647,10 @@ class NodeRow(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REVEALED_AT_US_FIELD_NUMBER: _builtins.int
+    READY_AT_US_FIELD_NUMBER: _builtins.int
+    STARTED_AT_US_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_US_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Id in the workflow."""
     kind: _enums_pb2.NodeKind.ValueType
@@ -663,6 +667,14 @@ class NodeRow(_message.Message):
     """On the critical path."""
     reason: _builtins.str
     """With a tool that did not succeed: the cause."""
+    revealed_at_us: _builtins.int
+    """Model time at which it was revealed, microseconds; this and the next three are absent for what did not happen."""
+    ready_at_us: _builtins.int
+    """Model time at which it waited for no other node any more, microseconds."""
+    started_at_us: _builtins.int
+    """Model time of a call's last dispatch or a tool's start, microseconds."""
+    finished_at_us: _builtins.int
+    """Model time of its end as its workflow took it in, microseconds."""
     @_builtins.property
     def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Parents."""
@@ -709,12 +721,31 @@ class NodeRow(_message.Message):
         waiting: _duration_pb2.Duration | None = ...,
         result: Global___CallResult | None = ...,
         reason: _builtins.str = ...,
+        revealed_at_us: _builtins.int | None = ...,
+        ready_at_us: _builtins.int | None = ...,
+        started_at_us: _builtins.int | None = ...,
+        finished_at_us: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["below", b"below", "horizon", b"horizon", "join", b"join", "result", b"result", "solo", b"solo", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finished_at_us", b"_finished_at_us", "_ready_at_us", b"_ready_at_us", "_revealed_at_us", b"_revealed_at_us", "_started_at_us", b"_started_at_us", "below", b"below", "finished_at_us", b"finished_at_us", "horizon", b"horizon", "join", b"join", "ready_at_us", b"ready_at_us", "result", b"result", "revealed_at_us", b"revealed_at_us", "solo", b"solo", "started_at_us", b"started_at_us", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "below", b"below", "critical", b"critical", "horizon", b"horizon", "join", b"join", "kind", b"kind", "node_id", b"node_id", "reason", b"reason", "result", b"result", "role", b"role", "round", b"round", "solo", b"solo", "status", b"status", "template", b"template", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished_at_us", b"_finished_at_us", "_ready_at_us", b"_ready_at_us", "_revealed_at_us", b"_revealed_at_us", "_started_at_us", b"_started_at_us", "after", b"after", "below", b"below", "critical", b"critical", "finished_at_us", b"finished_at_us", "horizon", b"horizon", "join", b"join", "kind", b"kind", "node_id", b"node_id", "ready_at_us", b"ready_at_us", "reason", b"reason", "result", b"result", "revealed_at_us", b"revealed_at_us", "role", b"role", "round", b"round", "solo", b"solo", "started_at_us", b"started_at_us", "status", b"status", "template", b"template", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__finished_at_us: _TypeAlias = _typing.Literal["finished_at_us"]  # noqa: Y015
+    _WhichOneofArgType__finished_at_us: _TypeAlias = _typing.Literal["_finished_at_us", b"_finished_at_us"]  # noqa: Y015
+    _WhichOneofReturnType__ready_at_us: _TypeAlias = _typing.Literal["ready_at_us"]  # noqa: Y015
+    _WhichOneofArgType__ready_at_us: _TypeAlias = _typing.Literal["_ready_at_us", b"_ready_at_us"]  # noqa: Y015
+    _WhichOneofReturnType__revealed_at_us: _TypeAlias = _typing.Literal["revealed_at_us"]  # noqa: Y015
+    _WhichOneofArgType__revealed_at_us: _TypeAlias = _typing.Literal["_revealed_at_us", b"_revealed_at_us"]  # noqa: Y015
+    _WhichOneofReturnType__started_at_us: _TypeAlias = _typing.Literal["started_at_us"]  # noqa: Y015
+    _WhichOneofArgType__started_at_us: _TypeAlias = _typing.Literal["_started_at_us", b"_started_at_us"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finished_at_us) -> _WhichOneofReturnType__finished_at_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ready_at_us) -> _WhichOneofReturnType__ready_at_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revealed_at_us) -> _WhichOneofReturnType__revealed_at_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at_us) -> _WhichOneofReturnType__started_at_us | None: ...
 
 Global___NodeRow: _TypeAlias = NodeRow  # noqa: Y015
 
