@@ -7,7 +7,7 @@ from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import Role
 from hexagent.core.policy.profile import DEFAULT
 from hexagent.core.scheduling.core import SchedulerCore
-from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Record
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Record, Refuse
 from hexagent.core.scheduling.events import (
     CallProgress,
     HeldTicket,
@@ -356,3 +356,18 @@ def test_a_suspect_instance_is_used_again_after_a_while() -> None:
     later_us = give_up_us + DEFAULT.suspect_us
     desk.tell(Tick(later_us), later_us)
     assert [d.ticket.attempt for d in desk.dispatched] == [1, 2]
+
+
+def test_a_call_whose_attempts_are_always_lost_fails() -> None:
+    desk = small()
+    desk.start("w")
+    desk.reveal("w", "a")
+    refused: list[Refuse] = []
+    for _ in range(DEFAULT.attempts_max):
+        effects = desk.progress(desk.dispatched[-1].ticket, Phase.LOST)
+        refused += [e for e in effects if isinstance(e, Refuse)]
+    assert len(desk.dispatched) == DEFAULT.attempts_max
+    (last,) = refused
+    assert (last.outcome.status, last.outcome.reason) == (NodeStatus.FAILED, "ATTEMPTS_EXHAUSTED")
+    desk.finish(CallId("w", "a"))
+    assert desk.ledger_is_empty()

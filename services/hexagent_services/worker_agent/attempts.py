@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Final
 
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
-from hexagent.core.errors import HexagentError
+from hexagent.core.errors import HexagentError, InvalidArgument, Unsupported
 from hexagent.core.ids import Ticket
 from hexagent.core.scheduling.effects import CancelAttempt
 from hexagent.core.scheduling.events import HeldTicket, Phase
@@ -196,6 +196,8 @@ class Attempts:
             self._live.pop((attempt.ticket, attempt.instance_id), None)
         except EngineRefused as error:
             await self._refused(attempt, error.reason)
+        except (InvalidArgument, Unsupported) as error:
+            await self._fail(attempt, error)  # what the client asked for can never run
         except Exception:
             log.exception("attempt %s failed on %s", attempt.ticket, attempt.instance_id)
             self._live.pop((attempt.ticket, attempt.instance_id), None)

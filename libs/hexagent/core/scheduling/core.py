@@ -12,7 +12,7 @@ from hexagent.core.policy.registry import Policy, policy_by_name
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
 from hexagent.core.scheduling.calls import Call
-from hexagent.core.scheduling.effects import Bind, CancelAttempt, Choice, Dispatch, Effect, Record, Shadowed
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, Choice, Dispatch, Effect, Record, Refuse, Shadowed
 from hexagent.core.scheduling.events import (
     CallProgress,
     HeldTicket,
@@ -27,6 +27,7 @@ from hexagent.core.scheduling.events import (
 from hexagent.core.scheduling.ledger import Attempt, Ledger
 from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.record import Candidate, DecisionKind, DecisionRecord
+from hexagent.core.workflow.model import CallOutcome, NodeStatus
 
 TICK_US = 1_000_000  # how often a driver sends `Tick`: a plan that no event triggers is at most this late
 
@@ -123,12 +124,25 @@ class SchedulerCore:
             self.ledger.ended(attempt, attempt.prefill_end_us)
             effects.append(_cancel(attempt, "CALL_ENDED"))
 
-    def _retry(self, attempt: Attempt) -> None:
-        """The attempt is lost through no fault of the call: it waits again, at its old place."""
+    def _lose(self, attempt: Attempt, reason: str, effects: list[Effect]) -> None:
+        """Lost through no fault of the call: it waits again, at its old place, up to a number of times."""
+        effects.append(_cancel(attempt, reason))
         self.ledger.ended(attempt, attempt.prefill_end_us)
-        if self._attempts.get(attempt.call.call_id) is attempt:
-            del self._attempts[attempt.call.call_id]
-            self._enqueue(attempt.call)
+        call = attempt.call
+        if self._attempts.get(call.call_id) is not attempt:
+            return
+        del self._attempts[call.call_id]
+        if call.attempts < self._profile.attempts_max:
+            self._enqueue(call)
+            return
+        outcome = CallOutcome(
+            call.call_id,
+            call.attempts + 1,
+            NodeStatus.FAILED,
+            reason="ATTEMPTS_EXHAUSTED",
+            message=f"{call.attempts} attempts were lost, the last one as {reason}",
+        )
+        effects.append(Refuse(outcome))
 
     # --- agents -----------------------------------------------------------------------------------------------
     def _progress(self, event: CallProgress, effects: list[Effect]) -> bool:
@@ -149,8 +163,7 @@ class SchedulerCore:
                 self.ledger.ended(attempt, event.at_us)
                 return freed or attempt.call.model in self._starved
             case Phase.LOST:
-                effects.append(_cancel(attempt, event.reason))
-                self._retry(attempt)
+                self._lose(attempt, event.reason, effects)
             case Phase.HAND_OFF_REFUSED:
                 self._rebind(attempt, event, effects)
             case _:
@@ -171,8 +184,7 @@ class SchedulerCore:
             and d.kv_free_tokens >= attempt.kv_tokens
         ]
         if attempt.prefill.profile.hand_off is not HandOff.PULL or not others:
-            effects.append(_cancel(attempt, event.reason))
-            self._retry(attempt)
+            self._lose(attempt, event.reason, effects)
             return
         call = attempt.call
         best = min(others, key=lambda d: d.decode_step_us(self.estimator, 1, call.mean_context))
@@ -232,8 +244,7 @@ class SchedulerCore:
         instance.up = False
         self._topologies.clear()
         for attempt in self.ledger.held_by(instance):
-            effects.append(_cancel(attempt, "INSTANCE_DOWN"))
-            self._retry(attempt)
+            self._lose(attempt, "INSTANCE_DOWN", effects)
         return True
 
     def _look_for_stuck(self, now_us: int, effects: list[Effect]) -> None:
@@ -242,8 +253,7 @@ class SchedulerCore:
             if attempt.give_up_us <= now_us:
                 culprit = attempt.decode if attempt.phase >= Phase.PREFILLED else attempt.prefill
                 culprit.suspect_until_us = now_us + self._profile.suspect_us
-                effects.append(_cancel(attempt, "STUCK"))
-                self._retry(attempt)
+                self._lose(attempt, "STUCK", effects)
         for instance in self.ledger.instances.values():
             if instance.suspect_until_us and instance.suspect_until_us <= now_us:
                 instance.suspect_until_us = 0
