@@ -10,9 +10,7 @@ class HexagentError(Exception):
     `details` further machine-readable facts (limits, missing digests, retry_after_us).
     """
 
-    def __init__(
-        self, message: str, *, reason: str, field: str = "", details: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, reason: str, field: str = "", details: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason
