@@ -68,6 +68,7 @@ def up(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the emulated engines' speeds.")] = None,
     host: Annotated[str, typer.Option("--host", help="Interface to listen on.")] = "127.0.0.1",
     prefix_cache: PrefixCache = None,
+    gateway: Annotated[bool, typer.Option(help="Serve an OpenAI-compatible endpoint as well.")] = True,
 ) -> None:
     """Run a whole stack on this machine until Ctrl-C.
 
@@ -77,7 +78,7 @@ def up(
     from hexagent.cli.stack import StackOptions
     from hexagent.cli.up import run_up
 
-    options = StackOptions(cluster, policy, data, port, time_scale, seed, host, prefix_cache)
+    options = StackOptions(cluster, policy, data, port, time_scale, seed, host, prefix_cache, gateway)
     asyncio.run(run_up(options))
 
 
@@ -89,7 +90,7 @@ def up(
 )
 def serve(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="dag-tracker, estimator, scheduler, worker-agent or nats.")
+        str, typer.Argument(metavar="NAME", help="dag-tracker, estimator, scheduler, worker-agent, gateway or nats.")
     ],
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Data folder of nats.")] = Path(".hexagent/nats"),
     host: Annotated[str, typer.Option("--host", help="Interface nats listens on.")] = "127.0.0.1",

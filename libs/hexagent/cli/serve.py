@@ -17,6 +17,7 @@ MODULES: Final = {
     "estimator": "estimator",
     "scheduler": "scheduler",
     "worker-agent": "worker_agent",
+    "gateway": "gateway",
 }
 NATS: Final = "nats"
 

@@ -26,6 +26,8 @@ from hexagent.wire.cluster import ClusterRecord, cluster_record_from_bytes
 TRACKER: Final = "dag-tracker"
 SCHEDULER: Final = "scheduler"
 ESTIMATOR: Final = "estimator"
+GATEWAY: Final = "gateway"
+OPENAI: Final = "openai"  # the gateway's HTTP side
 NATS: Final = "nats-server"
 
 _MODULES: Final = {TRACKER: "dag_tracker", SCHEDULER: "scheduler", ESTIMATOR: "estimator"}
@@ -47,6 +49,7 @@ class StackOptions(NamedTuple):
     seed: int | None = None
     host: str = "127.0.0.1"
     prefix_cache: bool | None = None
+    gateway: bool = False  # an OpenAI endpoint too
 
 
 class LocalStack:
@@ -98,9 +101,9 @@ class LocalStack:
 
     async def stop(self) -> None:
         """Stop in order: no new dispatches, running calls end, state is stored, then the bus."""
-        agents = [keeper for keeper in self._keepers if keeper.name not in (*_MODULES, NATS)]
+        agents = [keeper for keeper in self._keepers if keeper.name not in (*_MODULES, GATEWAY, NATS)]
         named = {keeper.name: keeper for keeper in self._keepers}
-        stages = ([SCHEDULER], [agent.name for agent in agents], [TRACKER, ESTIMATOR], [NATS])
+        stages = ([GATEWAY], [SCHEDULER], [agent.name for agent in agents], [TRACKER, ESTIMATOR], [NATS])
         for names in stages:
             await asyncio.gather(*(named[name].stop() for name in names if name in named))
         self._keepers.clear()
@@ -123,15 +126,17 @@ class LocalStack:
     async def _start(self) -> None:
         host = self._options.host
         agents = [agent.agent_id for agent in self.config.agents]
-        names = (*_MODULES, *agents)
-        ports = assigned(names, host, self._options.port, self.data_dir / "ports.json")
-        self.addresses = {name: f"{host}:{ports[name]}" for name in names}
+        gateway = (GATEWAY,) if self._options.gateway else ()
+        names = (*_MODULES, *agents, *gateway)
+        listening = (*names, OPENAI) if gateway else names
+        ports = assigned(listening, host, self._options.port, self.data_dir / "ports.json")
+        self.addresses = {name: f"{host}:{ports[name]}" for name in listening}
         server = NatsServer(self.data_dir / "nats", host)
         await self._keep(NATS, server)
         self.addresses[NATS] = server.url
         await self._publish_record()
         for name in names:
-            module = _MODULES.get(name, _AGENT_MODULE)
+            module = GATEWAY if name == GATEWAY else _MODULES.get(name, _AGENT_MODULE)
             self._keepers.append(Keeper(name, ServiceProcess(self._command(name, module, ports[name])), self._say))
         starts = [asyncio.create_task(keeper.start()) for keeper in self._keepers if keeper.name != NATS]
         done, pending = await asyncio.wait(starts, return_when=asyncio.FIRST_EXCEPTION)
@@ -189,6 +194,9 @@ class LocalStack:
             environ["HEXAGENT_AGENT_ID"] = name
         if name == SCHEDULER:
             environ["HEXAGENT_POLICY"] = self.policy
+        if name == GATEWAY:
+            environ["HEXAGENT_TRACKER_ADDRESS"] = self.address
+            environ["HEXAGENT_HTTP_HOST"], environ["HEXAGENT_HTTP_PORT"] = self.addresses[OPENAI].rsplit(":", 1)
         argv = (sys.executable, "-m", f"hexagent_services.{module}")
         return ServiceCommand(
             name, argv, environ, self.addresses[name], self.data_dir / "logs" / f"{name}.log",

@@ -5,7 +5,7 @@ import os
 import signal
 
 from hexagent.cli.report import console, error_console, say, table_of
-from hexagent.cli.stack import ESTIMATOR, NATS, SCHEDULER, TRACKER, LocalStack, StackOptions
+from hexagent.cli.stack import ESTIMATOR, GATEWAY, NATS, OPENAI, SCHEDULER, TRACKER, LocalStack, StackOptions
 
 
 async def run_up(options: StackOptions) -> None:
@@ -50,6 +50,8 @@ def show_stack(stack: LocalStack) -> None:
         SCHEDULER: f"policy {stack.policy}",
         ESTIMATOR: "estimates and calibration",
         NATS: "streams and buckets",
+        GATEWAY: "health of the OpenAI endpoint",
+        OPENAI: "OpenAI clients: base URL with http:// in front and /v1 behind",
     }
     rows = [
         {"process": name, "address": address, "pid": pids.get(name), "what": does.get(name) or hosted.get(name, "")}
