@@ -17,10 +17,9 @@ from hexagent.core.errors import FailedPrecondition
 from hexagent.runtime import check_health
 from hexagent.runtime.bus import Bus, BusOptions
 from hexagent.runtime.cluster_file import load_cluster
-from hexagent.runtime.cluster_record import read_cluster_record
+from hexagent.runtime.cluster_record import CHANGED, KEPT, WRITTEN, publish_record, read_cluster_record
 from hexagent.runtime.grpc_server import GrpcServer
 from hexagent.runtime.nats_server import NatsServer
-from hexagent.runtime.publish_cluster import CHANGED, KEPT, WRITTEN, publish_record
 from hexagent.runtime.streams import StreamLimits
 
 pytestmark = pytest.mark.integration

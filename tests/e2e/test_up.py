@@ -15,7 +15,7 @@ from tests.e2e.local_stack import STOP_S, Up, alive, children, command, listens,
 
 pytestmark = pytest.mark.e2e
 
-PROCESSES = 6  # nats-server, dag-tracker, scheduler, estimator, two worker-agents
+PROCESSES = 7  # nats-server, tracker, scheduler, estimator, two agents, gateway
 
 
 def run_on(stack: Up, rows: Path, *arguments: str) -> str:

@@ -24,7 +24,7 @@ from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus
 from hexagent.runtime.clock import ModelClock
 from hexagent.runtime.cluster_file import load_cluster
-from hexagent.runtime.cluster_record import write_cluster_record
+from hexagent.runtime.cluster_record import publish_record
 from hexagent.runtime.nats_server import NatsServer
 from hexagent.wire.segments import Segment, SegmentKind, SegmentRole, segment_to_bytes
 from hexagent.wire.tokens import TokenDelta, token_delta_to_bytes
@@ -216,7 +216,7 @@ async def running_stack(server: NatsServer, folder: Path) -> AsyncIterator[Stack
     record = load_cluster("demo").record(time.time_ns())
     async with await connect(server.url) as bus:
         await bus.ensure_streams(SMALL)
-        await write_cluster_record(bus, record)
+        await publish_record(bus, record)
         double = ClusterDouble(bus, ModelClock(record.origin_wall_ns, record.time_scale))
         task = asyncio.create_task(double.run())
         tracker = TrackerProcess(server.url, folder)

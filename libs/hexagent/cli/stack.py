@@ -12,16 +12,15 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from hexagent.cli.children import Keeper, Process, Say, ServiceCommand, ServiceProcess, cpu_s
 from hexagent.cli.ports import assigned, writable_folder
-from hexagent.core.errors import FailedPrecondition, InvalidArgument
+from hexagent.core.errors import InvalidArgument
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.policy.registry import policy_by_name
-from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus, BusOptions
 from hexagent.runtime.clock import MAX_TIME_SCALE, ModelClock
 from hexagent.runtime.cluster_file import ClusterConfig, load_cluster
-from hexagent.runtime.cluster_record import write_cluster_record
+from hexagent.runtime.cluster_record import WRITTEN, publish_record
 from hexagent.runtime.nats_server import NatsServer
-from hexagent.wire.cluster import ClusterRecord, cluster_record_from_bytes
+from hexagent.wire.cluster import ClusterRecord
 
 TRACKER: Final = "dag-tracker"
 SCHEDULER: Final = "scheduler"
@@ -50,6 +49,7 @@ class StackOptions(NamedTuple):
     host: str = "127.0.0.1"
     prefix_cache: bool | None = None
     gateway: bool = False  # an OpenAI endpoint too
+    trace_file: Path | None = None  # gets the spans of workflows as JSON lines
 
 
 class LocalStack:
@@ -156,31 +156,15 @@ class LocalStack:
         bus = await Bus.connect(BusOptions(url=self.addresses[NATS], name="stack"))
         try:
             await bus.ensure_streams()
-            entry = await bus.bucket(subjects.CLUSTER_BUCKET).get(subjects.CLUSTER_RECORD_KEY)
-            if entry is not None and entry.value is not None:
-                self._resume(cluster_record_from_bytes(entry.value))
             reachable = tuple(
                 spec._replace(address=self.addresses[spec.agent_id]) for spec in self.record.cluster.instances
             )
-            self.record = self.record._replace(cluster=self.record.cluster._replace(instances=reachable))
-            await write_cluster_record(bus, self.record)
+            record = self.record._replace(cluster=self.record.cluster._replace(instances=reachable))
+            done, self.record = await publish_record(bus, record)
+            if done != WRITTEN:
+                self._say(f"resuming the stack in {self.data_dir}")
         finally:
             await bus.close()
-
-    def _resume(self, stored: ClusterRecord) -> None:
-        """Model time goes on where stored events were dated, so neither clock nor cluster may change."""
-        for what, now, before in (
-            ("time_scale", self.record.time_scale, stored.time_scale),
-            ("cluster", self.record.name, stored.name),
-        ):
-            if now != before:
-                raise FailedPrecondition(
-                    f"the stack in {self.data_dir} has {before}, not {now}; use the same or another --data folder",
-                    reason="OTHER_STACK",
-                    field=what,
-                )
-        self.record = self.record._replace(origin_wall_ns=stored.origin_wall_ns)
-        self._say(f"resuming the stack in {self.data_dir}")
 
     def _command(self, name: str, module: str, port: int) -> ServiceCommand:
         environ = {
@@ -194,6 +178,8 @@ class LocalStack:
             environ["HEXAGENT_AGENT_ID"] = name
         if name == SCHEDULER:
             environ["HEXAGENT_POLICY"] = self.policy
+        if name == TRACKER and self._options.trace_file is not None:
+            environ["HEXAGENT_TRACE_FILE"] = str(self._options.trace_file.absolute())
         if name == GATEWAY:
             environ["HEXAGENT_TRACKER_ADDRESS"] = self.address
             environ["HEXAGENT_HTTP_HOST"], environ["HEXAGENT_HTTP_PORT"] = self.addresses[OPENAI].rsplit(":", 1)

@@ -8,53 +8,18 @@ run at every start: a stack that has a record keeps its clock. NATS and the stre
 import asyncio
 import sys
 import time
-from typing import ClassVar, Final
+from typing import ClassVar
 
-from hexagent.core.errors import FailedPrecondition, HexagentError, InvalidArgument
-from hexagent.runtime import subjects
+from hexagent.core.errors import HexagentError, InvalidArgument
 from hexagent.runtime.app import EXIT_FAILED, EXIT_USAGE
 from hexagent.runtime.bus import Bus
 from hexagent.runtime.cluster_file import load_cluster
+from hexagent.runtime.cluster_record import publish_record
 from hexagent.runtime.settings import Settings
-from hexagent.wire.cluster import ClusterRecord, cluster_record_from_bytes, cluster_record_to_bytes
-
-WRITTEN: Final = "written"
-KEPT: Final = "kept"
-CHANGED: Final = "changed"
 
 
 class PublishSettings(Settings):
     service: ClassVar[str] = "publish-cluster"
-
-
-async def publish_record(bus: Bus, record: ClusterRecord) -> tuple[str, ClusterRecord]:
-    """Make `record` the stack's own; what was done (WRITTEN, KEPT, CHANGED) and the record the stack has now.
-
-    A stack that has a record goes on with its clock, because stored events are dated by it: only the cluster may
-    change, and services read it when they start. FailedPrecondition (OTHER_STACK) where the name or the time scale
-    differ; Aborted or AlreadyExists where another one writes at the same time.
-    """
-    bucket = bus.bucket(subjects.CLUSTER_BUCKET)
-    entry = await bucket.get(subjects.CLUSTER_RECORD_KEY)
-    if entry is None or entry.value is None:
-        await bucket.create(subjects.CLUSTER_RECORD_KEY, cluster_record_to_bytes(record))
-        return WRITTEN, record
-    stored = cluster_record_from_bytes(entry.value)
-    for field, now, before in (
-        ("name", record.name, stored.name),
-        ("time_scale", record.time_scale, stored.time_scale),
-    ):
-        if now != before:
-            raise FailedPrecondition(
-                f"the stack has {field} {before}, not {now}: use the same again, or begin with empty NATS data",
-                reason="OTHER_STACK",
-                field=field,
-            )
-    resumed = record._replace(origin_wall_ns=stored.origin_wall_ns)
-    if resumed == stored:
-        return KEPT, stored
-    await bucket.update(subjects.CLUSTER_RECORD_KEY, cluster_record_to_bytes(resumed), entry.revision)
-    return CHANGED, resumed
 
 
 async def publish_file(path: str, settings: PublishSettings) -> str:
