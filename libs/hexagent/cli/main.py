@@ -28,6 +28,9 @@ Policy = Annotated[str, typer.Option("--policy", help="Scheduling policy; defaul
 TimeScale = Annotated[
     float | None, typer.Option("--time-scale", help="Model seconds a wall second; default: the cluster file's.")
 ]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace-file", metavar="FILE", help="Write the spans of workflows there as JSON lines.")
+]
 PrefixCache = Annotated[
     bool | None, typer.Option(help="Engines reuse the KV of shared prefixes; default: the cluster file's.")
 ]
@@ -69,16 +72,19 @@ def up(
     host: Annotated[str, typer.Option("--host", help="Interface to listen on.")] = "127.0.0.1",
     prefix_cache: PrefixCache = None,
     gateway: Annotated[bool, typer.Option(help="Serve an OpenAI-compatible endpoint as well.")] = True,
+    trace_file: TraceFile = None,
 ) -> None:
     """Run a whole stack on this machine until Ctrl-C.
 
     nats-server, dag-tracker, estimator, scheduler and worker-agents with emulated engines, each as a process of its
     own. One that dies is started again on the same port and data.
     """
+    from hexagent.cli.report import check_writable
     from hexagent.cli.stack import StackOptions
     from hexagent.cli.up import run_up
 
-    options = StackOptions(cluster, policy, data, port, time_scale, seed, host, prefix_cache, gateway)
+    check_writable(trace_file, "trace_file")
+    options = StackOptions(cluster, policy, data, port, time_scale, seed, host, prefix_cache, gateway, trace_file)
     asyncio.run(run_up(options))
 
 
@@ -132,6 +138,7 @@ def run(
     prefix_cache: PrefixCache = None,
     time_scale: TimeScale = None,
     address: Annotated[str, typer.Option("--address", help="dag-tracker of a running stack; default: start one.")] = "",
+    trace_file: TraceFile = None,
     json_file: Json = None,
 ) -> None:
     """Run scripted workflows live, as client programs would, and say how long they took.
@@ -145,10 +152,14 @@ def run(
     from hexagent.cli.workload import WorkloadOptions, load
 
     check_writable(json_file)
-    if address and policy:
-        raise usage("policy", "is the running stack's own; leave it out with --address")
+    check_writable(trace_file, "trace_file")
+    for option, value in (("policy", policy), ("trace_file", trace_file)):
+        if address and value:
+            raise usage(option, "is the running stack's own; leave it out with --address")
     loaded = load(WorkloadOptions(workload, trace, workflows, limit, rate, arrivals, seed, gap_limit))
-    stack = StackOptions(cluster=cluster, policy=policy, time_scale=time_scale, seed=seed, prefix_cache=prefix_cache)
+    stack = StackOptions(cluster, policy, None, 0, time_scale, seed, prefix_cache=prefix_cache, trace_file=trace_file)
+    if trace_file is not None:
+        trace_file.unlink(missing_ok=True)  # of an earlier run; the services of this one append
     done = asyncio.run(run_on_stack(RunOptions(stack, address, slo_scale), loaded, loaded.name))
     show(done, loaded)
     write_json(json_file, "run", seed, run_rows(done))

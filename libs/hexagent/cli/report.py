@@ -42,16 +42,17 @@ def write_json(path: Path | None, command: str, seed: int | None, rows: Iterable
         raise _not_writable(path, error) from None
 
 
-def check_writable(path: Path | None) -> None:
+def check_writable(path: Path | None, option: str = "json") -> None:
     """Say before the work, not after it, that its result cannot be written."""
     if path is None:
         return
+    what = ""
     if path.is_dir():
-        raise InvalidArgument(f"--json: {path} is a folder", reason="NOT_WRITABLE", field="json")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise InvalidArgument(
-            f"--json: cannot write into {path.absolute().parent}", reason="NOT_WRITABLE", field="json"
-        )
+        what = f"{path} is a folder"
+    elif not os.access(path.absolute().parent, os.W_OK):
+        what = f"cannot write into {path.absolute().parent}"
+    if what:
+        raise InvalidArgument(f"--{option.replace('_', '-')}: {what}", reason="NOT_WRITABLE", field=option)
 
 
 def table_of(title: str, rows: Sequence[Row], right: Iterable[str] = ()) -> Table:

@@ -63,6 +63,7 @@ async def send(
     request: Request,
     patience_s: float,
     attempt_s: float,
+    metadata: tuple[tuple[str, str], ...] = (),
 ) -> Response:
     """The answer to `request`, which must be safe to repeat; wall seconds for all attempts and for one.
 
@@ -71,7 +72,7 @@ async def send(
     retry = Retry(patience_s)
     while True:
         try:
-            return await method(request, timeout=attempt_s)
+            return await method(request, timeout=attempt_s, metadata=metadata or None)
         except grpc.aio.AioRpcError as error:
             await retry.pause(typed(error))
 

@@ -16,6 +16,7 @@ from hexagent.client.prompts import Parent, Prompt, build_prompt, parent_id
 from hexagent.client.results import CallResult
 from hexagent.client.reveal import KnownBodies, Pending, Revealer, Timing
 from hexagent.client.rpc import minted, send
+from hexagent.client.tracing import trace_metadata
 from hexagent.core import errors
 from hexagent.core.errors import HexagentError, Internal
 from hexagent.core.ids import CallId
@@ -72,7 +73,7 @@ class Workflow:
 
     async def __aenter__(self) -> "Workflow":
         request = api.StartWorkflowRequest(request_id=minted(), spec=self._spec)
-        answer = await send(self._stub.StartWorkflow, request, *self._timing)
+        answer = await send(self._stub.StartWorkflow, request, *self._timing, trace_metadata())
         self.workflow_id = answer.workflow_id
         self._board = Board(self._stub, self.workflow_id, self._output)
         self._revealer = Revealer(self._stub, self.workflow_id, self._known, self._timing)

@@ -7,7 +7,11 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import Meter
 from opentelemetry.trace import Tracer
 
+from hexagent.runtime.spans import OtlpSpans, SpanSink
+
 METRIC_PERIOD_MS: Final = 5_000
+SPAN_PERIOD_MS: Final = 1_000
+SPANS_MAX: Final = 20_000  # waiting to be exported; further ones are dropped
 EXPORT_TIMEOUT_S: Final = 5
 
 
@@ -16,6 +20,7 @@ class Telemetry(NamedTuple):
 
     tracer: Tracer
     meter: Meter
+    spans: SpanSink | None  # for spans known only when they have ended; None without an endpoint
     providers: "_Providers | None"
 
     async def shut_down(self) -> None:
@@ -31,10 +36,12 @@ def set_up_telemetry(service: str, instance: str = "", endpoint: str = "", sampl
     """
     if not endpoint:
         return Telemetry(
-            trace.NoOpTracerProvider().get_tracer(service), metrics.NoOpMeterProvider().get_meter(service), None
+            trace.NoOpTracerProvider().get_tracer(service), metrics.NoOpMeterProvider().get_meter(service), None, None
         )
     providers = _Providers(service, instance, endpoint, sample_ratio)
-    return Telemetry(providers.traces.get_tracer(service), providers.metrics.get_meter(service), providers)
+    return Telemetry(
+        providers.traces.get_tracer(service), providers.metrics.get_meter(service), providers.spans, providers
+    )
 
 
 class _Providers:
@@ -58,9 +65,13 @@ class _Providers:
         self.traces = TracerProvider(
             resource=resource, sampler=ParentBased(TraceIdRatioBased(sample_ratio)), shutdown_on_exit=False
         )
-        self.traces.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=insecure, timeout=EXPORT_TIMEOUT_S))
+        processor = BatchSpanProcessor(
+            OTLPSpanExporter(endpoint=endpoint, insecure=insecure, timeout=EXPORT_TIMEOUT_S),
+            max_queue_size=SPANS_MAX,
+            schedule_delay_millis=SPAN_PERIOD_MS,
         )
+        self.traces.add_span_processor(processor)
+        self.spans = OtlpSpans(processor, resource, service)
         reader = PeriodicExportingMetricReader(
             OTLPMetricExporter(endpoint=endpoint, insecure=insecure, timeout=EXPORT_TIMEOUT_S),
             export_interval_millis=METRIC_PERIOD_MS,

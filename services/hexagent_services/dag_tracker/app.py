@@ -18,16 +18,21 @@ from hexagent.runtime.clock import ModelClock
 from hexagent.runtime.cluster_record import read_cluster_record
 from hexagent.runtime.grpc_server import GrpcServer
 from hexagent.runtime.logs import fields
+from hexagent.runtime.spans import SpanFile, SpanSink
+from hexagent.runtime.telemetry import set_up_telemetry
+from hexagent.wire.cluster import ClusterRecord
 from hexagent.wire.workflow import event_from_bytes
 from hexagent_services.dag_tracker.consumer import ClusterConsumer
 from hexagent_services.dag_tracker.effects import EventLog
 from hexagent_services.dag_tracker.estimates import Estimates
+from hexagent_services.dag_tracker.observer import Observer
 from hexagent_services.dag_tracker.queries import Queries
 from hexagent_services.dag_tracker.relay import Relay
 from hexagent_services.dag_tracker.reveals import Reveals
 from hexagent_services.dag_tracker.segments import SegmentStore
 from hexagent_services.dag_tracker.servicer import WorkflowServicer
 from hexagent_services.dag_tracker.settings import TrackerSettings
+from hexagent_services.dag_tracker.spans import SpanMaker
 from hexagent_services.dag_tracker.tokens import TokenSource
 from hexagent_services.dag_tracker.trail import Trails
 from hexagent_services.dag_tracker.usage import Accounts
@@ -58,9 +63,9 @@ async def main(app: App[TrackerSettings]) -> None:
     limits = settings.limits()
     catalog = catalog_of(record.cluster)
     accounts = Accounts(record.cluster.instances, catalog.tenants)
-    writer = Writer(
-        Tracker(limits, catalog), Trails(limits.finished_workflows), events, relay, accounts, estimates, clock
-    )
+    observer = observe(app, record, clock, estimates)
+    trails = Trails(limits.finished_workflows)
+    writer = Writer(Tracker(limits, catalog), trails, events, relay, accounts, estimates, clock, observer)
     await _rebuild(bus, writer)
     app.start(events.run(), "events")
     app.at_stop(Stage.FLUSH, "events", events.all_settled)
@@ -91,6 +96,29 @@ async def main(app: App[TrackerSettings]) -> None:
     app.at_stop(Stage.DRAIN, "grpc", lambda: server.stop(settings.stop_grace_s))
     await server.set_ready(True)
     app.ready(port)
+
+
+def observe(app: App[TrackerSettings], record: ClusterRecord, clock: ModelClock, estimates: Estimates) -> Observer:
+    """Spans of what ends, to wherever the settings say."""
+    settings = app.settings
+    telemetry = set_up_telemetry(
+        settings.service, endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio
+    )
+    sinks: list[SpanSink] = [] if telemetry.spans is None else [telemetry.spans]
+    if settings.trace_file is not None:
+        sinks.append(SpanFile(settings.trace_file, settings.trace_file_bytes_max, settings.service))
+    observer = Observer(
+        str(record.origin_wall_ns),
+        SpanMaker(clock, record.cluster),
+        estimates,
+        sinks,
+        sample_ratio=settings.trace_sample_ratio,
+        queue_max=settings.trace_queue_max,
+    )
+    app.at_stop(Stage.CLOSE, "telemetry", telemetry.shut_down)
+    app.at_stop(Stage.CLOSE, "spans", observer.close)
+    app.start(observer.run(), "spans")
+    return observer
 
 
 def catalog_of(cluster: ClusterSpec) -> Catalog:

@@ -73,7 +73,7 @@ class EventLog:
         """Put the event, already counted by `trail`, on its way; `updates` are shown once it is stored."""
         workflow_id = trail.workflow_id
         msg_id = f"{workflow_id}/{trail.sequence}.{self._run}"
-        data = event_to_bytes(event, event_id=msg_id, sequence=trail.sequence)
+        data = event_to_bytes(event, event_id=msg_id, sequence=trail.sequence, trace_context=trail.trace_context)
         # The first of a chain names its predecessor: a second writer of the workflow is found out and both stop.
         expected = None if workflow_id in self._tails else trail.stored_at
         entry = _Entry(trail, data, msg_id, expected)

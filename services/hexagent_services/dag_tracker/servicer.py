@@ -1,6 +1,6 @@
 """WorkflowService: requests to commands and back; every answer waits until what it says is stored."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
@@ -8,6 +8,7 @@ import grpc
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.workflow.v1 import workflow_pb2, workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.core.ids import CallId, checked_id
+from hexagent.core.tracing import TRACEPARENT, TRACESTATE, carrier_of, context_from
 from hexagent.core.workflow import commands
 from hexagent.core.workflow.events import WorkflowChanged
 from hexagent.core.workflow.model import NodeStatus, WorkflowStatus
@@ -21,7 +22,7 @@ from hexagent_services.dag_tracker.queries import Queries
 from hexagent_services.dag_tracker.reveals import Reveals, minted_id
 from hexagent_services.dag_tracker.views import ended, revealed_node
 from hexagent_services.dag_tracker.watch import Watches
-from hexagent_services.dag_tracker.writer import Writer
+from hexagent_services.dag_tracker.writer import NO_TRACE, Writer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 api = workflow_service_pb2
@@ -66,7 +67,7 @@ class WorkflowServicer(workflow_service_pb2_grpc.WorkflowServiceServicer):
         if first is not None and request.spec.HasField("budget"):
             spec = spec._replace(deadline_us=first.spec.deadline_us)
         nodes = (await self._reveals.take(request.nodes)).nodes if request.nodes else ()
-        await self._do(commands.StartWorkflow(spec, request_id, nodes), workflow_id)
+        await self._do(commands.StartWorkflow(spec, request_id, nodes), workflow_id, _trace_context(context))
         graph = self._writer.graph(workflow_id)
         return api.StartWorkflowResponse(
             workflow_id=workflow_id,
@@ -163,9 +164,11 @@ class WorkflowServicer(workflow_service_pb2_grpc.WorkflowServiceServicer):
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    async def _do(self, command: commands.Command, workflow_id: str) -> None:
+    async def _do(
+        self, command: commands.Command, workflow_id: str, trace_context: Mapping[str, str] = NO_TRACE
+    ) -> None:
         """Handle the command and wait until its events, and those of an earlier equal request, are stored."""
-        self._writer.do(command)
+        self._writer.do(command, trace_context)
         await self._writer.events.settled(workflow_id)
 
     async def _end(self, command: commands.FinishWorkflow | commands.CancelWorkflow) -> workflow_pb2.WorkflowEnded:
@@ -179,3 +182,11 @@ class WorkflowServicer(workflow_service_pb2_grpc.WorkflowServiceServicer):
 
     def _status(self, node: CallId) -> enums_pb2.NodeStatus.ValueType:
         return enums_pb2.NodeStatus.ValueType(self._writer.graph(node.workflow_id).node(node.node_id).status)
+
+
+def _trace_context(context: Context) -> Mapping[str, str]:
+    """The W3C trace context among the request's metadata; what is malformed counts as none."""
+    metadata = context.invocation_metadata() or ()
+    sent = {key: value for key, value in metadata if key in (TRACEPARENT, TRACESTATE) and isinstance(value, str)}
+    known = context_from(sent) if sent else None
+    return NO_TRACE if known is None else carrier_of(known)

@@ -1,5 +1,6 @@
 """What the dag-tracker reads from its environment."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from hexagent.core.workflow.limits import Limits
@@ -31,6 +32,9 @@ class TrackerSettings(Settings):
     watcher_queue_bytes: int = setting(
         _RELAY.queued_bytes, "bytes", "Unread by one watcher; beyond it the watch ends and can resume.", ge=64 * 1024
     )
+    trace_file: Path | None = setting(None, "", "File that gets every span as a JSON line; absent: none.")
+    trace_file_bytes_max: int = setting(256 << 20, "bytes", "Size at which nothing more is written to it.", ge=4096)
+    trace_queue_max: int = setting(20_000, "nodes", "Ended ones without spans yet; further ones get none.", ge=1)
     known_segments_max: int = setting(200_000, "segments", "Digests remembered as stored.", ge=0)
 
     def limits(self) -> Limits:

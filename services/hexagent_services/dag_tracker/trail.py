@@ -13,12 +13,13 @@ from hexagent.core.workflow.events import (
 )
 from hexagent.core.workflow.graph import WorkflowGraph
 from hexagent.core.workflow.model import NodeStatus
+from hexagent_services.dag_tracker.spans import WorkflowTrace
 
 
 class Trail:
     """One workflow's place; sequences count its events from 1."""
 
-    __slots__ = ("changed", "ended", "sequence", "stored_at", "workflow_id")
+    __slots__ = ("changed", "ended", "sequence", "stored_at", "trace", "trace_context", "workflow_id")
 
     def __init__(self, workflow_id: str) -> None:
         self.workflow_id = workflow_id
@@ -26,6 +27,8 @@ class Trail:
         self.stored_at = 0  # sequence in the whole stream of its last stored event
         self.changed: list[int] = []  # by node index: the event that last changed what a watcher sees of the node
         self.ended = 0  # the event that ended the workflow, 0 = none
+        self.trace: WorkflowTrace | None = None  # where its spans belong, None = it is not traced
+        self.trace_context: dict[str, str] = {}  # of its next event: first the client's, then the workflow's own
 
     def note(self, event: WorkflowEvent, graph: WorkflowGraph | None) -> list[int]:
         """Count the event, which `graph` has applied; gives the nodes it changed, in reveal order."""

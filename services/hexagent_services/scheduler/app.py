@@ -31,6 +31,7 @@ from hexagent_services.scheduler.outbox import Outboxes
 from hexagent_services.scheduler.publisher import Publisher
 from hexagent_services.scheduler.servicer import Loads, SchedulerServicer
 from hexagent_services.scheduler.settings import SchedulerSettings
+from hexagent_services.scheduler.traces import Traces
 
 EPOCH_KEY = "scheduler.epoch"
 FLUSH_S = 0.25  # wall time between two writes of the journal
@@ -53,7 +54,8 @@ async def main(app: App[SchedulerSettings]) -> None:
     publisher, outboxes = Publisher(bus, scheduler_id, epoch), Outboxes()
     journal = open_journal(settings, JournalHeader(settings.policy, record.cluster, __version__, profile), epoch)
     app.at_stop(Stage.CLOSE, "journal", journal.close)
-    driver = Driver(core, clock, outboxes, publisher, journal)
+    traces = Traces()
+    driver = Driver(core, clock, outboxes, publisher, journal, traces)
     loads: Loads = {}
 
     server = GrpcServer(
@@ -74,14 +76,14 @@ async def main(app: App[SchedulerSettings]) -> None:
 
     feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS)
     async for batch in feed.backlog():
-        _take_events(driver, batch, caught_up=False)
+        _take_events(driver, traces, batch, caught_up=False)
     app.start(_follow_snapshots(bus, driver), "snapshots")
     await bus.subscribe_core(subjects.ALL_TELEMETRY, on_telemetry)
     app.start(publisher.run(), "publisher")
     agents = Agents(app, record, driver, outboxes, clock, epoch, scheduler_id)
     await agents.start(await bus.bucket(subjects.CLUSTER_BUCKET).watch(subjects.ALL_AGENTS_KEY))
     driver.handle(Started(epoch, clock.now_us()))
-    app.start(_follow_events(driver, feed), "workflow events")
+    app.start(_follow_events(driver, traces, feed), "workflow events")
     app.start(_tick(driver, clock), "ticks")
     app.start(_flush(journal), "journal")
     await server.set_ready(True)
@@ -172,16 +174,18 @@ class Agents:
         self._links[announcement.agent_id] = (link, task)
 
 
-def _take_events(driver: Driver, batch: list[Message], *, caught_up: bool) -> None:
+def _take_events(driver: Driver, traces: Traces, batch: list[Message], *, caught_up: bool) -> None:
     for message in batch:
-        event = event_from_bytes(message.data).event
+        envelope = event_from_bytes(message.data)
+        event = envelope.event
+        traces.note(envelope)
         # Stored events are dated by when they happened, so that calls keep their order of readiness.
         driver.handle(event, None if caught_up else event.at_us)
 
 
-async def _follow_events(driver: Driver, feed: Feed) -> None:
+async def _follow_events(driver: Driver, traces: Traces, feed: Feed) -> None:
     async for batch in feed:
-        _take_events(driver, batch, caught_up=True)
+        _take_events(driver, traces, batch, caught_up=True)
 
 
 async def _follow_snapshots(bus: Bus, driver: Driver) -> None:

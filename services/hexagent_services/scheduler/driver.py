@@ -12,6 +12,7 @@ from hexagent.wire.worker import BindCommand, Command, attempt_of, dispatch_of
 from hexagent.wire.workflow import CallDispatched
 from hexagent_services.scheduler.outbox import Outboxes
 from hexagent_services.scheduler.publisher import Publisher
+from hexagent_services.scheduler.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +21,20 @@ class Driver:
     """`handle` is the only way into the core; it does not wait, so events keep their order."""
 
     def __init__(
-        self, core: SchedulerCore, clock: Clock, outboxes: Outboxes, publisher: Publisher, journal: JournalWriter
+        self,
+        core: SchedulerCore,
+        clock: Clock,
+        outboxes: Outboxes,
+        publisher: Publisher,
+        journal: JournalWriter,
+        traces: Traces,
     ) -> None:
         self.core = core
         self._journal = journal
         self._clock = clock
         self._outboxes = outboxes
         self._publisher = publisher
+        self._traces = traces
 
     def handle(self, event: SchedulerEvent, now_us: int | None = None) -> None:
         """Feed one event; `now_us` is given only where stored events are caught up with."""
@@ -70,7 +78,7 @@ class Driver:
             outputs=outputs,
             tenant=graph.spec.tenant,
             workflow_class=graph.spec.workflow_class,
-            trace_context={},
+            trace_context=self._traces.of(call_id),
             now_us=now_us,
         )
         self._send(effect.prefill_instance, dispatch_of(effect, attempt, self._address(effect.decode_instance)))

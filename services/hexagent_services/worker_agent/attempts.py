@@ -236,7 +236,7 @@ class Attempts:
 
     async def _end(self, attempt: LiveAttempt, outcome: CallOutcome, text: bytes | None = None) -> None:
         """Store the outcome, then let the scheduler know: it forgets the attempt and must not lose the call."""
-        await self._results.outcome(outcome, text)
+        await self._results.outcome(outcome, text, attempt.spec.trace_context)
         self._live.pop((attempt.ticket, attempt.instance_id), None)
         self._reports.progress(
             attempt.ticket,

@@ -1,6 +1,7 @@
 """What the agent publishes about calls: token deltas and the one outcome of an attempt."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final
 
 from hexagent.core.ids import CallId, Ticket
@@ -39,7 +40,9 @@ class Results:
                         tokens, text = tokens + delta.tokens, text + delta.text
         return tokens, text
 
-    async def outcome(self, outcome: CallOutcome, text: bytes | None = None) -> None:
+    async def outcome(
+        self, outcome: CallOutcome, text: bytes | None = None, trace_context: Mapping[str, str] | None = None
+    ) -> None:
         """Store the outcome, and before it the output's body, which becomes a segment. Errors as `Bus.publish`."""
         storing: list[asyncio.Future[int]] = []
         self._sequence += 1
@@ -54,7 +57,9 @@ class Results:
         storing.append(
             await self._bus.publish_soon(
                 subjects.outcome(outcome.call.workflow_id),
-                outcome_to_bytes(outcome, publisher=self._agent_id, sequence=self._sequence),
+                outcome_to_bytes(
+                    outcome, publisher=self._agent_id, sequence=self._sequence, trace_context=trace_context
+                ),
                 msg_id=outcome_id(outcome),
             )
         )
