@@ -133,7 +133,7 @@ until_true() {
 
 in_stack() { podman exec --interactive "$(container estimator)" "$@"; }
 
-grpc_services=(dag-tracker:7400 scheduler:7401 estimator:7402 agent-a100:7403 agent-h100:7404 agent-h200:7405)
+grpc_services=(dag-tracker:7400 scheduler:7401 estimator:7402 agent-a100:7403 agent-h100:7404 agent-h200:7405 gateway:7406)
 
 # By name over the stack's network, then each container's own health check, then the ports this machine sees.
 check() {

@@ -176,7 +176,8 @@ def test_servers_are_reached_checked_and_published_where_they_listen(process: Pr
     assert settings.advertise_host == process.name
     assert settings.nats_url == "nats://nats:4222"
     port = str(settings.listen_port)
-    assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    published = [port, *([process.environ["HEXAGENT_HTTP_PORT"]] if process.name == "gateway" else [])]
+    assert service["ports"] == [f"127.0.0.1:{number}:{number}" for number in published]
     assert service["healthcheck"]["test"] == [
         "CMD", "python", "-m", "hexagent.runtime.check_health", f"127.0.0.1:{port}",
     ]  # fmt: skip
