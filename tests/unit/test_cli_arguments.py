@@ -36,7 +36,7 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "doctor")
         (["up", "--time-scale", "-2"], "--time-scale", "above 0"),
         (["up", "--policy", "nosuch"], "--policy", "known: fcfs"),
         (["up", "--data", "/proc/nosuch"], "--data", "/proc/nosuch"),
-        (["serve", "cache"], "NAME", "dag-tracker, estimator, nats, scheduler, worker-agent"),
+        (["serve", "cache"], "NAME", "dag-tracker, estimator, gateway, nats, scheduler, worker-agent"),
         (["explain", "no-slash"], "CALL", "WORKFLOW/NODE"),
         (["explain", "a b/c"], "CALL", "letters, digits"),
         (["explain", "a/b", "--address", "nowhere"], "--address", "host:port"),
