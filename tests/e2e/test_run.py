@@ -11,6 +11,7 @@ from tests.e2e.local_stack import command
 pytestmark = pytest.mark.e2e
 
 KEYS = ["workflow", "tenant", "class", "calls", "status", "completed", "jct_s", "horizon_s", "stretch"]
+PARTS = ["queue_s", "prefill_s", "kv_wait_s", "kv_transfer_s", "decode_s", "tool_s", "other_s"]
 
 
 def rows_of(path: Path, command: str) -> list[dict[str, Any]]:
@@ -21,7 +22,12 @@ def rows_of(path: Path, command: str) -> list[dict[str, Any]]:
 
 
 def test_chains_with_tools_complete(tmp_path: Path) -> None:
-    done = command("run", "bfcl", "--workflows", "5", "--time-scale", "5", "--json", str(tmp_path / "rows.json"))
+    spans = tmp_path / "spans.jsonl"
+    spans.write_text("of an earlier run\n")
+    done = command(
+        "run", "bfcl", "--workflows", "5", "--time-scale", "5", "--json", str(tmp_path / "rows.json"),
+        "--trace-file", str(spans),
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = rows_of(tmp_path / "rows.json", "run")
     assert len(rows) == 5
@@ -30,7 +36,13 @@ def test_chains_with_tools_complete(tmp_path: Path) -> None:
         assert (row["status"], row["completed"], row["tenant"], row["class"]) == ("completed", True, "default", "bfcl")
         assert row["jct_s"] > 0
         assert row["stretch"] == pytest.approx(row["jct_s"] / row["horizon_s"], rel=1e-3)
+        assert sum(row[part] for part in PARTS) == pytest.approx(row["jct_s"], abs=1e-5)
+        assert min(row["decode_s"], row["tool_s"], row["other_s"]) > 0
     assert "Control plane:" in done.stdout
+    assert "Where their time went" in done.stdout
+    names = [json.loads(line)["name"] for line in spans.read_text().splitlines()]
+    assert names.count("invoke_workflow bfcl") == 5
+    assert sum(name.startswith("chat ") for name in names) == sum(row["calls"] for row in rows)
 
 
 def test_tree_search_with_joins_completes_under_another_policy(tmp_path: Path) -> None:

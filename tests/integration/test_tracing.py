@@ -3,7 +3,10 @@
 import asyncio
 import json
 import os
+import re
 import signal
+import socket
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,31 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_
         by_id = {number(span.span_id): span for span in spans}
         assert len(by_id) == len(spans), "a span came twice"
         return by_id
+
+
+def two_free_ports() -> int:
+    """The first of two neighbours."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        text: str = response.read().decode()
+        return text
+
+
+def values(text: str, name: str, label: str = "") -> list[float]:
+    """Of the series of one metric that have a label."""
+    lines = [line for line in text.splitlines() if re.match(name + "[ {]", line) and label in line]
+    return [float(line.rpartition(" ")[2]) for line in lines]
 
 
 def number(span_id: bytes) -> int:
@@ -117,12 +145,16 @@ async def test_a_whole_trace_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     monkeypatch.setenv("HEXAGENT_OTLP_ENDPOINT", f"127.0.0.1:{port}")
+    metrics_port = two_free_ports()
+    monkeypatch.setenv("HEXAGENT_METRICS_PORT", str(metrics_port))
     file = tmp_path / "spans.jsonl"
     async with LocalStack(StackOptions("demo", time_scale=5, trace_file=file), print) as stack:
         async with hexagent.client.connect(stack.address) as client:
             await traced_workflow(client)
             await interrupted_workflow(client, stack, receiver)
         events, outcomes = await contexts(stack.addresses[NATS])
+        await asyncio.sleep(1.5)  # the scheduler's gauges are set every second
+        scraped = [await asyncio.to_thread(scrape, metrics_port + i) for i in range(2)]
         origin = str(stack.record.origin_wall_ns)
     await server.stop(0)
 
@@ -131,6 +163,7 @@ async def test_a_whole_trace_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     check_interrupted(receiver.of_trace(own_id))
     check_contexts(events, outcomes, own_id)
     check_file(file, receiver.spans)
+    check_metrics(scraped, receiver.metrics)
 
 
 def check_traced(spans: dict[int, Any]) -> None:
@@ -209,3 +242,20 @@ def check_file(path: Path, exported: Iterable[Any]) -> None:
         (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), span.name) for span in exported
     }
     assert all(line["end_unix_ns"] >= line["start_unix_ns"] > 0 for line in lines)
+
+
+def check_metrics(scraped: list[str], exported: set[str]) -> None:
+    tracker, scheduler = scraped
+    assert not re.search("traced|interrupted", tracker + scheduler), "a workflow's id is a label"
+    # The tracker was killed once, and its counts began anew.
+    assert sum(values(tracker, "gen_ai_server_request_duration_seconds_count", 'error_type=""')) == 1
+    assert values(tracker, "gen_ai_workflow_duration_seconds_count", 'gen_ai_workflow_name="research"') == [1]
+    assert values(tracker, "hexagent_workflows_live") == [0]
+    assert values(scheduler, "hexagent_scheduler_queue_size") == [0]
+    assert set(values(scheduler, "hexagent_instance_up", 'hexagent_role="prefill"')) == {1}
+    assert {
+        "gen_ai.server.request.duration", "gen_ai.server.time_to_first_token", "gen_ai.server.time_per_output_token",
+        "gen_ai.client.token.usage", "gen_ai.workflow.duration",
+        "hexagent.call.phase.duration", "hexagent.instance.kv.usage", "hexagent.instance.calls",
+        "hexagent.scheduler.queue.size",
+    } <= exported  # fmt: skip

@@ -180,6 +180,9 @@ class LocalStack:
             environ["HEXAGENT_POLICY"] = self.policy
         if name == TRACKER and self._options.trace_file is not None:
             environ["HEXAGENT_TRACE_FILE"] = str(self._options.trace_file.absolute())
+        if (metrics_port := os.environ.get("HEXAGENT_METRICS_PORT", "")).isdecimal() and int(metrics_port):
+            # The services inherit the variable, and two of them cannot have one port.
+            environ["HEXAGENT_METRICS_PORT"] = str(int(metrics_port) + (name == SCHEDULER))
         if name == GATEWAY:
             environ["HEXAGENT_TRACKER_ADDRESS"] = self.address
             environ["HEXAGENT_HTTP_HOST"], environ["HEXAGENT_HTTP_PORT"] = self.addresses[OPENAI].rsplit(":", 1)

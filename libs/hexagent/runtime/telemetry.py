@@ -1,18 +1,20 @@
 """OpenTelemetry set-up: exporting where an OTLP endpoint is configured, free of cost where none is."""
 
 import asyncio
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import Meter
 from opentelemetry.trace import Tracer
 
+from hexagent.runtime.app import App, Stage
+from hexagent.runtime.metrics import Metrics, MetricsServer
 from hexagent.runtime.spans import OtlpSpans, SpanSink
 
 METRIC_PERIOD_MS: Final = 5_000
 SPAN_PERIOD_MS: Final = 1_000
 SPANS_MAX: Final = 20_000  # waiting to be exported; further ones are dropped
-EXPORT_TIMEOUT_S: Final = 5
+EXPORT_TIMEOUT_S: Final = 3  # an absent receiver holds a stop up by twice that
 
 
 class Telemetry(NamedTuple):
@@ -42,6 +44,22 @@ def set_up_telemetry(service: str, instance: str = "", endpoint: str = "", sampl
     return Telemetry(
         providers.traces.get_tracer(service), providers.metrics.get_meter(service), providers.spans, providers
     )
+
+
+def exported_metrics(app: App[Any], telemetry: Telemetry, port: int) -> Metrics | None:
+    """Instruments of a service, None where neither an OTLP receiver nor Prometheus (`port`) would get them.
+
+    Registers what a stop has to end: the endpoint and the telemetry itself.
+    """
+    app.at_stop(Stage.CLOSE, "telemetry", telemetry.shut_down)
+    if telemetry.providers is None and not port:
+        return None
+    registry = None
+    if port:
+        server = MetricsServer(app.settings.listen_host, port)
+        app.at_stop(Stage.CLOSE, "metrics", server.close)
+        registry = server.registry
+    return Metrics(telemetry.meter, registry)
 
 
 class _Providers:

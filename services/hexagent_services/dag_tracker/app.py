@@ -19,12 +19,13 @@ from hexagent.runtime.cluster_record import read_cluster_record
 from hexagent.runtime.grpc_server import GrpcServer
 from hexagent.runtime.logs import fields
 from hexagent.runtime.spans import SpanFile, SpanSink
-from hexagent.runtime.telemetry import set_up_telemetry
+from hexagent.runtime.telemetry import exported_metrics, set_up_telemetry
 from hexagent.wire.cluster import ClusterRecord
 from hexagent.wire.workflow import event_from_bytes
 from hexagent_services.dag_tracker.consumer import ClusterConsumer
 from hexagent_services.dag_tracker.effects import EventLog
 from hexagent_services.dag_tracker.estimates import Estimates
+from hexagent_services.dag_tracker.metrics import WorkflowMetrics
 from hexagent_services.dag_tracker.observer import Observer
 from hexagent_services.dag_tracker.queries import Queries
 from hexagent_services.dag_tracker.relay import Relay
@@ -68,6 +69,7 @@ async def main(app: App[TrackerSettings]) -> None:
     writer = Writer(Tracker(limits, catalog), trails, events, relay, accounts, estimates, clock, observer)
     await _rebuild(bus, writer)
     app.start(events.run(), "events")
+    app.start(observer.run(lambda: writer.tracker.history.live_count), "observer")
     app.at_stop(Stage.FLUSH, "events", events.all_settled)
     writer.do(Reconcile())
 
@@ -99,7 +101,7 @@ async def main(app: App[TrackerSettings]) -> None:
 
 
 def observe(app: App[TrackerSettings], record: ClusterRecord, clock: ModelClock, estimates: Estimates) -> Observer:
-    """Spans of what ends, to wherever the settings say."""
+    """Spans and measurements of what ends, to wherever the settings say."""
     settings = app.settings
     telemetry = set_up_telemetry(
         settings.service, endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio
@@ -107,17 +109,17 @@ def observe(app: App[TrackerSettings], record: ClusterRecord, clock: ModelClock,
     sinks: list[SpanSink] = [] if telemetry.spans is None else [telemetry.spans]
     if settings.trace_file is not None:
         sinks.append(SpanFile(settings.trace_file, settings.trace_file_bytes_max, settings.service))
+    metrics = exported_metrics(app, telemetry, settings.metrics_port)
     observer = Observer(
         str(record.origin_wall_ns),
         SpanMaker(clock, record.cluster),
         estimates,
         sinks,
+        metrics=WorkflowMetrics(metrics) if metrics is not None else None,
         sample_ratio=settings.trace_sample_ratio,
         queue_max=settings.trace_queue_max,
     )
-    app.at_stop(Stage.CLOSE, "telemetry", telemetry.shut_down)
     app.at_stop(Stage.CLOSE, "spans", observer.close)
-    app.start(observer.run(), "spans")
     return observer
 
 

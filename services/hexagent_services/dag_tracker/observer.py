@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from hexagent.core.tracing import TraceContext, context_from, is_sampled, span_id_of, trace_id_of
@@ -12,12 +12,13 @@ from hexagent.core.workflow.events import CallFinished, ToolFinished, WorkflowEv
 from hexagent.core.workflow.graph import Node, WorkflowGraph
 from hexagent.runtime.spans import Span, SpanSink
 from hexagent_services.dag_tracker.estimates import Estimates
+from hexagent_services.dag_tracker.metrics import WorkflowMetrics
 from hexagent_services.dag_tracker.spans import SpanMaker, WorkflowTrace
 
 log = logging.getLogger(__name__)
 
 PERIOD_S: Final = 0.2  # wall time between two looks at what has ended
-BATCH: Final = 16  # nodes whose spans are made before other work gets its turn
+BATCH: Final = 4  # ends that are seen, in up to 2 ms, before other work gets its turn
 CLOSE_S: Final = 2.0  # of wall time for what is still queued at the end
 
 
@@ -30,7 +31,7 @@ class Ended(NamedTuple):
 
 
 class Observer:
-    """`note` only queues; `run` makes spans of what is queued. Beyond `queue_max` ends are counted and dropped."""
+    """`note` only queues; `run` measures it and makes its spans. Beyond `queue_max` ends are dropped."""
 
     def __init__(
         self,
@@ -39,14 +40,16 @@ class Observer:
         estimates: Estimates,
         sinks: Sequence[SpanSink],
         *,
-        sample_ratio: float,
-        queue_max: int,
+        metrics: WorkflowMetrics | None = None,
+        sample_ratio: float = 1.0,
+        queue_max: int = 20_000,
     ) -> None:
         self.dropped = 0
         self._stack = stack
         self._maker = maker
         self._estimates = estimates
         self._sinks = tuple(sinks)
+        self._metrics = metrics
         self._sample_ratio = sample_ratio
         self._queue_max = queue_max
         self._queue: deque[Ended] = deque()
@@ -68,7 +71,8 @@ class Observer:
 
     def note(self, event: WorkflowEvent, graph: WorkflowGraph, trace: WorkflowTrace | None) -> None:
         """Take in an event that `graph` has applied."""
-        if not self._sinks or trace is None or not trace.root.sampled:
+        traced = bool(self._sinks) and trace is not None and trace.root.sampled
+        if not traced and self._metrics is None:
             return
         node: Node | None = None
         match event:
@@ -87,13 +91,18 @@ class Observer:
                 log.warning("spans are dropped: %d ends wait to be made into some", len(self._queue))
             self.dropped += 1
             return
-        self._queue.append(Ended(trace, graph, node))
+        self._queue.append(Ended(trace if traced else None, graph, node))
 
-    async def run(self) -> None:
-        """Work off what ends, until cancelled."""
+    async def run(self, live: Callable[[], int]) -> None:
+        """Work off what ends, until cancelled; `live` counts the workflows that have not ended."""
         while True:
             await asyncio.sleep(PERIOD_S)
-            await self._work_off()
+            try:
+                await self._work_off()
+                if self._metrics is not None:
+                    self._metrics.state(live(), self.dropped)
+            except Exception:  # whatever it is, workflows go on
+                log.exception("what ended is not seen")
 
     async def close(self) -> None:
         """Work off the rest and let every sink deliver."""
@@ -108,20 +117,27 @@ class Observer:
     async def _work_off(self) -> None:
         while self._queue:
             batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-            spans = [span for ended in batch for span in self._spans(ended)]
+            spans = [span for ended in batch for span in self._seen(ended)]
             for sink in self._sinks:
                 sink.put(spans)
             await asyncio.sleep(0)
 
-    def _spans(self, ended: Ended) -> list[Span]:
-        """A fault here costs spans, not the tracker."""
-        if ended.trace is None:
-            return []
+    def _seen(self, ended: Ended) -> list[Span]:
+        """Measure it and give its spans. A fault here costs those, not the tracker."""
         try:
-            if ended.node is not None:
-                return self._maker.of_node(ended.trace, ended.graph, ended.node)
-            horizon_us = horizon_of(ended.graph, self._estimates.solo(ended.graph)).total_us()
-            return [self._maker.of_workflow(ended.trace, ended.graph, horizon_us)]
+            return self._node(ended, ended.node) if ended.node is not None else self._workflow(ended)
         except Exception:
-            log.exception("no spans of %s", ended.graph.workflow_id)
+            log.exception("not everything about %s is seen", ended.graph.workflow_id)
             return []
+
+    def _node(self, ended: Ended, node: Node) -> list[Span]:
+        if self._metrics is not None:
+            self._metrics.node_ended(ended.graph, node)
+        return self._maker.of_node(ended.trace, ended.graph, node) if ended.trace is not None else []
+
+    def _workflow(self, ended: Ended) -> list[Span]:
+        graph = ended.graph
+        horizon_us = horizon_of(graph, self._estimates.solo(graph)).total_us()
+        if self._metrics is not None:
+            self._metrics.workflow_ended(graph, horizon_us)
+        return [self._maker.of_workflow(ended.trace, graph, horizon_us)] if ended.trace is not None else []

@@ -32,6 +32,7 @@ class TrackerSettings(Settings):
     watcher_queue_bytes: int = setting(
         _RELAY.queued_bytes, "bytes", "Unread by one watcher; beyond it the watch ends and can resume.", ge=64 * 1024
     )
+    metrics_port: int = setting(0, "", "Port of Prometheus' `/metrics`, on `listen_host`; 0: off.", ge=0, le=65535)
     trace_file: Path | None = setting(None, "", "File that gets every span as a JSON line; absent: none.")
     trace_file_bytes_max: int = setting(256 << 20, "bytes", "Size at which nothing more is written to it.", ge=4096)
     trace_queue_max: int = setting(20_000, "nodes", "Ended ones without spans yet; further ones get none.", ge=1)

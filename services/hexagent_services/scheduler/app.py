@@ -20,6 +20,7 @@ from hexagent.runtime.cluster_record import read_cluster_record
 from hexagent.runtime.grpc_server import GrpcServer
 from hexagent.runtime.journal import JournalWriter
 from hexagent.runtime.kv import KvEntry, KvWatch
+from hexagent.runtime.telemetry import exported_metrics, set_up_telemetry
 from hexagent.wire.cluster import ClusterRecord
 from hexagent.wire.estimator import snapshot_from_bytes
 from hexagent.wire.journal import JournalHeader
@@ -27,6 +28,7 @@ from hexagent.wire.telemetry import announcement_from_bytes, telemetry_from_byte
 from hexagent.wire.workflow import event_from_bytes
 from hexagent_services.scheduler.agents import AgentLink
 from hexagent_services.scheduler.driver import Driver
+from hexagent_services.scheduler.metrics import ClusterMetrics
 from hexagent_services.scheduler.outbox import Outboxes
 from hexagent_services.scheduler.publisher import Publisher
 from hexagent_services.scheduler.servicer import Loads, SchedulerServicer
@@ -57,6 +59,7 @@ async def main(app: App[SchedulerSettings]) -> None:
     traces = Traces()
     driver = Driver(core, clock, outboxes, publisher, journal, traces)
     loads: Loads = {}
+    observe(app, core, loads, clock)
 
     server = GrpcServer(
         settings.listen_host,
@@ -88,6 +91,15 @@ async def main(app: App[SchedulerSettings]) -> None:
     app.start(_flush(journal), "journal")
     await server.set_ready(True)
     app.ready(port, epoch=epoch, policy=settings.policy)
+
+
+def observe(app: App[SchedulerSettings], core: SchedulerCore, loads: Loads, clock: ModelClock) -> None:
+    """Show queues and instances to wherever the settings say."""
+    settings = app.settings
+    telemetry = set_up_telemetry(settings.service, endpoint=settings.otlp_endpoint)
+    metrics = exported_metrics(app, telemetry, settings.metrics_port)
+    if metrics is not None:
+        app.start(ClusterMetrics(metrics, core, loads, clock).run(), "metrics")
 
 
 def open_journal(settings: SchedulerSettings, header: JournalHeader, epoch: int) -> JournalWriter:

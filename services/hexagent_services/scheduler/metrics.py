@@ -1,0 +1,81 @@
+"""What the scheduler shows of queues and instances, from its own state and the instances' last telemetry."""
+
+import asyncio
+import logging
+from typing import Final
+
+from hexagent.core.scheduling.core import SchedulerCore
+from hexagent.core.scheduling.ledger import Instance
+from hexagent.core.units import US_PER_S
+from hexagent.runtime.clock import Clock
+from hexagent.runtime.metrics import Metrics
+from hexagent_services.scheduler.servicer import Loads
+
+log = logging.getLogger(__name__)
+
+PERIOD_S: Final = 1.0  # of wall time
+
+_INSTANCE: Final = ("hexagent.instance", "hexagent.gpu", "hexagent.role")
+_CALLS: Final = ("queued", "prefilling", "pinned", "waiting", "decoding", "transferring")  # of `InstanceLoad`
+
+
+class ClusterMetrics:
+    """All instruments of the scheduler."""
+
+    def __init__(self, metrics: Metrics, core: SchedulerCore, loads: Loads, clock: Clock) -> None:
+        self._core = core
+        self._loads = loads
+        self._clock = clock
+        self._queue = metrics.gauge(
+            "hexagent.scheduler.queue.size",
+            "Ready calls without a decision.",
+            ("gen_ai.request.model",),
+            "{call}",
+        )
+        self._oldest = metrics.gauge(
+            "hexagent.scheduler.queue.age", "How long the oldest of them waits.", ("gen_ai.request.model",), "s"
+        )
+        self._up = metrics.gauge("hexagent.instance.up", "1 = it takes calls.", _INSTANCE)
+        self._calls = metrics.gauge(
+            "hexagent.instance.calls", "Calls of an instance by state.", (*_INSTANCE, "hexagent.state"), "{call}"
+        )
+        self._blocks = metrics.gauge(
+            "hexagent.instance.kv.blocks", "KV blocks by state.", (*_INSTANCE, "hexagent.state"), "{block}"
+        )
+        self._usage = metrics.gauge("hexagent.instance.kv.usage", "Share of KV blocks that calls hold.", _INSTANCE)
+        self._pinned = metrics.gauge(
+            "hexagent.instance.kv.pinned_tokens", "KV of prompts that waits to be pulled.", _INSTANCE, "{token}"
+        )
+
+    async def run(self) -> None:
+        """Refresh until cancelled."""
+        while True:
+            try:
+                self.refresh()
+            except Exception:  # whatever it is, scheduling goes on
+                log.exception("the cluster's metrics are not refreshed")
+            await asyncio.sleep(PERIOD_S)
+
+    def refresh(self) -> None:
+        """Set everything to how it is now."""
+        now_us = self._clock.now_us()
+        for model, waiting in self._core.waiting.items():
+            self._queue.set(len(waiting), model)
+            oldest_us = min((call.ready_us for call in waiting.calls), default=now_us)
+            self._oldest.set(max(now_us - oldest_us, 0) / US_PER_S, model)
+        for instance in self._core.ledger.instances.values():
+            self._instance(instance)
+
+    def _instance(self, instance: Instance) -> None:
+        spec = instance.spec
+        names = (spec.instance_id, spec.gpu_type, spec.role.name.lower())
+        self._up.set(float(instance.up and not instance.cordoned), *names)
+        self._pinned.set(instance.pinned_tokens, *names)
+        load, _ = self._loads.get(spec.instance_id, (None, 0))
+        if load is None:
+            return
+        for state in _CALLS:
+            self._calls.set(getattr(load, state), *names, state)
+        for state in ("used", "cached", "free"):
+            self._blocks.set(getattr(load, f"kv_{state}_blocks"), *names, state)
+        self._usage.set(load.kv_used_blocks / max(spec.kv_blocks, 1), *names)
