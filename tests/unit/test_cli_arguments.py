@@ -29,6 +29,8 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "doctor")
         (["run", "bfcl", "--time-scale", "0"], "--time-scale", "above 0"),
         (["run", "bfcl", "--address", "127.0.0.1:1", "--policy", "fcfs"], "--policy", "running stack"),
         (["run", "bfcl", "--json", "/nonexistent/rows.json"], "--json", "cannot write"),
+        (["run", "bfcl", "--trace-file", "/nonexistent/s.jsonl"], "--trace-file", "cannot write"),
+        (["run", "bfcl", "--address", "127.0.0.1:1", "--trace-file", "s.jsonl"], "--trace-file", "running stack"),
         (["run", "--trace", "x.jsonl", "--gap-limit", "-1"], "--gap-limit", "0 or more"),
         (["demo", "--policies", ","], "--policies", "no policy"),
         (["demo", "--policies", "fcfs,nosuch"], "--policies", "unknown policy 'nosuch'"),
