@@ -127,7 +127,7 @@ class Attempts:
         attempt.decode_instance = request.target_instance
         self._live[ticket, request.target_instance] = attempt
         try:
-            attempt.request = (await engine_request(spec, self._bodies))._replace(
+            attempt.request = (await engine_request(spec, None))._replace(
                 delivered_tokens=request.first_tokens - 1, delivered_text=request.first_text
             )
             engine.reserve(attempt.request, request.source_instance)

@@ -60,8 +60,9 @@ class BodyCache:
                 self._bytes -= len(oldest)
 
 
-async def engine_request(attempt: Attempt, bodies: BodyCache) -> EngineRequest:
-    """The attempt with its references resolved and its bodies in place.
+async def engine_request(attempt: Attempt, bodies: BodyCache | None) -> EngineRequest:
+    """The attempt with its references resolved and its bodies in place; without `bodies` they are left out, for a
+    decode side that gets the prompt as KV.
 
     The prefix chain begins with what sets it apart from equal text elsewhere: tenant, model and adapter.
     """
@@ -69,9 +70,10 @@ async def engine_request(attempt: Attempt, bodies: BodyCache) -> EngineRequest:
     for segment in call.segments:
         if segment.ref.output_of:
             segment.ref.CopyFrom(segment_ref_to_proto(attempt.outputs[segment.ref.output_of]))
-    stored = await bodies.get([s.ref.digest for s in call.segments])
-    for segment in call.segments:
-        segment.body.CopyFrom(segment_to_proto(segment_from_bytes(stored[segment.ref.digest])))
+    if bodies is not None:
+        stored = await bodies.get([s.ref.digest for s in call.segments])
+        for segment in call.segments:
+            segment.body.CopyFrom(segment_to_proto(segment_from_bytes(stored[segment.ref.digest])))
     salt = PrefixSegment(f"{attempt.tenant}/{call.model}/{call.lora}/{call.cache_salt}", 0)
     return EngineRequest(
         ticket=attempt.ticket,
