@@ -36,6 +36,7 @@ _OPTIONS: Final = {
     "seed": "--seed",
     "time_scale": "--time-scale",
     "trace": "--trace",
+    "trace_file": "--trace-file",
     "workflows": "--workflows",
     "workload": "WORKLOAD",
 }
