@@ -1,8 +1,7 @@
 """The dag-tracker's API as a client in any language sees it, on a real nats-server."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -15,12 +14,8 @@ from hexagent.api.common.v1 import call_pb2, enums_pb2, ids_pb2
 from hexagent.api.workflow.v1 import workflow_pb2, workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.client.board import Stub
 from hexagent.core.errors import (
-    AlreadyExists,
-    DeadlineExceeded,
-    FailedPrecondition,
     HexagentError,
     InvalidArgument,
-    NotFound,
 )
 from hexagent.core.ids import CallId
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
@@ -46,15 +41,6 @@ async def stack(wiped_streams: NatsServer, tmp_path: Path) -> AsyncIterator[Stac
 async def stub(stack: Stack) -> AsyncIterator[Stub]:
     async with open_channel(stack.tracker.address, api.DESCRIPTOR.services_by_name["WorkflowService"]) as channel:
         yield workflow_service_pb2_grpc.WorkflowServiceStub(channel)
-
-
-@contextmanager
-def refused(kind: type[HexagentError], reason: str, field: str | None = None) -> Iterator[None]:
-    with pytest.raises(kind) as caught, typed_errors():
-        yield
-    assert caught.value.reason == reason, caught.value
-    if field is not None:
-        assert caught.value.field == field
 
 
 def call_node(
@@ -144,79 +130,6 @@ async def test_equal_requests_are_done_once(stack: Stack, stub: Stub) -> None:
     assert len({envelope.event_id for envelope in envelopes}) == len(envelopes) == 9
 
 
-async def test_equal_ids_with_other_content_are_refused(stub: Stub) -> None:
-    workflow_id = await started(stub, call_node("a"))
-    with refused(AlreadyExists, "DUPLICATE_REQUEST"):
-        await started(stub, call_node("b"))
-    with refused(AlreadyExists, "WORKFLOW_EXISTS"):
-        spec = workflow_pb2.WorkflowSpec(workflow_id=workflow_id)
-        await stub.StartWorkflow(api.StartWorkflowRequest(request_id="other", spec=spec))
-    reveal = api.RevealNodesRequest(request_id="r1", workflow_id=workflow_id, nodes=[call_node("c")])
-    await stub.RevealNodes(reveal)
-    with refused(AlreadyExists, "DUPLICATE_NODE", "nodes[0].node_id"):
-        await stub.RevealNodes(
-            api.RevealNodesRequest(request_id="r2", workflow_id=workflow_id, nodes=[call_node("c", "other text")])
-        )
-    with refused(AlreadyExists, "DUPLICATE_REQUEST"):
-        await stub.RevealNodes(api.RevealNodesRequest(request_id="r1", workflow_id=workflow_id, nodes=[call_node("d")]))
-
-
-async def test_bad_reveals_are_refused_whole(stub: Stub) -> None:
-    workflow_id = await started(stub)
-
-    async def reveal(*nodes: workflow_pb2.NodeSpec) -> None:
-        await stub.RevealNodes(api.RevealNodesRequest(workflow_id=workflow_id, nodes=nodes))
-
-    with refused(InvalidArgument, "UNKNOWN_PARENT", "nodes[1].after[0]"):
-        await reveal(call_node("a"), call_node("b", after=("x",)))
-    with refused(InvalidArgument, "CYCLE"):
-        await reveal(call_node("a", after=("b",)), call_node("b", after=("a",)))
-    large = call_node("a")
-    large.call.request.segments[0].ref.tokens = 5_000_000
-    with refused(InvalidArgument, "PROMPT_TOO_LARGE"):
-        await reveal(large)
-    unknown = call_node("a")
-    unknown.call.request.model = "gpt-17"
-    with refused(NotFound, "UNKNOWN_MODEL"):
-        await reveal(unknown)
-    negative = call_node("a")
-    negative.call.request.sampling.max_tokens = -5
-    with refused(InvalidArgument, "BAD_MAX_TOKENS", "nodes[0].call.request.sampling.max_tokens"):
-        await reveal(negative)
-    missing = call_node("a")
-    missing.call.request.segments[0].ClearField("body")
-    missing.call.request.segments[0].ref.digest = "0" * 64
-    with pytest.raises(FailedPrecondition) as caught, typed_errors():
-        await reveal(missing)
-    assert (caught.value.reason, caught.value.details["digests"]) == ("SEGMENTS_MISSING", "0" * 64)
-    huge = [call_node(f"n{i}", after=tuple(f"n{j}" for j in range(i))) for i in range(500)]
-    with refused(InvalidArgument, "PAYLOAD_TOO_LARGE", "nodes"):
-        await reveal(*huge)
-    with refused(NotFound, "UNKNOWN_WORKFLOW"):
-        await stub.RevealNodes(api.RevealNodesRequest(workflow_id="nobody", nodes=[call_node("a")]))
-    rows = (await stub.DescribeWorkflow(api.DescribeWorkflowRequest(workflow_id=workflow_id))).nodes
-    assert not rows
-
-
-async def test_ended_workflows_take_no_commands(stub: Stub) -> None:
-    finished, cancelled = await started(stub, request_id="a"), await started(stub, request_id="b")
-    await stub.FinishWorkflow(
-        api.FinishWorkflowRequest(workflow_id=finished, status=enums_pb2.WORKFLOW_STATUS_COMPLETED)
-    )
-    await stub.CancelWorkflow(api.CancelWorkflowRequest(workflow_id=cancelled))
-    for workflow_id in (finished, cancelled):
-        with refused(FailedPrecondition, "WORKFLOW_FINISHED"):
-            await stub.RevealNodes(api.RevealNodesRequest(workflow_id=workflow_id, nodes=[call_node("x")]))
-        with refused(FailedPrecondition, "WORKFLOW_FINISHED"):
-            await stub.PauseWorkflow(api.PauseWorkflowRequest(workflow_id=workflow_id))
-        with refused(FailedPrecondition, "WORKFLOW_FINISHED"):
-            await stub.PutSegments(api.PutSegmentsRequest(workflow_id=workflow_id))
-    with refused(DeadlineExceeded, "DEADLINE_PASSED"):
-        spec = workflow_pb2.WorkflowSpec()
-        spec.deadline.seconds = 1
-        await stub.StartWorkflow(api.StartWorkflowRequest(spec=spec))
-
-
 async def test_a_watch_resumes_behind_any_update(stub: Stub) -> None:
     workflow_id = await started(stub, call_node("a"), call_node("b", after=("a",)), tool_node("t", after=("b",)))
     await ended(stub, workflow_id, "b")
@@ -228,8 +141,6 @@ async def test_a_watch_resumes_behind_any_update(stub: Stub) -> None:
     assert sequences == sorted(sequences)
     for i, update in enumerate(updates[:-1]):
         assert await watched(stub, workflow_id, after_sequence=update.sequence) == updates[i + 1 :]
-    with refused(InvalidArgument, "BAD_SEQUENCE"):
-        await watched(stub, workflow_id, after_sequence=10_000)
 
 
 async def test_tokens_resume_by_offset(stack: Stack, stub: Stub) -> None:
@@ -294,10 +205,8 @@ async def test_lists_come_in_pages(stub: Stub) -> None:
             break
         request.page_token = page.next_page_token
     assert seen == ids[::-1]
-    with refused(InvalidArgument, "BAD_PAGE_TOKEN"):
+    with pytest.raises(InvalidArgument, match="page_token"), typed_errors():
         await stub.ListWorkflows(api.ListWorkflowsRequest(tenant="other", page_token=request.page_token))
-    with refused(NotFound, "UNKNOWN_TENANT"):
-        await stub.GetUsage(api.GetUsageRequest(tenant="nobody"))
 
 
 async def test_the_state_survives_a_kill(stack: Stack, stub: Stub) -> None:

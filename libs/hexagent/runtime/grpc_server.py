@@ -8,11 +8,13 @@ from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hexagent.core.errors import HexagentError, Internal, Unavailable
 from hexagent.runtime.streams import MESSAGE_BYTES_MAX
+from hexagent.wire.codec import bad
 from hexagent.wire.status import to_rpc_status
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,9 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.raw)
         reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.raw)
+        # After those of gRPC's own services, whose methods are not guarded.
+        add: Any = functools.partial(_add_handlers, self.raw.add_registered_method_handlers)
+        self.raw.add_registered_method_handlers = add  # type: ignore[method-assign]
 
     async def start(self) -> int:
         """Listen; gives the port. `Unavailable` (PORT_TAKEN) where the address cannot be bound."""
@@ -68,6 +73,31 @@ class GrpcServer:
         """Refuse new RPCs, let running ones end for up to `grace_s` seconds of wall time, then cancel them."""
         await self.set_ready(False)
         await self.raw.stop(grace_s)
+
+
+def _add_handlers(add: Callable[..., None], service: str, handlers: dict[str, Any]) -> None:
+    """`add_registered_method_handlers` for methods that are `guarded`."""
+    add(service, {name: _refusing_garbage(handler) for name, handler in handlers.items()})
+
+
+def _refusing_garbage(handler: Any) -> Any:
+    """The handler with a refusal in place of a request that cannot be parsed.
+
+    gRPC would end the call as UNKNOWN, in words of the parser. A stream of requests raises the refusal; a single
+    request becomes it, as nothing but the method can choose the status.
+    """
+    parse = handler.request_deserializer
+
+    def request(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError as error:
+            refusal = bad("BAD_MESSAGE", "request", f"its {len(data)} bytes are no message of this RPC")
+            if handler.request_streaming:
+                raise refusal from error
+            return refusal
+
+    return handler._replace(request_deserializer=request)
 
 
 _Servicer = TypeVar("_Servicer")
@@ -95,6 +125,8 @@ def _guarded_unary(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     async def answer(self: Any, request: Any, context: _Context) -> Any:
         try:
+            if isinstance(request, HexagentError):
+                raise request
             return await method(self, request, context)
         except Exception as error:
             await _abort(self, method, error, context)
@@ -106,6 +138,8 @@ def _guarded_stream(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     async def answer(self: Any, request: Any, context: _Context) -> AsyncIterator[Any]:
         try:
+            if isinstance(request, HexagentError):
+                raise request
             async for response in method(self, request, context):
                 yield response
         except Exception as error:

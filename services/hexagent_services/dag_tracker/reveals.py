@@ -8,13 +8,14 @@ from typing import Final
 from hexagent.api.common.v1 import call_pb2
 from hexagent.api.workflow.v1 import workflow_pb2
 from hexagent.core.errors import InvalidArgument
-from hexagent.core.workflow.limits import Catalog
+from hexagent.core.workflow.limits import Catalog, Limits
 from hexagent.core.workflow.model import NodeSpec
 from hexagent.runtime.streams import EVENT_BYTES_MAX
 from hexagent.wire.edge import Reveal, nodes_from_proto, referenced_digests
 from hexagent.wire.segments import segment_from_proto
 from hexagent_services.dag_tracker.segments import SegmentStore
 
+NODES_MAX: Final = Limits().nodes_per_reveal
 EVENT_ROOM: Final = 4_096  # of an event, for what is not a node
 NODE_ROOM: Final = 256  # of a node, for its numbers, tags and lengths
 REF_ROOM: Final = 24  # of a segment reference, likewise
@@ -34,6 +35,13 @@ class Reveals:
 
         `InvalidArgument`, `FailedPrecondition` (SEGMENTS_MISSING), `ResourceExhausted`, `Unavailable`.
         """
+        if len(messages) > NODES_MAX:
+            raise InvalidArgument(
+                f"nodes: {len(messages)} in one reveal, the limit is {NODES_MAX}",
+                reason="TOO_MANY_NODES",
+                field="nodes",
+                details={"limit": str(NODES_MAX)},
+            )
         if self._only_model:
             for message in messages:
                 if message.HasField("call") and not message.call.request.model:

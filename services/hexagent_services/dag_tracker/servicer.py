@@ -109,11 +109,11 @@ class WorkflowServicer(workflow_service_pb2_grpc.WorkflowServiceServicer):
     # -- nodes ---------------------------------------------------------------------------------------------------
 
     async def PutSegments(self, request: api.PutSegmentsRequest, context: Context) -> api.PutSegmentsResponse:
-        self._writer.tracker.history.live(request.workflow_id)
+        self._writer.tracker.history.live(checked_id(request.workflow_id, "workflow_id"))
         return api.PutSegmentsResponse(segments=await self._reveals.put(request.segments))
 
     async def RevealNodes(self, request: api.RevealNodesRequest, context: Context) -> api.RevealNodesResponse:
-        workflow_id = request.workflow_id
+        workflow_id = checked_id(request.workflow_id, "workflow_id")
         self._writer.graph(workflow_id)  # an unknown workflow is refused before bodies are stored
         reveal = await self._reveals.take(request.nodes)
         await self._do(commands.RevealNodes(workflow_id, reveal.nodes, request.request_id), workflow_id)

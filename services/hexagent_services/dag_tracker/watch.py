@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator
 
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.workflow.v1 import workflow_service_pb2
-from hexagent.core.errors import InvalidArgument
+from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.ids import checked_id
 from hexagent.core.workflow.graph import WorkflowGraph, is_call
 from hexagent.core.workflow.model import NodeStatus
+from hexagent.wire.codec import bad
 from hexagent_services.dag_tracker.estimates import Estimates
 from hexagent_services.dag_tracker.relay import Relay, Watcher, chunks
 from hexagent_services.dag_tracker.tokens import TokenPositions, TokenSource
@@ -43,6 +44,7 @@ class Watches:
                 reason="BAD_SEQUENCE",
                 field="after_sequence",
             )
+        _check_offsets(request, graph)
         watcher = self._relay.attach(workflow_id, not request.without_tokens)
         try:
             missed = missed_updates(graph, trail, request.after_sequence, self._estimates.solo(graph))
@@ -94,3 +96,20 @@ async def _with_tokens(updates: list[Update], positions: TokenPositions) -> list
             out += await positions.rest(update.node.node_id, update.node.result.output_tokens)
         out.append(update)
     return out
+
+
+def _check_offsets(request: workflow_service_pb2.WatchWorkflowRequest, graph: WorkflowGraph) -> None:
+    """`InvalidArgument` (BAD_OFFSET) or `NotFound`: positions that no stream of this workflow can have reached."""
+    for i, entry in enumerate(request.offsets):
+        path = f"offsets[{i}]"
+        if entry.call.workflow_id != graph.workflow_id:
+            raise bad("BAD_OFFSET", f"{path}.call.workflow_id", f"must be {graph.workflow_id}")
+        if graph.find(entry.call.node_id) is None:
+            raise NotFound(
+                f"{path}: workflow {graph.workflow_id} has no node {entry.call.node_id[:140]!r}",
+                reason="UNKNOWN_NODE",
+                field=f"{path}.call.node_id",
+            )
+        for name, value in (("offset", entry.offset), ("choice", entry.choice)):
+            if value < 0:
+                raise bad("BAD_OFFSET", f"{path}.{name}", f"cannot be negative; got {value}")

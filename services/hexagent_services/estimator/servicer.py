@@ -6,14 +6,19 @@ import grpc
 
 from hexagent.api.estimator.v1 import estimator_service_pb2 as pb
 from hexagent.api.estimator.v1 import estimator_service_pb2_grpc as stubs
-from hexagent.core.errors import InvalidArgument, NotFound
+from hexagent.core.errors import NotFound
 from hexagent.core.estimate.estimator import Estimator, transfer_us
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import scale_ppm
+from hexagent.core.workflow.limits import Limits
 from hexagent.runtime.grpc_server import guarded
+from hexagent.wire.codec import bad
 from hexagent.wire.estimator import snapshot_to_proto
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+_LIMITS = Limits()
+BATCH_MAX = 65_536  # calls; beyond any engine, and times must stay within 64 bits
 
 
 @guarded
@@ -27,15 +32,9 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
         if request.model not in self._cluster.models:
             known = ", ".join(self._cluster.models)
             raise NotFound(f"unknown model {request.model!r}; known: {known}", reason="UNKNOWN_MODEL", field="model")
-        for field in ("prompt_tokens", "cached_tokens", "max_tokens", "output_tokens", "decode_batch"):
-            if getattr(request, field) < 0:
-                raise InvalidArgument(f"{field} cannot be negative", reason="NEGATIVE_TOKENS", field=field)
-        if request.prompt_tokens < 1 or request.cached_tokens >= request.prompt_tokens:
-            raise InvalidArgument(
-                "prompt_tokens must be at least 1 and above cached_tokens", reason="BAD_PROMPT", field="prompt_tokens"
-            )
+        _check_counts(request)
         length = self._estimator.output_tokens(
-            request.workflow_class, request.role, request.max_tokens or 1 << 20, request.output_tokens
+            request.workflow_class, request.role, request.max_tokens, request.output_tokens
         )
         q50, q90 = (request.output_tokens,) * 2 if request.output_tokens else length
         estimates = [self._pair(request, p, d, q50, q90) for p, d in self._pairs(request)]
@@ -49,7 +48,7 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
         """How far the tables were off, by instance and regime."""
         snapshot = self._estimator.snapshot
         if request.instance_id:
-            self._instance(request.instance_id)
+            self._instance(request.instance_id, "instance_id")
         rows = [
             pb.CalibrationRow(quantity=quantity, subject=f.instance_id, samples=f.observations, bias_ppm=ppm - 10**6)
             for f in snapshot.speeds
@@ -70,31 +69,41 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
 
     def _pairs(self, request: pb.EstimateRequest) -> list[tuple[InstanceSpec, InstanceSpec]]:
         if request.pairs:
-            return [
-                (
-                    self._instance(pair.prefill_instance or "", pair.prefill_gpu_type, request.model, Role.PREFILL),
-                    self._instance(pair.decode_instance or "", pair.decode_gpu_type, request.model, Role.DECODE),
-                )
-                for pair in request.pairs
-            ]
+            return [self._named(pair, request.model, f"pairs[{i}]") for i, pair in enumerate(request.pairs)]
         served = [i for i in self._cluster.instances if i.model == request.model]
         prefill = [i for i in served if i.role is not Role.DECODE]
         return [(p, d) for p in prefill for d in served if d.role is not Role.PREFILL]
 
-    def _instance(
-        self, instance_id: str, gpu_type: str = "", model: str = "", role: Role | None = None
-    ) -> InstanceSpec:
-        """The instance of that id, or the first one of the GPU type that serves the model in the role."""
+    def _named(self, pair: pb.Pair, model: str, path: str) -> tuple[InstanceSpec, InstanceSpec]:
+        """Both sides of a pair; without a decode side the prefill side decodes as well."""
+        sides: list[InstanceSpec] = []
+        for name, role in ((pair.WhichOneof("prefill"), Role.PREFILL), (pair.WhichOneof("decode"), Role.DECODE)):
+            if name is None:
+                if not sides:
+                    raise bad("BAD_PAIR", f"{path}.prefill", "a pair names its prefill side")
+                sides += sides
+            elif name.endswith("_instance"):
+                sides.append(self._instance(getattr(pair, name), f"{path}.{name}"))
+            else:
+                sides.append(self._of_type(getattr(pair, name), model, role, f"{path}.{name}"))
+        return sides[0], sides[1]
+
+    def _instance(self, instance_id: str, field: str) -> InstanceSpec:
         for spec in self._cluster.instances:
-            if instance_id:
-                if spec.instance_id == instance_id:
-                    return spec
-            elif spec.gpu_type == gpu_type and spec.model == model and spec.role in (role, Role.BOTH):
+            if spec.instance_id == instance_id:
                 return spec
-        known = ", ".join(i.instance_id for i in self._cluster.instances)
-        raise NotFound(
-            f"no instance {instance_id or gpu_type!r}; known: {known}", reason="UNKNOWN_INSTANCE", field="pairs"
-        )
+        raise self._unknown(instance_id, field)
+
+    def _of_type(self, gpu_type: str, model: str, role: Role, field: str) -> InstanceSpec:
+        """The first instance of the GPU type that serves the model in the role."""
+        for spec in self._cluster.instances:
+            if spec.gpu_type == gpu_type and spec.model == model and spec.role in (role, Role.BOTH):
+                return spec
+        raise self._unknown(gpu_type, field)
+
+    def _unknown(self, name: str, field: str) -> NotFound:
+        known = ", ".join(spec.instance_id for spec in self._cluster.instances)
+        return NotFound(f"{field}: no {name[:140]!r}; instances: {known}", reason="UNKNOWN_INSTANCE", field=field)
 
     def _pair(
         self, request: pb.EstimateRequest, p: InstanceSpec, d: InstanceSpec, q50: int, q90: int
@@ -121,3 +130,23 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
             total_us=total,
             kv_bytes=kv_bytes,
         )
+
+
+def _check_counts(request: pb.EstimateRequest) -> None:
+    """`InvalidArgument` for numbers of tokens or calls that no call can have."""
+    for field, least, most in (
+        ("prompt_tokens", 1, _LIMITS.prompt_tokens),
+        ("cached_tokens", 0, _LIMITS.prompt_tokens),
+        ("max_tokens", 1, _LIMITS.max_tokens),
+        ("output_tokens", 0, _LIMITS.max_tokens),
+        ("decode_batch", 0, BATCH_MAX),
+    ):
+        value = getattr(request, field)
+        if value < 0:
+            raise bad("NEGATIVE_TOKENS", field, f"cannot be negative; got {value}")
+        if value < least:
+            raise bad("ZERO_TOKENS", field, f"must be at least {least}")
+        if value > most:
+            raise bad("TOO_MANY_TOKENS", field, f"must be at most {most}; got {value}")
+    if request.cached_tokens >= request.prompt_tokens:
+        raise bad("BAD_PROMPT", "cached_tokens", "must be below prompt_tokens")

@@ -8,7 +8,7 @@ import grpc
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.scheduler.v1 import scheduler_service_pb2 as pb
 from hexagent.api.scheduler.v1 import scheduler_service_pb2_grpc as stubs
-from hexagent.core.errors import InvalidArgument, NotFound
+from hexagent.core.errors import FailedPrecondition, NotFound
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.events import InstanceCordoned
@@ -16,7 +16,7 @@ from hexagent.core.scheduling.ledger import Instance
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.grpc_server import guarded
 from hexagent.wire.cluster import instance_to_proto
-from hexagent.wire.codec import call_id_to_proto, checked_call_id
+from hexagent.wire.codec import bad, call_id_to_proto, checked_call_id
 from hexagent.wire.scheduler import record_to_proto
 from hexagent.wire.telemetry import load_to_proto
 from hexagent_services.scheduler.driver import Driver
@@ -25,7 +25,9 @@ from hexagent_services.scheduler.publisher import Publisher
 Context = grpc.aio.ServicerContext[Any, Any]
 Loads = dict[str, tuple[InstanceLoad, int]]  # last reported load and its model time, by instance
 
+PAGE_DEFAULT = 100
 PAGE_MAX = 1_000
+POSITION_DIGITS = 9  # more than calls can wait
 
 
 @guarded
@@ -61,14 +63,13 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
         )
 
     async def ListQueue(self, request: pb.ListQueueRequest, context: Context) -> pb.ListQueueResponse:
-        size = request.page_size or PAGE_MAX
+        size = request.page_size or PAGE_DEFAULT
         if not 0 < size <= PAGE_MAX:
-            raise InvalidArgument(
-                f"page_size must be 1 to {PAGE_MAX}; got {size}", reason="BAD_PAGE", field="page_size"
-            )
-        if request.page_token and not request.page_token.isdecimal():
-            raise InvalidArgument("page_token is not one of ours", reason="BAD_PAGE", field="page_token")
-        start = int(request.page_token or 0)
+            raise bad("BAD_PAGE_SIZE", "page_size", f"must be 1 to {PAGE_MAX}; got {size}")
+        token = request.page_token or "0"
+        if not token.isdecimal() or len(token) > POSITION_DIGITS:
+            raise bad("BAD_PAGE_TOKEN", "page_token", "is not one of a previous page")
+        start = int(token)
         waiting = self._waiting()
         page = list(islice(enumerate(waiting, 1), start, start + size))
         more = start + len(page) < len(waiting)
@@ -88,14 +89,39 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
 
     async def DrainInstance(self, request: pb.DrainInstanceRequest, context: Context) -> pb.DrainInstanceResponse:
         """Cordon, and say what is still held: the caller asks again until nothing is."""
-        instance = self._cordon(request.instance_id, True)
+        instance = self._instance(request.instance_id)
+        if self._is_last(instance):
+            raise FailedPrecondition(
+                f"{request.instance_id} is the last that serves {instance.spec.model} in its role",
+                reason="LAST_INSTANCE",
+                field="instance_id",
+            )
+        self._cordon(request.instance_id, True)
         return pb.DrainInstanceResponse(
             instance=self._view(instance), held=len(self._driver.core.ledger.held_by(instance))
         )
 
     def _cordon(self, instance_id: str, cordoned: bool) -> Instance:
+        instance = self._instance(instance_id)  # first: what is handled is in the journal, and replayed
         self._driver.handle(InstanceCordoned(instance_id, cordoned, self._clock.now_us()))
-        return self._driver.core.ledger.instances[instance_id]
+        return instance
+
+    def _instance(self, instance_id: str) -> Instance:
+        instances = self._driver.core.ledger.instances
+        if instance_id not in instances:
+            raise NotFound(
+                f"no instance {instance_id[:140]!r}; known: {', '.join(instances)}",
+                reason="UNKNOWN_INSTANCE",
+                field="instance_id",
+            )
+        return instances[instance_id]
+
+    def _is_last(self, instance: Instance) -> bool:
+        """Whether one of its phases has no other usable instance for its model."""
+        if not instance.usable:
+            return False
+        pools = self._driver.core.ledger.pool(instance.spec.model)
+        return any(pool == [instance] for pool in pools)
 
     def _view(self, instance: Instance) -> pb.InstanceView:
         load, reported_us = self._loads.get(instance.spec.instance_id, (None, 0))

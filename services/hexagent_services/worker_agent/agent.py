@@ -1,6 +1,6 @@
 """The agent as a whole: its instances, the attempts on them, and which scheduler it obeys."""
 
-from hexagent.core.errors import FailedPrecondition, InvalidArgument
+from hexagent.core.errors import Aborted, FailedPrecondition, InvalidArgument
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.runtime.clock import Clock
 from hexagent.wire.telemetry import AgentAnnouncement
@@ -31,12 +31,14 @@ class Agent:
     def attach(self, epoch: int, greeted: bool) -> int:
         """Obey the scheduler of `epoch` from now on; returns the number of its session for `Reports.next_batch`.
 
-        `InvalidArgument` without a hello, `FailedPrecondition` (STALE_EPOCH) for an older scheduler.
+        `FailedPrecondition` (NO_HELLO), `InvalidArgument` (BAD_EPOCH), `Aborted` (STALE_EPOCH) for an older scheduler.
         """
-        if not greeted or epoch < 1:
-            raise InvalidArgument("a session begins with a hello of epoch >= 1", reason="NO_HELLO", field="hello")
+        if not greeted:
+            raise FailedPrecondition("a session begins with a hello", reason="NO_HELLO", field="hello")
+        if epoch < 1:
+            raise InvalidArgument(f"an epoch is 1 or more; got {epoch}", reason="BAD_EPOCH", field="hello.epoch")
         if epoch < self._epoch:
-            raise FailedPrecondition(
+            raise Aborted(
                 f"epoch {epoch} is older than {self._epoch}, which this agent obeys",
                 reason="STALE_EPOCH",
                 field="hello.epoch",

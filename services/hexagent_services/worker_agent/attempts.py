@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Final
 
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
-from hexagent.core.errors import HexagentError, InvalidArgument, Unsupported
+from hexagent.core.errors import HexagentError, InvalidArgument, NotFound, Unsupported
 from hexagent.core.ids import Ticket
 from hexagent.core.scheduling.effects import CancelAttempt
 from hexagent.core.scheduling.events import HeldTicket, Phase
@@ -115,12 +115,19 @@ class Attempts:
             self.abort(order.ticket, instance_id)
 
     async def hand_off(self, request: pb.HandOffRequest) -> str:
-        """Take over a prefilled call for decoding: "" or the reason for a no. Idempotent by ticket."""
+        """Take over a prefilled call for decoding: "" or the reason for a no. Idempotent by ticket.
+
+        `NotFound` (UNKNOWN_INSTANCE), `InvalidArgument` for a payload that is no request.
+        """
         engine = self._engines.get(request.target_instance)
         spec = attempt_from_proto(request.attempt)
         ticket = spec.ticket
         if engine is None:
-            return "UNKNOWN_INSTANCE"
+            raise NotFound(
+                f"no instance {request.target_instance[:140]!r} here; known: {', '.join(self._engines)}",
+                reason="UNKNOWN_INSTANCE",
+                field="target_instance",
+            )
         if (ticket, request.target_instance) in self._live:
             return ""
         attempt = LiveAttempt(spec, engine, Phase.PREFILLED)
@@ -133,6 +140,8 @@ class Attempts:
             engine.reserve(attempt.request, request.source_instance)
         except (EngineRefused, HexagentError) as error:
             self._live.pop((ticket, request.target_instance), None)
+            if isinstance(error, InvalidArgument):
+                raise
             return error.reason
         self._start(attempt, self._decode(attempt, attempt.request, request))
         return ""

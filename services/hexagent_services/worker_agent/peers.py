@@ -11,6 +11,7 @@ from hexagent.core.instance.spec import InstanceSpec
 from hexagent.runtime.grpc_client import open_channel
 from hexagent.wire.cluster import link_to_proto
 from hexagent.wire.codec import ticket_to_proto
+from hexagent.wire.status import from_rpc_error
 from hexagent_services.worker_agent.engine.port import EngineRefused, KvPiece
 
 HAND_OFF_S: Final = 5.0  # wall time; the peer only queues the call
@@ -34,6 +35,8 @@ class Peers:
         try:
             response = await self._stub(address).HandOff(request, timeout=HAND_OFF_S)
         except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                return from_rpc_error(error).reason
             return f"UNREACHABLE_{error.code().name}"
         return "" if response.accepted else response.reason
 

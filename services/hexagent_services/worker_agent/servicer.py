@@ -7,14 +7,15 @@ from typing import Any
 
 import grpc
 
+from hexagent.api.common.v1 import ids_pb2
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
 from hexagent.api.worker.v1 import worker_service_pb2_grpc as stubs
-from hexagent.core.errors import Aborted, FailedPrecondition, HexagentError, InvalidArgument, NotFound, Unavailable
+from hexagent.core.errors import Aborted, FailedPrecondition, HexagentError, NotFound, Unavailable
 from hexagent.core.scheduling.effects import CancelAttempt
 from hexagent.core.scheduling.events import HeldTicket, InstanceUp
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.grpc_server import guarded
-from hexagent.wire.codec import ticket_from_proto
+from hexagent.wire.codec import bad, ticket_from_proto
 from hexagent.wire.telemetry import announcement_to_proto
 from hexagent.wire.worker import BindCommand, DispatchCommand, command_from_proto, held_to_proto, welcome_to_proto
 from hexagent_services.worker_agent.agent import Agent
@@ -102,16 +103,18 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         return welcome_to_proto(self._agent.agent_id, ups)
 
     async def HandOff(self, request: pb.HandOffRequest, context: Context) -> pb.HandOffResponse:
-        if request.attempt.ticket.epoch < 1 or not request.attempt.ticket.call.node_id:
-            raise InvalidArgument("a hand-off needs a ticket", reason="NO_TICKET", field="attempt.ticket")
+        _check_ticket(request.attempt.ticket, "attempt.ticket")
         if request.first_tokens < 1:
-            raise InvalidArgument("a hand-off comes with its first token", reason="NO_TOKEN", field="first_tokens")
+            raise bad("NO_TOKEN", "first_tokens", "a hand-off comes with its first token")
         if self._agent.draining:
             return pb.HandOffResponse(accepted=False, reason="DRAINING")
         reason = await self._agent.attempts.hand_off(request)
         return pb.HandOffResponse(accepted=not reason, reason=reason)
 
     async def PullKv(self, request: pb.PullKvRequest, context: Context) -> AsyncIterator[pb.PullKvResponse]:
+        _check_ticket(request.ticket, "ticket")
+        if request.to_link.bytes_per_s < 1:
+            raise bad("BAD_LINK", "to_link.bytes_per_s", f"must be at least 1; got {request.to_link.bytes_per_s}")
         offset = 0
         try:
             async for piece in self._agent.attempts.send_kv(request):
@@ -125,11 +128,15 @@ class WorkerServicer(stubs.WorkerServiceServicer):
                 )
                 offset += len(piece.data)
         except EngineRefused as error:
-            raise FailedPrecondition(f"no KV of this ticket here: {error.reason}", reason=error.reason) from error
+            kind = NotFound if error.reason == "UNKNOWN_TICKET" else FailedPrecondition
+            raise kind(f"no KV of this ticket here: {error.reason}", reason=error.reason, field="ticket") from error
 
     async def AbortCall(self, request: pb.AbortCallRequest, context: Context) -> pb.AbortCallResponse:
-        held = self._agent.attempts.abort(ticket_from_proto(request.ticket), request.instance_id)
-        return pb.AbortCallResponse(held=held)
+        _check_ticket(request.ticket, "ticket")
+        ticket = ticket_from_proto(request.ticket)
+        instances = [request.instance_id] if request.instance_id else [i.instance_id for i in self._agent.instances]
+        held = [self._agent.attempts.abort(ticket, instance_id) for instance_id in instances]
+        return pb.AbortCallResponse(held=any(held))
 
     async def DescribeAgent(self, request: pb.DescribeAgentRequest, context: Context) -> pb.DescribeAgentResponse:
         return pb.DescribeAgentResponse(
@@ -147,3 +154,9 @@ class WorkerServicer(stubs.WorkerServiceServicer):
             )
         held = [h for h in self._agent.attempts.held() if h.instance_id == request.instance_id]
         return pb.DrainInstanceResponse(held=len(held))
+
+
+def _check_ticket(ticket: ids_pb2.Ticket, field: str) -> None:
+    """`InvalidArgument` (NO_TICKET) for one that no scheduler can have minted."""
+    if ticket.epoch < 1 or ticket.attempt < 1 or not (ticket.call.workflow_id and ticket.call.node_id):
+        raise bad("NO_TICKET", field, "must name a call, an attempt and an epoch")
