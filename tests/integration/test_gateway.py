@@ -19,6 +19,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 import hexagent.client
 from hexagent.cli.stack import NATS, LocalStack, StackOptions
 from hexagent.client import Client, NodeStatus, WorkflowDescription, WorkflowStatus
+from hexagent.core.tracing import span_id_of
 from hexagent.runtime.tether import tethered
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -27,6 +28,7 @@ MODEL = "llama-3.1-70b"
 BODY_BYTES_MAX = 100_000
 SESSION = "x-hexagent-workflow-id"
 CALL = "x-hexagent-call-id"
+SPANS = "spans.jsonl"
 CLUSTER = """
 name = "gateway-test"
 seed = 1
@@ -51,6 +53,7 @@ class Gateway(NamedTuple):
     openai: openai.AsyncOpenAI
     http: httpx.AsyncClient
     stack: Client  # of the tracker behind it
+    folder: Path  # of its files
 
     async def describe(self, workflow_id: str) -> WorkflowDescription:
         return await self.stack.describe(workflow_id)
@@ -70,7 +73,7 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
     cluster = folder / "cluster.toml"
     cluster.write_text(CLUSTER, encoding="utf-8")
     async with (
-        LocalStack(StackOptions(str(cluster), data_dir=folder / "stack"), print) as stack,
+        LocalStack(StackOptions(str(cluster), data_dir=folder / "stack", trace_file=folder / SPANS), print) as stack,
         running_gateway(stack.addresses[NATS], stack.address, folder) as gateway,
     ):
         yield gateway
@@ -106,7 +109,7 @@ async def running_gateway(
             httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as http,
             hexagent.client.connect(tracker_address) as tracker,
         ):
-            yield Gateway(process, client, http, tracker)
+            yield Gateway(process, client, http, tracker, folder)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
@@ -303,6 +306,26 @@ async def test_a_session_whose_workflow_has_ended_gets_another(gateway: Gateway)
     assert {headers[SESSION] for _, headers in results} == {f"{first[SESSION]}.2"}
     nodes = (await gateway.describe(f"{first[SESSION]}.2")).nodes
     assert [node.after for node in nodes] == [(), (), ()]
+
+
+async def test_a_workflow_hangs_under_the_span_of_the_request_that_starts_it(gateway: Gateway) -> None:
+    session, trace_id = {"x-session-id": "traced"}, "0af7651916cd43dd8448eb211c80319c"
+    started = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01", "tracestate": "vendor=1"}
+    later = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "x-dynamo-session-final": "true"}
+    _, headers = await ask(gateway, [user("a")], session | started, extra_body=scripted("one"))
+    await ask(gateway, [user("b")], session | later, extra_body=scripted("two"))
+    spans: list[dict[str, Any]] = []
+
+    async def ended() -> bool:
+        lines = (gateway.folder / SPANS).read_text(encoding="utf-8").splitlines()
+        spans[:] = [span for span in map(json.loads, lines) if span["trace_id"] == trace_id]
+        return any(span["name"].startswith("invoke_workflow") for span in spans)
+
+    await until(ended)
+    root = spans[-1]
+    assert root["parent_span_id"] == "00f067aa0ba902b7"
+    assert root["span_id"] == f"{span_id_of(headers[SESSION]):016x}"
+    assert sum(span["parent_span_id"] == root["span_id"] for span in spans) == 2
 
 
 async def test_tenants_have_sessions_of_their_own(gateway: Gateway) -> None:

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
-STATE_CHARS_MAX: Final = 512  # a longer tracestate is dropped whole, as W3C allows
+STATE_CHARS_MAX: Final = 512  # a longer tracestate, or one that cannot be a header, is dropped whole, as W3C allows
 
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z")
 _SAMPLED: Final = 1
@@ -32,8 +32,8 @@ def context_from(carrier: Mapping[str, str]) -> TraceContext | None:
     if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(span_id, 16):
         return None
     state = carrier.get(TRACESTATE, "")
-    sampled = bool(int(flags, 16) & _SAMPLED)
-    return TraceContext(int(trace_id, 16), int(span_id, 16), sampled, state if len(state) <= STATE_CHARS_MAX else "")
+    fits = len(state) <= STATE_CHARS_MAX and state.isascii() and state.isprintable()
+    return TraceContext(int(trace_id, 16), int(span_id, 16), bool(int(flags, 16) & _SAMPLED), state if fits else "")
 
 
 def carrier_of(context: TraceContext) -> dict[str, str]:

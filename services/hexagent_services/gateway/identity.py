@@ -1,4 +1,4 @@
-"""Who asks: tenant, session and priority, from the headers that agent harnesses send."""
+"""Who asks: tenant, session, priority and trace, from the headers that agent harnesses send."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from hexagent.core.errors import InvalidArgument
+from hexagent.core.tracing import TraceContext, context_from
 from hexagent.wire.edge import DEFAULT_NAME, PRIORITY_MAX
 
 SESSION_CHARS_MAX: Final = 256
@@ -58,6 +59,7 @@ class Caller(NamedTuple):
     tenant: str
     session: SessionName | None  # None = the request is a workflow of its own
     priority: int | None  # -100 to 100, higher = sooner; None = nothing said
+    trace: TraceContext | None = None  # the span a workflow that starts with the request belongs under
 
 
 def caller_of(headers: Mapping[str, str]) -> Caller:
@@ -67,7 +69,7 @@ def caller_of(headers: Mapping[str, str]) -> Caller:
         if value := headers.get(name, ""):
             tenant = value
             break
-    return Caller(tenant, _session(headers), _priority(headers))
+    return Caller(tenant, _session(headers), _priority(headers), context_from(headers))
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:

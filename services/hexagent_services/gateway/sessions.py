@@ -164,7 +164,7 @@ class Sessions:
                 metadata=_metadata(caller.session),
             )
             workflow = Workflow(self._tracker, spec.workflow_id)
-            session.priority = priority if await workflow.start(spec) else None
+            session.priority = priority if await workflow.start(spec, caller.trace) else None
             session.workflow = workflow
             return workflow
 

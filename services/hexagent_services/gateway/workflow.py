@@ -15,6 +15,7 @@ from hexagent.client.rpc import minted, send
 from hexagent.core import errors
 from hexagent.core.errors import HexagentError
 from hexagent.core.ids import CallId
+from hexagent.core.tracing import TraceContext, carrier_of
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +69,16 @@ class Workflow:
         self._board = Board(tracker.stub, workflow_id, self._output)
         self._revealer = Revealer(tracker.stub, workflow_id, tracker.known, tracker.timing)
 
-    async def start(self, spec: workflow_pb2.WorkflowSpec) -> bool:
-        """Start it, or join the one that another gateway or an earlier life of this one has started.
+    async def start(self, spec: workflow_pb2.WorkflowSpec, trace: TraceContext | None) -> bool:
+        """Start it under `trace`, or join the one that another gateway or an earlier life of this one has started.
 
-        Whether its terms are those of `spec`: who starts it first sets them.
+        Whether its terms are those of `spec`: who starts it first sets them, and its place in a trace.
         """
         # The id follows from the workflow's, so that of several gateways that start it at once each succeeds.
         request = api.StartWorkflowRequest(request_id=f"start-{self.workflow_id}", spec=spec)
         try:
-            await send(self._tracker.stub.StartWorkflow, request, *self._tracker.timing)
+            metadata = () if trace is None else tuple(carrier_of(trace).items())
+            await send(self._tracker.stub.StartWorkflow, request, *self._tracker.timing, metadata)
         except errors.AlreadyExists:
             return False
         return True
