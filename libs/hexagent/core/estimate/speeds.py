@@ -1,54 +1,65 @@
 """Learned speed of each instance against its table, one factor a regime."""
 
+from collections import deque
+
 from hexagent.core.estimate.snapshot import SpeedFactor
 from hexagent.core.estimate.tables import StepTable
 from hexagent.core.instance.telemetry import StepSample
 from hexagent.core.units import PPM
 
-PREFILL_WEIGHT = 5  # a prefill observation moves the factor by 1/5 of the difference
-DECODE_WEIGHT = 10
 LOWEST_PPM, HIGHEST_PPM = PPM // 4, 4 * PPM  # beyond this the description of the instance is wrong, not its speed
+WINDOW = 32  # observations a factor is the median of: with 7 % noise a step it is right within 2 %
+CHANGED = 8  # observations in a row on one side of the median that make a change of speed rather than chance ...
+CHANGED_PPM = PPM // 10  # ... if their own median is this far off; less than that the window forgets soon enough
 
 
-class _Factor:
-    __slots__ = ("decode_ppm", "observations", "prefill_ppm")
+class Factor:
+    """Median of the last measured-over-predicted ratios, in ppm: an outlier moves it by no more than any other
+    observation. It starts again from the latest ones when the speed changes."""
+
+    __slots__ = ("_ratios", "observations", "ppm")
 
     def __init__(self) -> None:
-        self.prefill_ppm = PPM
-        self.decode_ppm = PPM
+        self._ratios: deque[int] = deque(maxlen=WINDOW)
         self.observations = 0
+        self.ppm = PPM
+
+    def observe(self, measured_us: int, predicted_us: int) -> None:
+        ratio = measured_us * PPM // max(predicted_us, 1)
+        self._ratios.append(min(max(ratio, LOWEST_PPM), HIGHEST_PPM))
+        self.observations += 1
+        if len(self._ratios) > CHANGED:
+            latest = list(self._ratios)[-CHANGED:]
+            beyond = min(latest) > self.ppm or max(latest) < self.ppm
+            if beyond and abs(_median(latest) - self.ppm) * PPM > CHANGED_PPM * self.ppm:
+                self._ratios = deque(latest, WINDOW)
+        self.ppm = _median(self._ratios)
 
 
 class SpeedLearner:
-    """Exponentially forgetting mean of measured over predicted step time, per instance and regime.
-
-    Mixed steps are left out: they would blame one regime for the other.
-    """
+    """A factor per instance and regime. Mixed steps are left out: they would blame one regime for the other."""
 
     def __init__(self) -> None:
-        self._factors: dict[str, _Factor] = {}
+        self._factors: dict[str, tuple[Factor, Factor]] = {}  # (prefill, decode)
 
     def observe(self, instance_id: str, table: StepTable, sample: StepSample) -> None:
         if sample.steps < 1 or sample.duration_us < 1 or (sample.prefill_tokens and sample.decode_batch):
             return
+        prefill, decode = self._factors.setdefault(instance_id, (Factor(), Factor()))
+        measured_us = sample.duration_us // sample.steps
         if sample.prefill_tokens:
-            # Context of a chunk counts half its own growth, as `batch_prefill_us` does.
-            prefix = max(0, sample.prefill_context - sample.prefill_tokens // 2)
-            predicted = table.prefill_us(sample.prefill_tokens, prefix)
+            pairs = 2 * sample.prefill_tokens * sample.prefill_context
+            prefill.observe(measured_us, table.attended_prefill_us(sample.prefill_tokens, pairs))
         elif sample.decode_batch:
-            predicted = table.decode_us(sample.decode_batch, sample.mean_context)
-        else:
-            return
-        factor = self._factors.setdefault(instance_id, _Factor())
-        measured = min(max(sample.duration_us * PPM // (sample.steps * max(predicted, 1)), LOWEST_PPM), HIGHEST_PPM)
-        factor.observations += 1
-        if sample.prefill_tokens:
-            factor.prefill_ppm += (measured - factor.prefill_ppm) // PREFILL_WEIGHT
-        else:
-            factor.decode_ppm += (measured - factor.decode_ppm) // DECODE_WEIGHT
+            decode.observe(measured_us, table.decode_us(sample.decode_batch, sample.mean_context))
 
     def factors(self) -> tuple[SpeedFactor, ...]:
         return tuple(
-            SpeedFactor(instance_id, f.prefill_ppm, f.decode_ppm, f.observations)
-            for instance_id, f in sorted(self._factors.items())
+            SpeedFactor(instance_id, prefill.ppm, decode.ppm, prefill.observations + decode.observations)
+            for instance_id, (prefill, decode) in sorted(self._factors.items())
         )
+
+
+def _median(ratios: "deque[int] | list[int]") -> int:
+    """The lower of the two middle ones where there are two."""
+    return sorted(ratios)[(len(ratios) - 1) // 2]

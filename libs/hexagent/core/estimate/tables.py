@@ -85,7 +85,7 @@ class StepTable:
         line through p = 0 and p = |p|, and is never below a tenth of `prefill_us(N)`.
         """
         total, pairs = _work(chunks)
-        return self._prefill_at(total, pairs)
+        return self.attended_prefill_us(total, pairs)
 
     def decode_us(self, batch: int, mean_context: int) -> int:
         """One step that decodes one token for each of `batch` sequences of `mean_context` tokens on average."""
@@ -107,11 +107,11 @@ class StepTable:
         decode = self.decode.at(batch, mean_context)
         attention = max(decode - min(self.decode.at(batch, 0), self.prefill.at(batch, 0)), 0)
         # Each decoding token counts as a chunk of its own without a prefix: one (query, key) pair.
-        merged = self._prefill_at(total + batch, pairs + batch)
-        return max(merged + attention, self._prefill_at(total, pairs), decode)
+        merged = self.attended_prefill_us(total + batch, pairs + batch)
+        return max(merged + attention, self.attended_prefill_us(total, pairs), decode)
 
-    def _prefill_at(self, total: int, pairs: int) -> int:
-        """Prefill of `total` tokens whose attention is pairs / 2 (query, key) pairs.
+    def attended_prefill_us(self, total: int, pairs: int) -> int:
+        """One step that prefills `total` tokens whose attention is pairs / 2 (query, key) pairs.
 
         One chunk after p tokens has as many where total * (2 * p + total) = pairs; p may be negative.
         """
