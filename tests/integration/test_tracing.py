@@ -20,16 +20,25 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 import hexagent.client
 from hexagent.cli.children import wait_healthy
 from hexagent.cli.stack import NATS, TRACKER, LocalStack, StackOptions
-from hexagent.core.tracing import TraceContext, carrier_of, context_from, span_id_of, trace_id_of
+from hexagent.core.tracing import (
+    TRACEPARENT,
+    TRACESTATE,
+    TraceContext,
+    carrier_of,
+    context_from,
+    span_id_of,
+    trace_id_of,
+)
 from hexagent.core.workflow.events import WorkflowStarted
 from hexagent.runtime import subjects
+from hexagent.runtime.bus import Message
 from hexagent.wire.workflow import event_from_bytes, outcome_from_bytes
 from tests.integration.conftest import connect
 
 pytestmark = pytest.mark.integration
 
 PHASES = {"queue", "prefill", "wait", "kv_transfer", "decode"}
-CLIENT = TraceContext(0x0AF7651916CD43DD8448EB211C80319C, 0x00F067AA0BA902B7, True)
+CLIENT = TraceContext(0x0AF7651916CD43DD8448EB211C80319C, 0x00F067AA0BA902B7, True, "vendor=1")
 
 
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_grpc.MetricsServiceServicer):
@@ -90,7 +99,8 @@ def attributes(span: Any) -> dict[str, Any]:
 
 async def traced_workflow(client: hexagent.client.Client) -> None:
     """plan, a tool, two workers, all under a span of the caller's."""
-    span = trace.SpanContext(CLIENT.trace_id, CLIENT.span_id, True, trace.TraceFlags(trace.TraceFlags.SAMPLED))
+    sampled, state = trace.TraceFlags(trace.TraceFlags.SAMPLED), trace.TraceState.from_header([CLIENT.state])
+    span = trace.SpanContext(CLIENT.trace_id, CLIENT.span_id, True, sampled, state)
     with trace.use_span(trace.NonRecordingSpan(span)):
         async with client.workflow("research", workflow_id="traced", slo_scale=5) as wf:
             plan = await wf.call("Plan the work.", role="plan", max_tokens=8)
@@ -115,6 +125,11 @@ async def interrupted_workflow(client: hexagent.client.Client, stack: LocalStack
         await wf.call([first, "Two."], node_id="two", max_tokens=4)
 
 
+def context_in(message: Message) -> dict[str, str]:
+    headers = message.headers or {}
+    return {name: headers[name] for name in (TRACEPARENT, TRACESTATE) if name in headers}
+
+
 async def contexts(nats_url: str) -> tuple[dict[str, list[dict[str, str]]], dict[str, dict[str, str]]]:
     """Trace contexts in the streams: of the events by workflow, of the outcomes by call."""
     events: dict[str, list[dict[str, str]]] = {}
@@ -124,7 +139,7 @@ async def contexts(nats_url: str) -> tuple[dict[str, list[dict[str, str]]], dict
             async for batch in feed.backlog():
                 for message in batch:
                     envelope = event_from_bytes(message.data)
-                    context = envelope.trace_context
+                    context = context_in(message)
                     first = isinstance(envelope.event, WorkflowStarted)
                     workflow = events.setdefault(subjects.workflow_of(message.subject), [])
                     assert first == (not workflow)
@@ -133,7 +148,7 @@ async def contexts(nats_url: str) -> tuple[dict[str, list[dict[str, str]]], dict
             async for batch in feed.backlog():
                 for message in batch:
                     outcome = outcome_from_bytes(message.data)
-                    outcomes[str(outcome.outcome.call)] = outcome.trace_context
+                    outcomes[str(outcome.outcome.call)] = context_in(message)
     return events, outcomes
 
 
@@ -223,15 +238,14 @@ def check_interrupted(spans: dict[int, Any]) -> None:
 def check_contexts(events: dict[str, list[dict[str, str]]], outcomes: dict[str, dict[str, str]], own_id: int) -> None:
     assert events["traced"][0] == carrier_of(CLIENT)
     assert events["interrupted"][0] == {}
-    for workflow_id, trace_id in (("traced", CLIENT.trace_id), ("interrupted", own_id)):
-        root = TraceContext(trace_id, span_id_of(workflow_id), True)
+    traces = {"traced": CLIENT, "interrupted": TraceContext(own_id, 0, True)}
+    for workflow_id, own in traces.items():
+        root = own._replace(span_id=span_id_of(workflow_id))
         assert all(context_from(context) == root for context in events[workflow_id][1:])
     assert len(outcomes) == 5
     for call, context in outcomes.items():
         workflow_id, node_id = call.split("/")
-        assert context_from(context) == TraceContext(
-            CLIENT.trace_id if workflow_id == "traced" else own_id, span_id_of(workflow_id, node_id), True
-        )
+        assert context_from(context) == traces[workflow_id]._replace(span_id=span_id_of(workflow_id, node_id))
 
 
 def check_file(path: Path, exported: Iterable[Any]) -> None:

@@ -14,8 +14,8 @@ from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.scheduling.events import CallProgress, HeldTicket, InstanceUp, SchedulerEvent
 from hexagent.core.scheduling.record import Candidate, DecisionRecord
-from hexagent.core.workflow.events import WorkflowEvent, WorkflowFinished
-from hexagent.core.workflow.model import CallOutcome, NodeSpec, WorkflowSpec, WorkflowStatus
+from hexagent.core.workflow.events import WorkflowEvent, WorkflowStarted
+from hexagent.core.workflow.model import CallOutcome, NodeSpec, WorkflowSpec
 from hexagent.wire import (
     cluster,
     codec,
@@ -84,19 +84,17 @@ def test_unreadable_bytes_are_refused_and_never_crash(trip: Trip, data: bytes) -
         trip.back(data)
 
 
-@given(
-    event=values_of(WorkflowEvent), sequence=st.integers(1, INT32_MAX), context=st.dictionaries(TEXT, TEXT, max_size=3)
-)
-def test_event_and_its_envelope(event: WorkflowEvent, sequence: int, context: dict[str, str]) -> None:
-    data = workflow.event_to_bytes(event, event_id="e", sequence=sequence, trace_context=context)
-    assert workflow.event_from_bytes(data) == (event, "e", sequence, context)
+@given(event=values_of(WorkflowEvent), sequence=st.integers(1, INT32_MAX))
+def test_event_and_its_envelope(event: WorkflowEvent, sequence: int) -> None:
+    data = workflow.event_to_bytes(event, event_id="e", sequence=sequence)
+    assert workflow.event_from_bytes(data) == (event, "e", sequence)
 
 
 @given(values_of(CallOutcome), st.integers(1, INT32_MAX))
 def test_outcome_and_its_envelope(outcome: CallOutcome, sequence: int) -> None:
-    data = workflow.outcome_to_bytes(outcome, publisher="agent", sequence=sequence, trace_context={"traceparent": "x"})
+    data = workflow.outcome_to_bytes(outcome, publisher="agent", sequence=sequence)
     back = workflow.outcome_from_bytes(data)
-    assert back == (outcome, workflow.outcome_id(outcome), sequence, "agent", {"traceparent": "x"})
+    assert back == (outcome, workflow.outcome_id(outcome), sequence, "agent")
 
 
 @given(values_of(CallOutcome), st.none() | values_of(segments.Segment))
@@ -130,10 +128,10 @@ def test_equal_values_give_equal_bytes(event: SchedulerEvent) -> None:
 
 @given(st.permutations(["a", "b", "c"]))
 def test_bytes_do_not_depend_on_the_order_of_maps(order: list[str]) -> None:
-    event = WorkflowFinished("w", WorkflowStatus.COMPLETED, 1)
-    context = {key: key for key in order}
-    first = workflow.event_to_bytes(event, event_id="e", sequence=1, trace_context=dict(sorted(context.items())))
-    assert workflow.event_to_bytes(event, event_id="e", sequence=1, trace_context=context) == first
+    spec = WorkflowSpec("w", "default", "default", metadata=tuple((key, key) for key in order))
+    first = workflow.event_to_bytes(WorkflowStarted(spec, 1), event_id="e", sequence=1)
+    ordered = spec._replace(metadata=tuple(sorted(spec.metadata)))
+    assert workflow.event_to_bytes(WorkflowStarted(ordered, 1), event_id="e", sequence=1) == first
 
 
 @given(values_of(segments.Segment), values_of(segments.Segment))

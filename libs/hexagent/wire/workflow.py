@@ -1,6 +1,5 @@
 """Workflow events, outcomes, dispatches and token deltas: what travels on the streams."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from hexagent.api.common.v1 import call_pb2, enums_pb2
@@ -39,7 +38,6 @@ class EventEnvelope(NamedTuple):
     event: WorkflowEvent
     event_id: str
     sequence: int  # among the events of its workflow, from 1
-    trace_context: dict[str, str]
 
 
 class OutcomeEnvelope(NamedTuple):
@@ -49,7 +47,6 @@ class OutcomeEnvelope(NamedTuple):
     event_id: str
     sequence: int  # among the outcomes of its publisher, from 1
     publisher: str
-    trace_context: dict[str, str]
 
 
 class CallDispatched(NamedTuple):
@@ -63,13 +60,9 @@ class CallDispatched(NamedTuple):
 
 
 # --- events -----------------------------------------------------------------------------------------------
-def event_to_proto(
-    event: WorkflowEvent, *, event_id: str, sequence: int, trace_context: Mapping[str, str] | None = None
-) -> Envelope:
+def event_to_proto(event: WorkflowEvent, *, event_id: str, sequence: int) -> Envelope:
     """The envelope of `event`; its time stands once, in `occurred_at_us`."""
-    envelope = Envelope(
-        event_id=event_id, sequence=sequence, occurred_at_us=event.at_us, trace_context=trace_context or {}
-    )
+    envelope = Envelope(event_id=event_id, sequence=sequence, occurred_at_us=event.at_us)
     match event:
         case WorkflowStarted():
             envelope.workflow_started.workflow.CopyFrom(terms_to_record(event.spec))
@@ -90,15 +83,11 @@ def event_to_proto(
 
 def event_from_proto(envelope: Envelope) -> EventEnvelope:
     """The event and its envelope; `InvalidArgument` (BAD_MESSAGE) where it holds none this version knows."""
-    return EventEnvelope(
-        _event_of(envelope), envelope.event_id, envelope.sequence, dict(sorted(envelope.trace_context.items()))
-    )
+    return EventEnvelope(_event_of(envelope), envelope.event_id, envelope.sequence)
 
 
-def event_to_bytes(
-    event: WorkflowEvent, *, event_id: str, sequence: int, trace_context: Mapping[str, str] | None = None
-) -> bytes:
-    return to_bytes(event_to_proto(event, event_id=event_id, sequence=sequence, trace_context=trace_context))
+def event_to_bytes(event: WorkflowEvent, *, event_id: str, sequence: int) -> bytes:
+    return to_bytes(event_to_proto(event, event_id=event_id, sequence=sequence))
 
 
 def event_from_bytes(data: bytes) -> EventEnvelope:
@@ -241,9 +230,7 @@ def outcome_id(outcome: CallOutcome) -> str:
     return f"{outcome.call}#{outcome.attempt}"
 
 
-def outcome_to_bytes(
-    outcome: CallOutcome, *, publisher: str, sequence: int, trace_context: Mapping[str, str] | None = None
-) -> bytes:
+def outcome_to_bytes(outcome: CallOutcome, *, publisher: str, sequence: int) -> bytes:
     """The entry of the outcome stream, dated by the end of the attempt."""
     return to_bytes(
         events_pb2.CallOutcomeMessage(
@@ -251,7 +238,6 @@ def outcome_to_bytes(
             sequence=sequence,
             occurred_at_us=outcome.times.end_us,
             publisher=publisher,
-            trace_context=trace_context or {},
             outcome=outcome_to_proto(outcome),
         )
     )
@@ -259,13 +245,7 @@ def outcome_to_bytes(
 
 def outcome_from_bytes(data: bytes) -> OutcomeEnvelope:
     message = parse(events_pb2.CallOutcomeMessage, data)
-    return OutcomeEnvelope(
-        outcome_from_proto(message.outcome),
-        message.event_id,
-        message.sequence,
-        message.publisher,
-        dict(sorted(message.trace_context.items())),
-    )
+    return OutcomeEnvelope(outcome_from_proto(message.outcome), message.event_id, message.sequence, message.publisher)
 
 
 def times_to_proto(times: CallTimes) -> call_pb2.CallTimes:

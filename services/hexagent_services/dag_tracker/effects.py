@@ -8,7 +8,7 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from hexagent.api.workflow.v1 import workflow_pb2
@@ -32,7 +32,7 @@ class Publisher(Protocol):
         subject: str,
         data: bytes,
         msg_id: str | None = None,
-        headers: None = None,
+        headers: Mapping[str, str] | None = None,
         expected_sequence: int | None = None,
     ) -> "asyncio.Future[int]":
         """Send a message; the future gives its sequence in the stream."""
@@ -41,11 +41,12 @@ class Publisher(Protocol):
 class _Entry:
     """One event on its way to the stream."""
 
-    __slots__ = ("data", "expected", "future", "msg_id", "stored", "trail", "updates", "waiter")
+    __slots__ = ("data", "expected", "future", "headers", "msg_id", "stored", "trail", "updates", "waiter")
 
     def __init__(self, trail: Trail, data: bytes, msg_id: str, expected: int | None) -> None:
         self.trail = trail
         self.data = data
+        self.headers = trail.trace_context
         self.msg_id = msg_id
         self.expected = expected  # the subject's last sequence in the stream, None where it is still on its way
         self.future: asyncio.Future[int] | None = None  # of its sequence in the stream
@@ -73,7 +74,7 @@ class EventLog:
         """Put the event, already counted by `trail`, on its way; `updates` are shown once it is stored."""
         workflow_id = trail.workflow_id
         msg_id = f"{workflow_id}/{trail.sequence}.{self._run}"
-        data = event_to_bytes(event, event_id=msg_id, sequence=trail.sequence, trace_context=trail.trace_context)
+        data = event_to_bytes(event, event_id=msg_id, sequence=trail.sequence)
         # The first of a chain names its predecessor: a second writer of the workflow is found out and both stop.
         expected = None if workflow_id in self._tails else trail.stored_at
         entry = _Entry(trail, data, msg_id, expected)
@@ -119,7 +120,7 @@ class EventLog:
             self._sent.append(entry)
             subject = subjects.workflow(entry.trail.workflow_id)
             future = await self._publisher.publish_soon(
-                subject, entry.data, msg_id=entry.msg_id, expected_sequence=entry.expected
+                subject, entry.data, entry.msg_id, entry.headers, entry.expected
             )
             entry.future = future
             entry.data = b""

@@ -62,8 +62,11 @@ class Writer:
         if isinstance(command, RecordDispatch):
             self._show_dispatch(command)
 
-    def replay(self, envelope: EventEnvelope, stored_at: int) -> None:
-        """Take in a stored event at the start; one whose workflow has lost its beginning is passed over."""
+    def replay(self, envelope: EventEnvelope, stored_at: int, trace_context: Mapping[str, str]) -> None:
+        """Take in a stored event at the start; one whose workflow has lost its beginning is passed over.
+
+        `trace_context` is among the headers that it was stored with.
+        """
         event = envelope.event
         workflow_id = workflow_of(event)
         try:
@@ -81,7 +84,7 @@ class Writer:
         trail.sequence = max(trail.sequence, envelope.sequence)
         trail.stored_at = stored_at
         if isinstance(event, WorkflowStarted):
-            self._trace(trail, envelope.trace_context)
+            self._trace(trail, trace_context)
             self._own_context(trail)
         if graph is not None:
             self.accounts.note(event, graph)

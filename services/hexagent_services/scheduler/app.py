@@ -188,9 +188,8 @@ class Agents:
 
 def _take_events(driver: Driver, traces: Traces, batch: list[Message], *, caught_up: bool) -> None:
     for message in batch:
-        envelope = event_from_bytes(message.data)
-        event = envelope.event
-        traces.note(envelope)
+        event = event_from_bytes(message.data).event
+        traces.note(event, message.headers)
         # Stored events are dated by when they happened, so that calls keep their order of readiness.
         driver.handle(event, None if caught_up else event.at_us)
 

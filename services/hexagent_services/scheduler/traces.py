@@ -1,9 +1,10 @@
 """Trace contexts of running workflows, for the agents and engines that work on their calls."""
 
+from collections.abc import Mapping
+
 from hexagent.core.ids import CallId
 from hexagent.core.tracing import TraceContext, carrier_of, context_from, span_id_of
-from hexagent.core.workflow.events import WorkflowFinished, WorkflowStarted, workflow_of
-from hexagent.wire.workflow import EventEnvelope
+from hexagent.core.workflow.events import WorkflowEvent, WorkflowFinished, WorkflowStarted, workflow_of
 
 
 class Traces:
@@ -12,14 +13,13 @@ class Traces:
     def __init__(self) -> None:
         self._of_workflow: dict[str, TraceContext] = {}
 
-    def note(self, envelope: EventEnvelope) -> None:
+    def note(self, event: WorkflowEvent, headers: Mapping[str, str] | None) -> None:
         """Learn the workflow's own context. That of its start is its client's, and no call precedes its reveal."""
-        event = envelope.event
         if isinstance(event, WorkflowFinished):
             self._of_workflow.pop(event.workflow_id, None)
-        elif envelope.trace_context and not isinstance(event, WorkflowStarted):
+        elif headers and not isinstance(event, WorkflowStarted):
             workflow_id = workflow_of(event)
-            if workflow_id not in self._of_workflow and (context := context_from(envelope.trace_context)) is not None:
+            if workflow_id not in self._of_workflow and (context := context_from(headers)) is not None:
                 self._of_workflow[workflow_id] = context
 
     def of(self, call: CallId) -> dict[str, str]:

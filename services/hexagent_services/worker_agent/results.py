@@ -57,10 +57,9 @@ class Results:
         storing.append(
             await self._bus.publish_soon(
                 subjects.outcome(outcome.call.workflow_id),
-                outcome_to_bytes(
-                    outcome, publisher=self._agent_id, sequence=self._sequence, trace_context=trace_context
-                ),
-                msg_id=outcome_id(outcome),
+                outcome_to_bytes(outcome, publisher=self._agent_id, sequence=self._sequence),
+                outcome_id(outcome),
+                trace_context,
             )
         )
         await asyncio.gather(*storing)

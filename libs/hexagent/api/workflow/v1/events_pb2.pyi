@@ -23,34 +23,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class WorkflowEventEnvelope(_message.Message):
-    """One entry of the stream WORKFLOW: all that a workflow's state derives from. At most 256 KiB."""
+    """One entry of the stream WORKFLOW: all that a workflow's state derives from. At most 256 KiB.
+    The W3C trace context (`traceparent`, `tracestate`) is in the message's headers: at the start of a workflow its
+    client's, from then on the workflow's own.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class TraceContextEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     EVENT_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_US_FIELD_NUMBER: _builtins.int
-    TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     WORKFLOW_STARTED_FIELD_NUMBER: _builtins.int
     NODES_REVEALED_FIELD_NUMBER: _builtins.int
     TOOL_STARTED_FIELD_NUMBER: _builtins.int
@@ -64,10 +46,6 @@ class WorkflowEventEnvelope(_message.Message):
     """Place among the events of its workflow, from 1 without gaps."""
     occurred_at_us: _builtins.int
     """Model time at which it happened, microseconds."""
-    @_builtins.property
-    def trace_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """W3C trace context (`traceparent`, `tracestate`) of the request that caused it."""
-
     @_builtins.property
     def workflow_started(self) -> Global___WorkflowStarted:
         """A workflow began."""
@@ -102,7 +80,6 @@ class WorkflowEventEnvelope(_message.Message):
         event_id: _builtins.str = ...,
         sequence: _builtins.int = ...,
         occurred_at_us: _builtins.int = ...,
-        trace_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         workflow_started: Global___WorkflowStarted | None = ...,
         nodes_revealed: Global___NodesRevealed | None = ...,
         tool_started: Global___ToolStarted | None = ...,
@@ -113,7 +90,7 @@ class WorkflowEventEnvelope(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "event", b"event", "nodes_revealed", b"nodes_revealed", "tool_finished", b"tool_finished", "tool_started", b"tool_started", "workflow_changed", b"workflow_changed", "workflow_finished", b"workflow_finished", "workflow_started", b"workflow_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "event", b"event", "event_id", b"event_id", "nodes_revealed", b"nodes_revealed", "occurred_at_us", b"occurred_at_us", "sequence", b"sequence", "tool_finished", b"tool_finished", "tool_started", b"tool_started", "trace_context", b"trace_context", "workflow_changed", b"workflow_changed", "workflow_finished", b"workflow_finished", "workflow_started", b"workflow_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "event", b"event", "event_id", b"event_id", "nodes_revealed", b"nodes_revealed", "occurred_at_us", b"occurred_at_us", "sequence", b"sequence", "tool_finished", b"tool_finished", "tool_started", b"tool_started", "workflow_changed", b"workflow_changed", "workflow_finished", b"workflow_finished", "workflow_started", b"workflow_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["workflow_started", "nodes_revealed", "tool_started", "tool_finished", "call_finished", "workflow_changed", "workflow_finished"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
@@ -667,35 +644,16 @@ Global___CallOutcome: _TypeAlias = CallOutcome  # noqa: Y015
 
 @_typing.final
 class CallOutcomeMessage(_message.Message):
-    """One entry of the stream OUTCOMES. The tracker accepts the first outcome of a call and ignores later ones."""
+    """One entry of the stream OUTCOMES. The tracker accepts the first outcome of a call and ignores later ones.
+    The W3C trace context of the call is in the message's headers.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class TraceContextEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     EVENT_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_US_FIELD_NUMBER: _builtins.int
     PUBLISHER_FIELD_NUMBER: _builtins.int
-    TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Message id that the stream dedupes by: workflow, node and attempt."""
@@ -705,10 +663,6 @@ class CallOutcomeMessage(_message.Message):
     """Model time at which the attempt ended, microseconds."""
     publisher: _builtins.str
     """Agent or scheduler that publishes it."""
-    @_builtins.property
-    def trace_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """W3C trace context of the call."""
-
     @_builtins.property
     def outcome(self) -> Global___CallOutcome:
         """How the attempt ended."""
@@ -720,12 +674,11 @@ class CallOutcomeMessage(_message.Message):
         sequence: _builtins.int = ...,
         occurred_at_us: _builtins.int = ...,
         publisher: _builtins.str = ...,
-        trace_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         outcome: Global___CallOutcome | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "occurred_at_us", b"occurred_at_us", "outcome", b"outcome", "publisher", b"publisher", "sequence", b"sequence", "trace_context", b"trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "occurred_at_us", b"occurred_at_us", "outcome", b"outcome", "publisher", b"publisher", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
