@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.policy.registry import known
 from hexagent.core.scheduling.effects import Dispatch
 from hexagent.core.scheduling.events import CallProgress, InstanceCordoned, InstanceDown, InstanceUp, Phase, Tick
 from hexagent.core.workflow.model import NodeStatus
 from tests.sim.cases import Desk, decodes, prefills
 
-POLICIES = [
-    f"{order}{dispatch}" for order in ("fcfs", "workflow-fcfs", "hexagent") for dispatch in ("", ":least-loaded")
-]
+POLICIES = known()
 PHASES = (Phase.PREFILLED, Phase.ADMITTED, Phase.DECODING, Phase.ENDED)
 
 

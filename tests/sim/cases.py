@@ -17,6 +17,7 @@ from hexagent.core.workflow.events import (
 from hexagent.core.workflow.model import (
     CallOutcome,
     CallSpec,
+    CallTimes,
     NodeKind,
     NodeSpec,
     NodeStatus,
@@ -125,17 +126,23 @@ class Desk:
     def progress(self, ticket: Ticket, phase: Phase, now_us: int | None = None, reason: str = "") -> tuple[Effect, ...]:
         return self.tell(CallProgress(ticket, phase, "", self._at(now_us), reason=reason), now_us)
 
-    def finish(self, call: CallId, status: NodeStatus = NodeStatus.SUCCEEDED, output: int = 30) -> tuple[Effect, ...]:
+    def finish(
+        self,
+        call: CallId,
+        status: NodeStatus = NodeStatus.SUCCEEDED,
+        output: int = 30,
+        times: CallTimes = CallTimes(),
+    ) -> tuple[Effect, ...]:
         """The tracker says how the call ended."""
         attempt = self.live[call].ticket.attempt if call in self.live else 0
-        outcome = CallOutcome(call, attempt, status, prompt_tokens=PROMPT, output_tokens=output)
+        outcome = CallOutcome(call, attempt, status, prompt_tokens=PROMPT, output_tokens=output, times=times)
         return self.tell(CallFinished(outcome, self.now_us))
 
-    def run(self, dispatch: Dispatch, now_us: int | None = None) -> None:
+    def run(self, dispatch: Dispatch, now_us: int | None = None, times: CallTimes = CallTimes()) -> None:
         """The dispatched call goes all the way."""
         for phase in (Phase.PREFILLED, Phase.ADMITTED, Phase.DECODING, Phase.ENDED):
             self.progress(dispatch.ticket, phase, now_us)
-        self.finish(dispatch.ticket.call)
+        self.finish(dispatch.ticket.call, times=times)
 
     def learn(self, *speeds: SpeedFactor, revision: int = 1) -> None:
         self.tell(Snapshot(revision, self.now_us, speeds))

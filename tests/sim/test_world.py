@@ -9,6 +9,7 @@ from statistics import mean
 import pytest
 
 from hexagent.core.instance.spec import PROFILES, Role
+from hexagent.core.policy.registry import known
 from hexagent.core.workflow.model import CallOutcome, WorkflowStatus
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.metrics import summary
@@ -18,9 +19,7 @@ from hexagent.sim.workloads.options import Options
 from hexagent.sim.workloads.trace import TraceOptions, read_trace
 from hexagent.sim.world import RunResult, World
 
-POLICIES = [
-    f"{order}{dispatch}" for order in ("fcfs", "workflow-fcfs", "hexagent") for dispatch in ("", ":least-loaded")
-]
+POLICIES = known()
 
 
 class Watched(World):

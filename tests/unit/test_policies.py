@@ -6,6 +6,7 @@ from hexagent.core.estimate.snapshot import SpeedFactor
 from hexagent.core.instance.spec import LinkSpec, Role
 from hexagent.core.scheduling.events import Phase, Tick
 from hexagent.core.units import PPM
+from hexagent.core.workflow.model import CallTimes
 from tests.sim.cases import Desk, decodes, instance, prefills
 
 
@@ -46,6 +47,102 @@ def test_workflow_fcfs_takes_calls_as_their_workflows_arrived(dispatch: str) -> 
     desk.reveal("late", "a", now_us=3, prompt=8_000)
     desk.reveal("early", "b", now_us=4, prompt=8_000)
     assert order_of(desk, 5) == ["early/b", "late/a"]
+
+
+@pytest.mark.parametrize("dispatch", ["", ":least-loaded"])
+def test_workflow_llf_takes_the_workflow_with_the_least_time_to_spare(dispatch: str) -> None:
+    """At 3 us, of equal calls: `long` has a minute on its horizon behind it and so to spare, `short` has nothing."""
+    desk = busy(f"workflow-llf{dispatch}")
+    for workflow in ("long", "short"):
+        desk.start(workflow, 1)
+    desk.tool("long", "t", 60_000_000)
+    desk.reveal("long", "a", after=("t",), now_us=2, prompt=8_000)
+    desk.reveal("short", "b", now_us=2, prompt=8_000)
+    assert order_of(desk, 3) == ["short/b", "long/a"]
+
+
+def test_workflow_llf_takes_the_longest_revealed_path_of_a_workflow_first() -> None:
+    """Of equal prompts the one with another call below it has that call's time less to spare."""
+    desk = busy("workflow-llf")
+    desk.start("w", 1)
+    desk.reveal("w", "a", "b", now_us=2, prompt=8_000)
+    desk.reveal("w", "c", after=("b",), now_us=2)
+    assert order_of(desk, 3)[:2] == ["w/b", "w/a"]
+
+
+def served(prefill_us: int, decode_us: int, waited_us: int = 0) -> CallTimes:
+    """Of a call that was ready at 0, with a second on the way from prefill to decode."""
+    start_us, end_us = waited_us, waited_us + prefill_us
+    return CallTimes(
+        prefill_start_us=start_us,
+        prefill_end_us=end_us,
+        transfer_start_us=end_us,
+        transfer_end_us=end_us + 1_000_000,
+        end_us=end_us + 1_000_000 + decode_us,
+    )
+
+
+def ran(policy: str, **times: CallTimes) -> Desk:
+    """A desk with one busy prefill instance after the first call of each workflow has run as told."""
+    desk = Desk(prefills("h100") + decodes("h100"), policy)
+    for workflow, took in times.items():
+        desk.start(workflow)
+        desk.reveal(workflow, "first")
+        desk.run(desk.dispatched[-1], 0, took)
+    desk.start("busy")
+    desk.reveal("busy", "x")
+    return desk
+
+
+@pytest.mark.parametrize("dispatch", ["", ":least-loaded"])
+def test_atlas_takes_the_program_with_the_shortest_observed_path(dispatch: str) -> None:
+    desk = ran(f"atlas{dispatch}", much=served(2_000_000, 3_000_000), little=served(1_000_000, 3_000_000, 500_000))
+    before = len(desk.dispatched)
+    for workflow in ("much", "little"):
+        desk.reveal(workflow, "second", now_us=1, prompt=8_000)
+    desk.start("fresh", 2)
+    desk.reveal("fresh", "first", now_us=3, prompt=8_000)
+    for done in range(before - 1, before + 2):
+        desk.run(desk.dispatched[done], 4)
+    assert desk.calls[before:] == ["fresh/first", "little/second", "much/second"]
+
+
+def test_atlas_counts_a_path_not_a_sum() -> None:
+    """Two parallel calls of 3 s make a path of 3 s; the call after them joins it."""
+    desk = Desk(prefills("h100", "h100") + decodes("h100"), "atlas")
+    desk.start("w")
+    desk.reveal("w", "a", "b")
+    for dispatch in desk.dispatched[:2]:
+        desk.run(dispatch, 0, served(1_000_000, 2_000_000))
+    desk.reveal("w", "c", after=("a", "b"))
+    desk.run(desk.dispatched[2], 0, served(500_000, 500_000))
+    service = desk.core.projection.workflows["w"].service
+    assert (service.path_us, service.served_us, service.waited_us) == (4_000_000, 7_000_000, 3_000_000)
+
+
+def test_atlas_promotes_a_program_that_has_waited_ten_times_its_service() -> None:
+    for waited_us, first in ((38_999_998, "little/second"), (38_999_999, "much/second")):
+        desk = ran(
+            "atlas", much=served(2_000_000, 2_000_000, waited_us - 1_000_000), little=served(1_000_000, 2_000_000)
+        )
+        before = len(desk.dispatched)
+        for workflow in ("much", "little"):
+            desk.reveal(workflow, "second", now_us=1, prompt=8_000)
+        desk.run(desk.dispatched[before - 1], 1_000_002)
+        assert desk.calls[before] == first
+
+
+def test_atlas_least_loaded_keeps_long_prompts_of_a_program_together_and_spreads_short_ones() -> None:
+    for prompt, instances in ((2_049, {"p0"}), (2_048, {"p0", "p1"})):
+        desk = Desk(prefills("h100", "h100") + decodes("h100"), "atlas:least-loaded")
+        desk.start("w")
+        for number in range(4):
+            desk.reveal("w", f"n{number}", prompt=prompt)
+        done = 0
+        while done < len(desk.dispatched):
+            desk.progress(desk.dispatched[done].ticket, Phase.PREFILLED)
+            done += 1
+        assert {d.prefill_instance for d in desk.dispatched} == instances
 
 
 def test_hexagent_takes_the_workflow_that_is_relatively_latest() -> None:

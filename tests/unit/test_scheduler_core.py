@@ -6,6 +6,7 @@ from hexagent.core.errors import NotFound
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import Role
 from hexagent.core.policy.profile import DEFAULT
+from hexagent.core.policy.registry import known
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Record, Refuse
 from hexagent.core.scheduling.events import (
@@ -23,9 +24,7 @@ from hexagent.core.workflow.events import WorkflowFinished
 from hexagent.core.workflow.model import NodeStatus, WorkflowStatus
 from tests.sim.cases import CAP, PROMPT, Desk, cluster, decodes, instance, prefills
 
-POLICIES = [
-    f"{order}{dispatch}" for order in ("fcfs", "workflow-fcfs", "hexagent") for dispatch in ("", ":least-loaded")
-]
+POLICIES = known()
 
 
 def small(policy: str = "fcfs", start: bool = True) -> Desk:

@@ -52,13 +52,13 @@ class PredictedFinish:
         placements = min(len(waiting), self._profile.walked_max)
         state = SimulatedState(topology, self._estimator, waiting, now_us, self._profile.batch_us_max, placements)
         if order.projected and len(waiting) <= self._profile.rescored_max:
-            return self._rescored(order, state, waiting)
-        return self._sorted(order, state, waiting)
+            return self._rescored(order, state, waiting, now_us)
+        return self._sorted(order, state, waiting, now_us)
 
-    def _rescored(self, order: Order, state: SimulatedState, waiting: WaitingCalls) -> Plan:
+    def _rescored(self, order: Order, state: SimulatedState, waiting: WaitingCalls, now_us: int) -> Plan:
         """Score every remaining call anew after each placement: the simulated state has moved."""
         decisions: list[Decision] = []
-        ages, every = waiting.ages(), slice(0, len(waiting))
+        ages, every = waiting.ages(now_us), slice(0, len(waiting))
         placed_rows = np.zeros(len(waiting), dtype=bool)
         for position in range(1, min(len(waiting), self._profile.walked_max) + 1):
             projected = state.project(every)
@@ -76,14 +76,14 @@ class PredictedFinish:
                 break
         return Plan(tuple(decisions))
 
-    def _sorted(self, order: Order, state: SimulatedState, waiting: WaitingCalls) -> Plan:
+    def _sorted(self, order: Order, state: SimulatedState, waiting: WaitingCalls, now_us: int) -> Plan:
         """Score once, then place in that order; a call without room is passed over."""
         decisions: list[Decision] = []
         starved = False
         finish_us = np.zeros(len(waiting), dtype=np.int64)
         if order.projected:
             finish_us = state.project(slice(0, len(waiting))).finish_us.min(axis=1)
-        scores = order.scores(waiting.ages(), finish_us)
+        scores = order.scores(waiting.ages(now_us), finish_us)
         rows = np.argsort(scores, kind="stable")[: self._profile.walked_max].tolist()
         for position, row in enumerate(rows, 1):
             projected = state.project(slice(row, row + 1))
@@ -102,8 +102,7 @@ class LeastLoaded:
     """Each call joins the prefill instance with the fewest calls when it becomes ready, and decodes where the
     fewest calls are when its prefill starts: the load balance the paper's baselines seem to use."""
 
-    def __init__(self, estimator: Estimator, profile: Profile) -> None:
-        self._estimator = estimator
+    def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._assigned: dict[CallId, str] = {}
 
@@ -111,7 +110,7 @@ class LeastLoaded:
         queues = self._assign(topology, waiting)
         decisions: list[Decision] = []
         starved = False
-        scores = order.scores(waiting.ages(), np.full(len(waiting), now_us, dtype=np.int64))
+        scores = order.scores(waiting.ages(now_us), np.full(len(waiting), now_us, dtype=np.int64))
         for i, instance in enumerate(topology.prefill):
             queue = queues[instance.spec.instance_id]
             if not instance.prefilling and queue:
@@ -161,13 +160,19 @@ class LeastLoaded:
                 fresh.append(row)
             else:
                 queue.append(row)
+        load = {p.spec.instance_id: len(queues[p.spec.instance_id]) + p.load for p in topology.prefill}
         for row in fresh:
-            least = min(topology.prefill, key=lambda p: len(queues[p.spec.instance_id]) + len(p.prefilling))
-            self._assigned[waiting.calls[row].call_id] = least.spec.instance_id
-            queues[least.spec.instance_id].append(row)
+            chosen = self._choose(waiting.calls[row], load)
+            self._assigned[waiting.calls[row].call_id] = chosen
+            queues[chosen].append(row)
+            load[chosen] += 1
         if len(self._assigned) > 2 * len(waiting) + 1_000:  # cancelled calls leave their assignment behind
             self._assigned = {c.call_id: self._assigned[c.call_id] for c in waiting.calls}
         return queues
+
+    def _choose(self, call: Call, load: dict[str, int]) -> str:
+        """The prefill instance a call joins, given the calls at each."""
+        return min(load, key=load.__getitem__)
 
     def _decode(self, topology: Topology, i: int, call: Call, decisions: list[Decision]) -> Instance | None:
         """The feasible decode instance with the fewest calls bound."""

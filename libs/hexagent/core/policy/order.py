@@ -1,20 +1,28 @@
 """The order in which waiting calls are placed: one small class a policy, scores as integer arrays."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from hexagent.core.scheduling.calls import Call
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 
 class Ages(NamedTuple):
-    """What orders look at, arrays of shape (calls,), in first-come order; times in microseconds."""
+    """What orders look at, arrays of shape (calls,), in first-come order; times in microseconds.
+
+    What only some orders look at they take from the calls themselves.
+    """
 
     ready_us: IntArray
     arrival_us: IntArray  # of the workflow
     horizon_us: IntArray  # of the workflow, at least 1
+    calls: Sequence[Call]
+    now_us: int
 
 
 class Order(Protocol):

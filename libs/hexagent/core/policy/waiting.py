@@ -45,10 +45,10 @@ class WaitingCalls:
                 self._nominal_us[row] = topology.nominal_prefill_us(call.prompt_tokens)
         return self._nominal_us[: len(self.calls)]
 
-    def ages(self) -> Ages:
+    def ages(self, now_us: int) -> Ages:
         columns = self.columns
         horizon_us = np.array([call.workflow.horizon_us for call in self.calls], dtype=np.int64)
-        return Ages(columns[:, READY], columns[:, ARRIVAL], np.maximum(horizon_us, 1))
+        return Ages(columns[:, READY], columns[:, ARRIVAL], np.maximum(horizon_us, 1), self.calls, now_us)
 
     def add(self, call: Call) -> None:
         row, count = self._index(call), len(self.calls)

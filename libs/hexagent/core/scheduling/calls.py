@@ -15,11 +15,13 @@ class Call:
         "attempts",
         "call_id",
         "expected_output_tokens",
+        "index",
         "lora",
         "max_tokens",
         "model",
         "output_q50",
         "output_q90",
+        "path_us",
         "prompt_tokens",
         "ready_us",
         "role",
@@ -27,9 +29,17 @@ class Call:
     )
 
     def __init__(
-        self, call_id: CallId, workflow: "Workflow", role: str, model: str, prompt_tokens: int, max_tokens: int
+        self,
+        call_id: CallId,
+        index: int,
+        workflow: "Workflow",
+        role: str,
+        model: str,
+        prompt_tokens: int,
+        max_tokens: int,
     ) -> None:
         self.call_id = call_id
+        self.index = index  # of its node in the workflow's graph and horizon
         self.workflow = workflow
         self.role = role
         self.model = model
@@ -40,6 +50,7 @@ class Call:
         self.output_q50 = 1
         self.output_q90 = 1
         self.ready_us = 0
+        self.path_us = 0  # the workflow's `Service.path_us` when the call became ready
         self.attempts = 0
 
     @property

@@ -79,6 +79,11 @@ class Instance:
     def usable(self) -> bool:
         return self.up and not self.cordoned and not self.suspect_until_us
 
+    @property
+    def load(self) -> int:
+        """Calls dispatched here that have not left; prefill alone keeps one until its prompt is computed."""
+        return len(self.decoding if self.spec.role is Role.BOTH else self.prefilling)
+
     def prefill_free(self, now_us: int) -> int:
         """When a call dispatched now could start: an overdue prediction counts as any moment now."""
         return max(now_us, self.prefill_free_us) if self.prefilling else now_us

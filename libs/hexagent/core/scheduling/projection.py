@@ -5,6 +5,7 @@ from typing import NamedTuple
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
 from hexagent.core.scheduling.calls import Call
+from hexagent.core.scheduling.service import Service
 from hexagent.core.workflow.events import (
     CallFinished,
     NodesRevealed,
@@ -23,7 +24,7 @@ from hexagent.core.workflow.model import NodeStatus, WorkflowStatus
 class Workflow:
     """One running workflow: graph, horizon and its calls that have not ended."""
 
-    __slots__ = ("arrival_us", "calls", "graph", "horizon", "horizon_us")
+    __slots__ = ("arrival_us", "calls", "graph", "horizon", "horizon_us", "service")
 
     def __init__(self, started: WorkflowStarted) -> None:
         self.arrival_us = started.at_us
@@ -31,6 +32,7 @@ class Workflow:
         self.horizon = Horizon()
         self.horizon_us = 0  # completion time of the revealed graph had the workflow run alone
         self.calls: dict[str, Call] = {}
+        self.service = Service()
 
     def ready(self) -> tuple[Call, ...]:
         """Calls that wait for nothing but the scheduler, dispatched ones included."""
@@ -95,6 +97,9 @@ class Projection:
                 for spec in nodes:
                     self._reveal(workflow, workflow.graph.node(spec.node_id))
             case CallFinished(outcome=outcome):
+                call = workflow.calls.get(outcome.call.node_id)
+                if call is not None:
+                    workflow.service.add(call.path_us, call.ready_us, outcome.times)
                 self._closed(workflow, outcome.call.node_id)
             case ToolFinished(node=node):
                 self._closed(workflow, node.node_id)
@@ -114,7 +119,7 @@ class Projection:
         spec = node.spec.call
         if spec is not None:
             call_id = CallId(workflow.graph.workflow_id, node.node_id)
-            call = Call(call_id, workflow, node.spec.role, spec.model, spec.prompt_tokens, spec.max_tokens)
+            call = Call(call_id, node.index, workflow, node.spec.role, spec.model, spec.prompt_tokens, spec.max_tokens)
             call.lora = spec.lora
             call.expected_output_tokens = spec.expected_output_tokens
             workflow.calls[node.node_id] = call
@@ -134,6 +139,7 @@ class Projection:
         ready = tuple(workflow.calls[n] for n in delta.ready if n in workflow.calls)
         for call in ready:
             call.ready_us = now_us
+            call.path_us = workflow.service.path_us
             length = self._estimator.output_tokens(
                 workflow.graph.spec.workflow_class, call.role, call.max_tokens, call.expected_output_tokens
             )

@@ -1,0 +1,29 @@
+"""Dispatch that keeps a workflow where it is: what routers call affinity, or sticky sessions."""
+
+from hexagent.core.policy.dispatch import LeastLoaded
+from hexagent.core.policy.profile import Profile
+from hexagent.core.scheduling.calls import Call
+
+HOMES_MAX = 100_000  # workflows remembered; the one that got its home first is forgotten first
+
+
+class AtHome(LeastLoaded):
+    """`LeastLoaded` for prompts of up to `spread_tokens`; a longer one joins the instance of its workflow's last such
+    prompt, unless that has over `excess_calls` calls more than the least loaded."""
+
+    def __init__(self, profile: Profile, spread_tokens: int, excess_calls: int) -> None:
+        super().__init__(profile)
+        self._spread_tokens, self._excess_calls = spread_tokens, excess_calls
+        self._homes: dict[str, str] = {}
+
+    def _choose(self, call: Call, load: dict[str, int]) -> str:
+        least = super()._choose(call, load)
+        if call.prompt_tokens <= self._spread_tokens:
+            return least
+        home = self._homes.get(call.call_id.workflow_id, least)
+        if home not in load or load[home] > load[least] + self._excess_calls:
+            home = least
+        self._homes[call.call_id.workflow_id] = home
+        if len(self._homes) > HOMES_MAX:
+            del self._homes[next(iter(self._homes))]
+        return home
