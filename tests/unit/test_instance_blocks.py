@@ -83,6 +83,27 @@ def test_partly_evicted_segment_serves_its_head_and_is_filled_again() -> None:
     assert (pool.used, pool.cached, pool.free) == (8, 0, 2)
 
 
+def test_match_foretells_what_a_holding_would_share_and_changes_nothing() -> None:
+    pool = BlockPool(100, 16, reuse=True)
+    pool.release(committed(pool, chain(("sys", 50), ("user", 30))))
+    for prompt in (chain(("sys", 50), ("else", 30)), chain(("sys", 50), ("user", 30)), chain(("new", 80))):
+        foretold = [pool.match(prompt, 80) for _ in range(2)]
+        holding = taken(pool, prompt)
+        assert foretold == [pool.cached_tokens(holding, 80)] * 2
+        pool.release(holding)
+
+
+def test_a_segment_computed_in_part_serves_its_head_and_is_filled_later() -> None:
+    pool = BlockPool(100, 16, reuse=True)
+    prompt = chain(("a", 40), ("out", 56))
+    for computed, cached in ((95, 80), (96, 96), (95, 96)):
+        holding = taken(pool, prompt)
+        pool.commit(holding, prompt, computed)
+        assert pool.match((*prompt, PrefixSegment("more", 20)), 116) == cached
+        pool.release(holding)
+    assert (pool.used, pool.cached, pool.free) == (0, 6, 94)
+
+
 def test_without_reuse_nothing_stays() -> None:
     pool = BlockPool(10, 16, reuse=False)
     pool.release(committed(pool, chain(("a", 128))))
@@ -121,7 +142,7 @@ def test_books_balance(capacity: int, moves: list[tuple[int, tuple[PrefixSegment
         elif held and move == 2:
             holding, own = held[0]
             before = holding.blocks
-            pool.commit(holding, own, sum(s.tokens for s in own))
+            pool.commit(holding, own, sum(s.tokens for s in own) - (before % 3))
             assert holding.blocks == before
         elif held:
             pool.release(held.pop(0)[0])

@@ -284,6 +284,20 @@ def test_pulled_kv_serves_a_later_local_prefill() -> None:
     assert told(m.advance(10**6))[0] == PrefillDone(follow.ticket, 2_400, 160, False)
 
 
+def test_an_output_serves_the_prompt_that_holds_it_up_to_the_token_never_computed() -> None:
+    """40 + 24 tokens fill four blocks of 16, but the KV of the last token of an output never exists."""
+    for output, cached in ((24, 48), (25, 64)):
+        m = model(Role.DECODE)
+        first = work("a", 40, output)._replace(output_digest="out-a")
+        told(decoding(m, first, 0))
+        m.advance(1_000_000)
+        chain = (*first.prefix, PrefixSegment("out-a", output), PrefixSegment("next", 100))
+        longer = Work(ticket("b"), chain, 140 + output, 5, 5, 5)
+        (done,) = [e for e in m.handle(Prefill(longer, local=True), 1_000_000) + m.advance(2_000_000)
+                   if isinstance(e, PrefillDone)]  # fmt: skip
+        assert done.cached_tokens == cached
+
+
 def test_the_youngest_gives_way_to_a_growing_call_and_computes_again() -> None:
     m = model(Role.BOTH, "ideal", blocks=15)
     a, b = work("a", 100, 60, reserve=4), work("b", 110, 20, reserve=2)

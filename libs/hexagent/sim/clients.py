@@ -41,6 +41,8 @@ class ScriptedClient:
         self._missing = [item.join_k or len(item.deps) for item in script.items]  # deps that must still end
         self._due_us = [0] * len(script.items)
         self._rounds: dict[str, int] = {}  # last one revealed of each template
+        # What later prompts call the output of an item that stands in them.
+        self._outputs = {s.output_of: s.name for item in script.items for s in item.segments if s.output_of >= 0}
         self.open = 0  # items freed and not ended
         for item in script.items:
             for dep in item.deps:
@@ -106,6 +108,10 @@ class ScriptedClient:
 
     def tool(self, item: WorkItem) -> CallId:
         return CallId(self.script.workflow_id, tool_id(item))
+
+    def output_name(self, item: WorkItem) -> str:
+        """The segment that the item's output is in later prompts, "" if it is in none."""
+        return self._outputs.get(item.index, "")
 
     def item_of(self, call: CallId) -> WorkItem:
         return self.script.items[int(call.node_id[1:])]

@@ -33,7 +33,7 @@ from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import PROFILES, ClusterSpec, HandOff, InstanceSpec
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.scheduling.events import CallProgress, Phase
-from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus
+from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus, SegmentRef
 from hexagent.sim.samples import Samples
 
 NEVER_US = 1 << 62
@@ -247,6 +247,7 @@ class Fleet:
             prompt_tokens=work.prompt_tokens,
             cached_tokens=flight.cached_tokens,
             output_tokens=effect.output_tokens,
+            output=SegmentRef(work.output_digest, effect.output_tokens),
             prefill_instance=flight.prefill,
             decode_instance=flight.decode,
             kv_bytes=flight.kv_bytes,

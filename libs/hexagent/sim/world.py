@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hexagent.core.estimate.learner import Learner
 from hexagent.core.ids import Ticket
-from hexagent.core.instance.io import PrefixSegment, Work
+from hexagent.core.instance.io import PrefixSegment, Work, salt
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.scheduling.core import TICK_US, SchedulerCore
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
@@ -242,9 +242,18 @@ class World:
 
     def _work(self, ticket: Ticket, reserve_output_tokens: int) -> Work:
         """The true output length goes from the script to the engine, past everyone who plans."""
-        item = self._clients[ticket.call.workflow_id].item_of(ticket.call)
-        prefix = tuple([PrefixSegment(segment.name, segment.tokens) for segment in item.segments])
-        return Work(ticket, prefix, item.prompt_tokens, item.max_tokens, reserve_output_tokens, item.output_tokens)
+        client = self._clients[ticket.call.workflow_id]
+        item = client.item_of(ticket.call)
+        prefix = [PrefixSegment(segment.name, segment.tokens) for segment in item.segments]
+        return Work(
+            ticket,
+            (salt(client.script.tenant, self._model, ""), *prefix),
+            item.prompt_tokens,
+            item.max_tokens,
+            reserve_output_tokens,
+            item.output_tokens,
+            client.output_name(item),
+        )
 
     def _record_dispatch(self, dispatch: Dispatch) -> None:
         command = commands.RecordDispatch(

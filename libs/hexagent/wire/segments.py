@@ -67,6 +67,11 @@ class Segment(NamedTuple):
         return SegmentRef(self.digest, self.counted_tokens)
 
 
+def output_segment(text: bytes, tokens: int) -> Segment:
+    """What the output of a call becomes."""
+    return Segment(SegmentRole.ASSISTANT, SegmentKind.OUTPUT, text, tokens=tokens)
+
+
 def canonical(segment: Segment) -> bytes:
     """The bytes the digest covers."""
     return b"".join(

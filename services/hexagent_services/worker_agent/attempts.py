@@ -261,14 +261,7 @@ class Attempts:
             await self._local(attempt, request)
             return
         prefilled = await attempt.engine.prefill(request)
-        attempt.phase = Phase.PREFILLED
-        self._reports.progress(
-            attempt.ticket,
-            Phase.PREFILLED,
-            attempt.instance_id,
-            prefilled.ended_us,
-            cached_tokens=prefilled.cached_tokens,
-        )
+        self._report_prefilled(attempt, prefilled)
         await self._publish_first(attempt, request, prefilled)
         if prefilled.finish is not FinishReason.NONE:
             text = request.delivered_text + prefilled.first_text
@@ -310,9 +303,19 @@ class Attempts:
         events = attempt.engine.local(request)
         prefilled = await anext(events)
         assert isinstance(prefilled, Prefilled)
-        self._reports.progress(attempt.ticket, Phase.PREFILLED, attempt.instance_id, prefilled.ended_us)
+        self._report_prefilled(attempt, prefilled)
         await self._publish_first(attempt, request, prefilled)
         await self._generate(attempt, prefilled, attempt.instance_id, events)
+
+    def _report_prefilled(self, attempt: LiveAttempt, prefilled: Prefilled) -> None:
+        attempt.phase = Phase.PREFILLED
+        self._reports.progress(
+            attempt.ticket,
+            Phase.PREFILLED,
+            attempt.instance_id,
+            prefilled.ended_us,
+            cached_tokens=prefilled.cached_tokens,
+        )
 
     async def _publish_first(self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled) -> None:
         if request.call.stream and prefilled.first_text:

@@ -6,7 +6,7 @@ from typing import Final
 
 from hexagent.api.common.v1 import call_pb2
 from hexagent.core.errors import FailedPrecondition
-from hexagent.core.instance.io import PrefixSegment
+from hexagent.core.instance.io import PrefixSegment, salt
 from hexagent.runtime.bus import Bus
 from hexagent.wire.codec import parse
 from hexagent.wire.segments import segment_from_bytes, segment_ref_to_proto, segment_to_proto
@@ -74,11 +74,13 @@ async def engine_request(attempt: Attempt, bodies: BodyCache | None) -> EngineRe
         stored = await bodies.get([s.ref.digest for s in call.segments])
         for segment in call.segments:
             segment.body.CopyFrom(segment_to_proto(segment_from_bytes(stored[segment.ref.digest])))
-    salt = PrefixSegment(f"{attempt.tenant}/{call.model}/{call.lora}/{call.cache_salt}", 0)
     return EngineRequest(
         ticket=attempt.ticket,
         call=call,
-        prefix=(salt, *(PrefixSegment(s.ref.digest, s.ref.tokens) for s in call.segments)),
+        prefix=(
+            salt(attempt.tenant, call.model, call.lora, call.cache_salt),
+            *(PrefixSegment(s.ref.digest, s.ref.tokens) for s in call.segments),
+        ),
         prompt_tokens=attempt.prompt_tokens,
         max_tokens=attempt.max_tokens,
         reserve_output_tokens=attempt.reserve_output_tokens,

@@ -8,7 +8,7 @@ from hexagent.core.ids import CallId, Ticket
 from hexagent.core.workflow.model import CallOutcome
 from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus
-from hexagent.wire.segments import Segment, SegmentKind, SegmentRole, segment_to_bytes
+from hexagent.wire.segments import output_segment, segment_to_bytes
 from hexagent.wire.tokens import TokenDelta, token_delta_from_bytes, token_delta_to_bytes
 from hexagent.wire.workflow import outcome_id, outcome_to_bytes
 from hexagent_services.worker_agent.requests import BodyCache
@@ -47,7 +47,7 @@ class Results:
         storing: list[asyncio.Future[int]] = []
         self._sequence += 1
         if text is not None:
-            segment = Segment(SegmentRole.ASSISTANT, SegmentKind.OUTPUT, text, tokens=outcome.output_tokens)
+            segment = output_segment(text, outcome.output_tokens)
             body = segment_to_bytes(segment)
             self._bodies.put(segment.digest, body)
             inline = body if len(body) <= INLINE_OUTPUT_MAX else b""

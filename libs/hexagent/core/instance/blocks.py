@@ -50,12 +50,12 @@ class BlockPool:
     node has only idle descendants, and evicting idle leaves, the least lately used first, can free every idle block.
     """
 
-    __slots__ = ("_idle", "_lru", "_nodes", "_private", "_reuse", "_root", "_tick", "_tree", "block_tokens", "capacity")
+    __slots__ = ("_idle", "_lru", "_nodes", "_private", "_root", "_tick", "_tree", "block_tokens", "capacity", "reuse")
 
     def __init__(self, capacity: int, block_tokens: int, reuse: bool) -> None:
         self.capacity = capacity
         self.block_tokens = block_tokens
-        self._reuse = reuse
+        self.reuse = reuse
         self._root = _Node(None, PrefixSegment("", 0), 0, 0, 0)
         self._root.refs = 1  # it is never evicted
         self._nodes: dict[int, _Node] = {}  # by seq
@@ -88,7 +88,7 @@ class BlockPool:
 
         Without `prefix` nothing is shared.
         """
-        leaf, woken = self._match(prefix, prompt_tokens) if self._reuse else (self._root, 0)
+        leaf, woken = self._match(prefix, prompt_tokens) if self.reuse else (self._root, 0)
         shared = leaf.start + leaf.present
         private = blocks - shared
         missing = private - self.free
@@ -100,10 +100,17 @@ class BlockPool:
         self._private += private
         return Holding(private, shared, leaf)
 
+    def match(self, prefix: Sequence[PrefixSegment], prompt_tokens: int) -> int:
+        """What `cached_tokens` would be of a holding taken now."""
+        leaf, _ = self._match(prefix, prompt_tokens)
+        return self._usable(leaf.start + leaf.present, prompt_tokens)
+
     def cached_tokens(self, holding: Holding, prompt_tokens: int) -> int:
         """Tokens of the prompt that need no computing: whole blocks, and at least one token is computed again."""
-        block = self.block_tokens
-        return min(holding.shared, (prompt_tokens - 1) // block) * block
+        return self._usable(holding.shared, prompt_tokens)
+
+    def _usable(self, shared: int, prompt_tokens: int) -> int:
+        return min(shared, (prompt_tokens - 1) // self.block_tokens) * self.block_tokens
 
     def grow(self, holding: Holding, blocks: int) -> bool:
         """Further private blocks, or False and no change."""
@@ -116,28 +123,32 @@ class BlockPool:
         holding.private += blocks
         return True
 
-    def commit(self, holding: Holding, prefix: Sequence[PrefixSegment], prompt_tokens: int) -> None:
-        """Make the full blocks of a computed prompt known; equal blocks committed by others are merged with them."""
-        if not self._reuse:
+    def commit(self, holding: Holding, prefix: Sequence[PrefixSegment], computed_tokens: int) -> None:
+        """Make the full blocks of what is computed known; equal blocks committed by others are merged with them.
+
+        `prefix` may end in a segment of which only a part is computed.
+        """
+        if not self.reuse:
             return
         old = holding.leaf
         total = holding.private + holding.shared
         leaf = self._root
-        for segment, start, end in self._chain(prefix, prompt_tokens):
+        for segment, start, full, computed in self._chain(prefix, computed_tokens):
             node = leaf.children.get(segment)
             if node is None:
                 self._tick += 1
-                node = _Node(leaf, segment, start, end - start, self._tick)
+                node = _Node(leaf, segment, start, full, self._tick)
                 leaf.children[segment] = node
                 self._nodes[node.seq] = node
             leaf = node
             if not node.refs:
                 self._idle -= node.present
             node.refs += 1
-            self._tree += node.full - node.present
-            node.present = node.full
+            if computed > node.present:
+                self._tree += computed - node.present
+                node.present = computed
         holding.leaf = leaf
-        holding.shared = leaf.start + leaf.full
+        holding.shared = min(leaf.start + leaf.present, total)
         self._private -= holding.private - (total - holding.shared)
         holding.private = total - holding.shared
         self._let_go(old)
@@ -147,17 +158,20 @@ class BlockPool:
         self._private -= holding.private
         self._let_go(holding.leaf)
 
-    def _chain(self, prefix: Sequence[PrefixSegment], prompt_tokens: int) -> list[tuple[PrefixSegment, int, int]]:
-        """(segment, first block, end block) up to the last segment in which a full block of the prompt ends."""
-        chain: list[tuple[PrefixSegment, int, int]] = []
+    def _chain(
+        self, prefix: Sequence[PrefixSegment], computed_tokens: int
+    ) -> list[tuple[PrefixSegment, int, int, int]]:
+        """(segment, blocks before it, full blocks, computed ones of these) up to the last segment that has any."""
+        chain: list[tuple[PrefixSegment, int, int, int]] = []
         tokens = start = worth = 0
         for segment in prefix:
-            tokens += segment.tokens
-            if tokens > prompt_tokens:
+            if tokens > computed_tokens:
                 break
+            tokens += segment.tokens
             end = tokens // self.block_tokens
-            chain.append((segment, start, end))
-            if end > start:
+            computed = min(end, computed_tokens // self.block_tokens) - start
+            chain.append((segment, start, end - start, computed))
+            if computed > 0:
                 worth = len(chain)
             start = end
         return chain[:worth]

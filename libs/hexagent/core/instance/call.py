@@ -145,9 +145,13 @@ class Residents:
         return True
 
     def commit(self, call: Call) -> None:
-        """Its prompt's KV is complete here: later prompts may share it."""
-        if call.holding is not None:
-            self.pool.commit(call.holding, call.work.prefix, call.work.prompt_tokens)
+        """KV of its prompt, and of its output but the last token, is complete here: later prompts may share it."""
+        if call.holding is None or not self.pool.reuse:
+            return
+        work, prefix = call.work, call.work.prefix
+        if work.output_digest and call.generated > 1:
+            prefix = (*prefix, PrefixSegment(work.output_digest, work.output_tokens))
+        self.pool.commit(call.holding, prefix, work.prompt_tokens + max(call.generated - 1, 0))
 
     def unseat(self, call: Call) -> None:
         """Take back blocks and seat."""

@@ -12,6 +12,11 @@ class PrefixSegment(NamedTuple):
     tokens: int
 
 
+def salt(tenant: str, model: str, lora: str, cache_salt: str = "") -> PrefixSegment:
+    """The first link of a chain, without tokens: what sets a prompt apart from equal text of others."""
+    return PrefixSegment(f"{tenant}/{model}/{lora}/{cache_salt}", 0)
+
+
 class Work(NamedTuple):
     """One attempt of a call as an instance sees it."""
 
@@ -21,6 +26,7 @@ class Work(NamedTuple):
     max_tokens: int
     reserve_output_tokens: int  # decode blocks are reserved for prompt + this, or + max_tokens by what never evicts
     output_tokens: int  # what the call will really generate, 1..max_tokens; no scheduler sees it
+    output_digest: str = ""  # of the link that the whole output is in later prompts, "" = of none
 
 
 # --- inputs -----------------------------------------------------------------------------------------------

@@ -141,6 +141,7 @@ class StepEngine:
         return False
 
     def _end(self, call: Call, now_us: int, out: list[InstanceEffect]) -> None:
+        self._residents.commit(call)
         self._residents.drop(call)
         out.append(Ended(call.ticket, now_us, call.generated, False))
 

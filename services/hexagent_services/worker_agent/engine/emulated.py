@@ -113,13 +113,17 @@ class _Run:
         if self.ended is not None and self.ended.aborted:
             raise EngineAborted(self.ended.output_tokens)
 
-    def work(self) -> Work:
-        """Delivered output is part of the prompt. Where nothing is left, the one token is the end of the output."""
+    def work(self, names_output: bool = False) -> Work:
+        """Delivered output is part of the prompt. Where nothing is left, the one token is the end of the output.
+
+        `names_output`: the output's KV stays here for prompts that hold the output, which only a whole one can be.
+        """
         r, delivered = self.request, self.request.delivered_tokens
         prefix = (*r.prefix, PrefixSegment(f"delivered/{r.ticket.call}", delivered)) if delivered else r.prefix
         left = max(1, self.output.tokens - delivered)
         most = max(left, r.max_tokens - delivered)
-        return Work(r.ticket, prefix, r.prompt_tokens + delivered, most, r.reserve_output_tokens, left)
+        digest = self.output.digest if names_output and not delivered else ""
+        return Work(r.ticket, prefix, r.prompt_tokens + delivered, most, r.reserve_output_tokens, left, digest)
 
     def so_far(self, generated: int) -> int:
         """Output tokens there are after this attempt has generated some."""
@@ -176,7 +180,7 @@ class EmulatedEngine:
 
     def reserve(self, request: EngineRequest, source_instance: str) -> None:
         run = self._open(request)
-        self._inbox.append(Reserve(run.work(), source_instance, True, request.rank))
+        self._inbox.append(Reserve(run.work(self.spec.prefix_cache), source_instance, True, request.rank))
         self._flush()
         run.check()
 
@@ -201,7 +205,7 @@ class EmulatedEngine:
 
     async def local(self, request: EngineRequest) -> AsyncIterator[DecodeEvent | Prefilled]:
         run = self._open(request)
-        self._send(Prefill(run.work(), request.rank, local=True))
+        self._send(Prefill(run.work(self.spec.prefix_cache), request.rank, local=True))
         yield await self._prefilled(run)
         async for event in self._generate(run):
             yield event

@@ -8,6 +8,7 @@ from hexagent.core.ids import CallId
 from hexagent.core.instance.noise import hash64, mix64
 from hexagent.core.units import ceil_div
 from hexagent.core.workflow.model import FinishReason
+from hexagent.wire.segments import output_segment
 
 BYTES_PER_TOKEN = 4
 DRAWN_MIN, DRAWN_SPREAD = 16, 240  # tokens of an unscripted output: uniform in 16..255
@@ -40,6 +41,11 @@ class EmulatedOutput:
             self.finish = FinishReason.LENGTH
         else:
             self.finish = FinishReason.TOOL_CALLS if tool_calls else FinishReason.STOP
+
+    @property
+    def digest(self) -> str:
+        """Of the segment that the output becomes."""
+        return output_segment(self.text(0, self.tokens), self.tokens).digest
 
     def text(self, start: int, end: int) -> bytes:
         """Bytes of tokens `start` to `end`; a scripted text is spread over the tokens, the last takes the rest."""
