@@ -34,6 +34,7 @@ from hexagent.core.instance.spec import PROFILES, ClusterSpec, HandOff, Instance
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.scheduling.events import CallProgress, Phase
 from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus, SegmentRef
+from hexagent.sim.conditions import Conditions
 from hexagent.sim.samples import Samples
 
 NEVER_US = 1 << 62
@@ -76,10 +77,10 @@ class Station:
 
     __slots__ = ("model", "push", "samples", "spec", "wake_us")
 
-    def __init__(self, spec: InstanceSpec, cluster: ClusterSpec) -> None:
+    def __init__(self, spec: InstanceSpec, cluster: ClusterSpec, conditions: Conditions) -> None:
         table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
         profile = PROFILES[spec.profile]
-        truth = Truth.drawn(cluster, spec.instance_id)
+        truth = Truth.drawn(cluster, spec.instance_id, conditions.prefill_factor_ppm, conditions.decode_factor_ppm)
         self.spec = spec
         self.model = InstanceModel(spec, profile, table, table.kv_bytes_per_token, truth)
         self.push = profile.hand_off is HandOff.PUSH
@@ -93,12 +94,13 @@ class Fleet:
     def __init__(
         self,
         cluster: ClusterSpec,
+        conditions: Conditions,
         latency: Latency,
         schedule: Schedule,
         report: Callable[[CallProgress, int], None],
         finish: Callable[[CallOutcome, int], None],
     ) -> None:
-        self.stations = {spec.instance_id: Station(spec, cluster) for spec in cluster.instances}
+        self.stations = {spec.instance_id: Station(spec, cluster, conditions) for spec in cluster.instances}
         self._latency = latency
         self._schedule = schedule
         self._report = report

@@ -11,6 +11,7 @@ from json import JSONEncoder
 from typing import Any, NamedTuple
 
 from hexagent.core.estimate.learner import Learner
+from hexagent.core.estimate.snapshot import EMPTY
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import PrefixSegment, Work, salt
 from hexagent.core.instance.spec import ClusterSpec
@@ -27,6 +28,7 @@ from hexagent.core.workflow.limits import Catalog, Limits
 from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowStatus
 from hexagent.core.workflow.tracker import Tracker
 from hexagent.sim.clients import Freed, ScriptedClient, solo_of
+from hexagent.sim.conditions import CONDITIONS, Conditions, EstimateNoise
 from hexagent.sim.fleet import Fleet, Flight, Latency
 from hexagent.sim.metrics import WorkflowRow
 from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
@@ -49,7 +51,8 @@ class RunResult(NamedTuple):
 class World:
     """A cluster, a workload and a policy; `seed` draws the hidden truth of the instances.
 
-    `journal` is told what the scheduler handles and decides, as a live scheduler's journal is.
+    `journal` is told what the scheduler handles and decides, as a live scheduler's journal is; `conditions` bend true
+    step times and estimates.
     """
 
     def __init__(
@@ -61,17 +64,19 @@ class World:
         latency: Latency = Latency(),
         snapshot_period_us: int = SNAPSHOT_PERIOD_US,
         journal: Journal | None = None,
+        conditions: Conditions = CONDITIONS,
     ) -> None:
         cluster = cluster._replace(seed=seed)
         self.tracker = Tracker(Limits(), _catalog(cluster, workload))
         self.scheduler = SchedulerCore(cluster, policy)
-        self.learner = Learner()
-        self.fleet = Fleet(cluster, latency, self.schedule, self._progress, self._outcome)
+        self.learner = Learner(last_revision=1)  # revision 1 holds what is misjudged before anything is learned
+        self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._progress, self._outcome)
         self.now_us = 0
         self.events = 0
         self._journal = journal
         self._latency = latency
         self._snapshot_period_us = snapshot_period_us
+        self._noise = EstimateNoise(cluster, conditions.estimate_noise_ppm) if conditions.estimate_noise_ppm else None
         self._model = cluster.models[0]
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
@@ -84,6 +89,8 @@ class World:
         for spec in cluster.instances:
             self.learner.describe_instance(spec)
             self._tell_scheduler(InstanceUp(spec, (), 0))
+        if self._noise is not None:
+            self._tell_scheduler(self._noise.bent(EMPTY._replace(revision=1)))
         self._tell_scheduler(Started(1, 0))
 
     def schedule(self, at_us: int, action: Callable[..., None], *arguments: object) -> None:
@@ -268,6 +275,8 @@ class World:
             self.learner.observe_telemetry(telemetry)
         snapshot = self.learner.snapshot(now_us)
         if snapshot is not None:
+            if self._noise is not None:
+                snapshot = self._noise.bent(snapshot)
             self._tell_scheduler(snapshot)
         if not self._ended:
             self.schedule(now_us + self._snapshot_period_us, self._snapshot)
