@@ -89,8 +89,8 @@ class Desk:
                 self.cancelled.append(effect)
         return effects
 
-    def start(self, workflow: str, now_us: int | None = None) -> None:
-        self.tell(WorkflowStarted(WorkflowSpec(workflow, "default", "test"), self._at(now_us)), now_us)
+    def start(self, workflow: str, now_us: int | None = None, tenant: str = "default") -> None:
+        self.tell(WorkflowStarted(WorkflowSpec(workflow, tenant, "test"), self._at(now_us)), now_us)
 
     def reveal(
         self,

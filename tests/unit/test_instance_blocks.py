@@ -125,7 +125,7 @@ prompts = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from((3, 16, 40
 )
 
 
-@given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 3), prompts), max_size=60))
+@given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 4), prompts), max_size=60))
 def test_books_balance(capacity: int, moves: list[tuple[int, tuple[PrefixSegment, ...]]]) -> None:
     pool = BlockPool(capacity, 16, reuse=True)
     held: list[tuple[Holding, tuple[PrefixSegment, ...]]] = []
@@ -144,6 +144,8 @@ def test_books_balance(capacity: int, moves: list[tuple[int, tuple[PrefixSegment
             before = holding.blocks
             pool.commit(holding, own, sum(s.tokens for s in own) - (before % 3))
             assert holding.blocks == before
+        elif held and move == 3:
+            pool.missed(held[-1][0], 16)
         elif held:
             pool.release(held.pop(0)[0])
         assert pool.used + pool.cached + pool.free == capacity

@@ -15,6 +15,7 @@ from hexagent.core.estimate.snapshot import EMPTY
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import PrefixSegment, Work, salt
 from hexagent.core.instance.spec import ClusterSpec
+from hexagent.core.scheduling.beliefs import Reuse
 from hexagent.core.scheduling.core import TICK_US, SchedulerCore
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
 from hexagent.core.scheduling.events import CallProgress, InstanceUp, SchedulerEvent, Started, Tick
@@ -46,6 +47,7 @@ class RunResult(NamedTuple):
     events: int  # heap entries worked off
     ended_us: int
     digest: str  # SHA-256 over every tracker event and scheduler effect, in order
+    reuse: Reuse  # of prefixes, predicted and reported
 
 
 class World:
@@ -110,7 +112,8 @@ class World:
             self.events += 1
             action(*arguments, self.now_us)
         rows = tuple(self._rows[script.workflow_id] for script in self._scripts)
-        return RunResult(rows, self._calls, self._decisions, self.events, self.now_us, self._digest.hexdigest())
+        digest, reuse = self._digest.hexdigest(), self.scheduler.ledger.reuse
+        return RunResult(rows, self._calls, self._decisions, self.events, self.now_us, digest, reuse)
 
     # --- clients ----------------------------------------------------------------------------------------------
     def _arrive(self, script: ScriptedWorkflow, now_us: int) -> None:

@@ -153,6 +153,17 @@ class BlockPool:
         holding.private = total - holding.shared
         self._let_go(old)
 
+    def missed(self, holding: Holding, found_tokens: int) -> None:
+        """The pool that this one follows shared less with the same call, `found_tokens`: it has evicted the rest.
+
+        And before that everything that was let go no later, since that is the order of eviction.
+        """
+        missing = node = holding.leaf
+        while node.parent is not None and (node.start + node.present) * self.block_tokens > found_tokens:
+            missing, node = node, node.parent
+        while self._idle and self._lru[0][0] <= missing.stamp:
+            self._evict_next(self._idle)
+
     def release(self, holding: Holding) -> None:
         """Give everything back; what is committed stays cached."""
         self._private -= holding.private
@@ -217,19 +228,23 @@ class BlockPool:
     def _evict(self, blocks: int) -> None:
         """Free `blocks` idle blocks; the caller has checked that there are as many."""
         while blocks:
-            stamp, seq = heappop(self._lru)
-            node = self._nodes.get(seq)
-            if node is None or node.refs or node.children or node.stamp != stamp:
-                continue
-            freed = min(blocks, node.present)
-            node.present -= freed
-            self._tree -= freed
-            self._idle -= freed
-            blocks -= freed
-            if node.present:
-                heappush(self._lru, (stamp, seq))
-            else:
-                self._remove(node)
+            blocks -= self._evict_next(blocks)
+
+    def _evict_next(self, blocks: int) -> int:
+        """Free at most `blocks` of the next leaf in line; returns how many, 0 for an entry that no longer fits."""
+        stamp, seq = heappop(self._lru)
+        node = self._nodes.get(seq)
+        if node is None or node.refs or node.children or node.stamp != stamp:
+            return 0
+        freed = min(blocks, node.present)
+        node.present -= freed
+        self._tree -= freed
+        self._idle -= freed
+        if node.present:
+            heappush(self._lru, (stamp, seq))
+        else:
+            self._remove(node)
+        return freed
 
     def _remove(self, node: _Node) -> None:
         """Drop an empty leaf, and the parents that become empty leaves by it."""

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hexagent.core.ids import CallId
+from hexagent.core.instance.io import PrefixSegment, salt
 
 if TYPE_CHECKING:
     from hexagent.core.scheduling.projection import Workflow
@@ -12,6 +13,7 @@ class Call:
     """A revealed LLM call; `output_q50` and `output_q90` are predictions fixed when it became ready."""
 
     __slots__ = (
+        "_chain",
         "attempts",
         "call_id",
         "expected_output_tokens",
@@ -52,6 +54,22 @@ class Call:
         self.ready_us = 0
         self.path_us = 0  # the workflow's `Service.path_us` when the call became ready
         self.attempts = 0
+        self._chain: tuple[PrefixSegment, ...] = ()
+
+    @property
+    def chain(self) -> tuple[PrefixSegment, ...]:
+        """What the prompt is to a prefix cache; of a call that is ready, since it may hold outputs of its parents."""
+        if not self._chain:
+            graph = self.workflow.graph
+            spec = graph.node(self.call_id.node_id).spec.call
+            assert spec is not None
+            links = [salt(self.workflow.tenant, self.model, self.lora)]
+            for segment in spec.segments:
+                outcome = graph.node(segment.output_of).outcome if segment.output_of else None
+                ref = segment if outcome is None else outcome.output
+                links.append(PrefixSegment(ref.digest, ref.tokens))
+            self._chain = tuple(links)
+        return self._chain
 
     @property
     def mean_context(self) -> int:

@@ -27,6 +27,7 @@ from hexagent.core.scheduling.events import (
 from hexagent.core.scheduling.ledger import Attempt, Ledger
 from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.record import Candidate, DecisionKind, DecisionRecord
+from hexagent.core.workflow.events import CallFinished
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
 
 TICK_US = 1_000_000  # how often a driver sends `Tick`: a plan that no event triggers is at most this late
@@ -84,6 +85,8 @@ class SchedulerCore:
                 self._look_for_stuck(now_us, effects)
                 plan = True
             case _:
+                if isinstance(event, CallFinished) and event.outcome.call in self._attempts:
+                    self.ledger.output_stays(self._attempts[event.outcome.call], event.outcome.output)
                 change = self.projection.apply(event, now_us)
                 for call in change.ended:
                     self._forget(call, effects)
@@ -152,11 +155,11 @@ class SchedulerCore:
             return False
         match event.phase:
             case Phase.PREFILLED:
-                self.ledger.prefill_ended(attempt, event.at_us)
+                self.ledger.prefilled(attempt, event.at_us, event.cached_tokens)
                 attempt.phase = max(attempt.phase, Phase.PREFILLED)
                 return not attempt.prefill.prefilling
             case Phase.DECODING:
-                self.ledger.kv_left(attempt)
+                self.ledger.kv_arrived(attempt)
                 return attempt.call.model in self._starved
             case Phase.ENDED:
                 freed = attempt.ticket in attempt.prefill.prefilling
@@ -241,7 +244,7 @@ class SchedulerCore:
         instance = self.ledger.instances.get(event.instance_id)
         if instance is None or not instance.up:
             return False
-        instance.up = False
+        self.ledger.down(instance)
         self._topologies.clear()
         for attempt in self.ledger.held_by(instance):
             self._lose(attempt, "INSTANCE_DOWN", effects)

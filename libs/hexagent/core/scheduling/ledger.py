@@ -2,16 +2,20 @@
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import Ticket
+from hexagent.core.instance.io import PrefixSegment
 from hexagent.core.instance.spec import PROFILES, EngineProfile, InstanceSpec, Role
+from hexagent.core.scheduling.beliefs import CacheBelief, Reuse
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.events import Phase
 from hexagent.core.units import scale_ppm
+from hexagent.core.workflow.model import SegmentRef
 
 
 class Attempt:
     """One dispatched attempt of a call and what it holds."""
 
     __slots__ = (
+        "cached_tokens",
         "call",
         "decode",
         "give_up_us",
@@ -33,16 +37,23 @@ class Attempt:
         self.decode = decode
         self.reserve_output_tokens = reserve_output_tokens
         self.kv_tokens = call.prompt_tokens + reserve_output_tokens
+        self.cached_tokens = 0  # of the prompt, believed to be found
         self.phase = Phase.ACCEPTED
         self.prefill_end_us = 0  # predicted, then measured
         self.transfer_us = 0  # predicted time KV occupies the decode side's link
         self.give_up_us = 0  # without an end by then it counts as lost
+
+    @property
+    def local(self) -> bool:
+        """Prefilled where it decodes: no hand-off."""
+        return self.decode is self.prefill
 
 
 class Instance:
     """Ledger of one instance. `prefilling` and `decoding` hold attempts in order of dispatch."""
 
     __slots__ = (
+        "cache",
         "context_sum",
         "cordoned",
         "decoding",
@@ -63,6 +74,7 @@ class Instance:
         self.spec = spec
         self.profile: EngineProfile = PROFILES[spec.profile]
         self.up = False
+        self.cache: CacheBelief | None = None  # None: the engine caches no prefixes, or is down
         self.cordoned = False
         self.suspect_until_us = 0  # an attempt got stuck here: no new calls until then
         self.prefilling: dict[Ticket, Attempt] = {}
@@ -121,6 +133,7 @@ class Ledger:
     def __init__(self) -> None:
         self.instances: dict[str, Instance] = {}
         self.attempts: dict[Ticket, Attempt] = {}
+        self.reuse = Reuse()
 
     def describe(self, spec: InstanceSpec) -> Instance:
         """Add the instance or take its new description; it becomes usable."""
@@ -129,10 +142,20 @@ class Ledger:
             self.instances[spec.instance_id] = Instance(spec)
             self.instances = dict(sorted(self.instances.items()))
             instance = self.instances[spec.instance_id]
+        known = instance.spec
         instance.spec = spec
         instance.profile = PROFILES[spec.profile]
         instance.up = True
+        if not (spec.prefix_cache and instance.profile.block_reuse):
+            instance.cache = None
+        elif instance.cache is None or known.kv_blocks != spec.kv_blocks or known.block_tokens != spec.block_tokens:
+            instance.cache = CacheBelief(spec)
         return instance
+
+    def down(self, instance: Instance) -> None:
+        """It serves nothing, and what it had in memory is gone."""
+        instance.up = False
+        instance.cache = None
 
     def pool(self, model: str) -> tuple[list[Instance], list[Instance]]:
         """Usable (prefill, decode) instances of a model, in order of id."""
@@ -149,6 +172,9 @@ class Ledger:
         prefill.prefill_free_us = max(prefill.prefill_free_us if prefill.prefilling else 0, prefill_end_us)
         prefill.prefilling[attempt.ticket] = attempt
         prefill.pinned_tokens += call.prompt_tokens
+        if prefill.cache is not None:
+            kv_tokens = attempt.kv_tokens if attempt.local else call.prompt_tokens
+            attempt.cached_tokens = prefill.cache.begin(attempt.ticket, call.chain, call.prompt_tokens, kv_tokens)
         if attempt.decode is not prefill:
             prefill.egress_free_us = max(prefill.egress_free_us, prefill_end_us) + transfer_us
         self._bind(attempt)
@@ -179,6 +205,30 @@ class Ledger:
         if attempt.prefill.prefilling.pop(attempt.ticket, None) is not None:
             attempt.prefill_end_us = at_us
 
+    def prefilled(self, attempt: Attempt, at_us: int, cached_tokens: int) -> None:
+        """The prompt is computed, of which the engine had `cached_tokens` already."""
+        self.prefill_ended(attempt, at_us)
+        call, cache = attempt.call, attempt.prefill.cache
+        if cache is not None:
+            cache.computed(attempt.ticket, call.chain, call.prompt_tokens, cached_tokens)
+            self.reuse = self.reuse.plus(call.prompt_tokens, attempt.cached_tokens, cached_tokens)
+
+    def kv_arrived(self, attempt: Attempt) -> None:
+        """The decode side has the KV."""
+        self.kv_left(attempt)
+        call = attempt.call
+        if attempt.prefill.cache is not None:
+            attempt.prefill.cache.end(attempt.ticket)
+        if attempt.decode.cache is not None:
+            attempt.decode.cache.arrived(attempt.ticket, call.chain, call.prompt_tokens, attempt.kv_tokens)
+
+    def output_stays(self, attempt: Attempt, output: SegmentRef) -> None:
+        """The call ended with `output`, whose KV, but for the last token, is in the decode side's cache."""
+        cache, call = attempt.decode.cache, attempt.call
+        if cache is not None and output.digest and output.tokens > 1:
+            chain = (*call.chain, PrefixSegment(output.digest, output.tokens))
+            cache.keep(chain, call.prompt_tokens + output.tokens - 1)
+
     def kv_left(self, attempt: Attempt) -> None:
         """The decode side has the KV, or nobody needs it."""
         if attempt.phase < Phase.DECODING:
@@ -192,6 +242,9 @@ class Ledger:
             self.prefill_ended(attempt, at_us)
             self.kv_left(attempt)  # before `_unbind`, which no longer counts a transfer then
             self._unbind(attempt)
+            for instance in (attempt.prefill, attempt.decode):
+                if instance.cache is not None:
+                    instance.cache.end(attempt.ticket)
 
     def held_by(self, instance: Instance) -> list[Attempt]:
         """Attempts that are lost when the instance is; those past their transfer no longer need its prefill side."""

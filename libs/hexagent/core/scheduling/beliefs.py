@@ -1,0 +1,86 @@
+"""What the scheduler believes engines have in their prefix caches, and how far that was right."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hexagent.core.ids import Ticket
+from hexagent.core.instance.blocks import BlockPool, Holding
+from hexagent.core.instance.io import PrefixSegment
+from hexagent.core.instance.spec import InstanceSpec
+
+
+class CacheBelief:
+    """The prefix cache of one instance, kept by the engine's own rules from what its attempts are known to do.
+
+    What is not known in time, or not at all, makes it differ from the engine: so does every other user of the engine.
+    """
+
+    __slots__ = ("_held", "_pool")
+
+    def __init__(self, spec: InstanceSpec) -> None:
+        self._pool = BlockPool(spec.kv_blocks, spec.block_tokens, reuse=True)
+        self._held: dict[Ticket, Holding] = {}
+
+    @property
+    def cached_blocks(self) -> int:
+        """Blocks that are kept though no attempt holds them."""
+        return self._pool.cached
+
+    def match(self, chain: Sequence[PrefixSegment], prompt_tokens: int) -> int:
+        """Tokens of a prompt that would be found if it came now."""
+        return self._pool.match(chain, prompt_tokens)
+
+    def begin(self, ticket: Ticket, chain: Sequence[PrefixSegment], prompt_tokens: int, kv_tokens: int) -> int:
+        """An attempt was dispatched to here. Returns the tokens of its prompt it should find."""
+        holding = self._pool.take(self._pool.need(kv_tokens), chain, prompt_tokens)
+        if holding is None:  # the engine lets it wait for room
+            return self.match(chain, prompt_tokens)
+        self._held[ticket] = holding
+        return self._pool.cached_tokens(holding, prompt_tokens)
+
+    def computed(self, ticket: Ticket, chain: Sequence[PrefixSegment], prompt_tokens: int, found_tokens: int) -> None:
+        """Its prompt is computed, of which the engine had `found_tokens`."""
+        holding = self._held.get(ticket)
+        if holding is not None:
+            if found_tokens < self._pool.cached_tokens(holding, prompt_tokens):
+                self._pool.missed(holding, found_tokens)
+            self._pool.commit(holding, chain, prompt_tokens)
+
+    def arrived(self, ticket: Ticket, chain: Sequence[PrefixSegment], prompt_tokens: int, kv_tokens: int) -> None:
+        """The KV of a prompt that was computed elsewhere is here."""
+        holding = self._pool.take(self._pool.need(kv_tokens))
+        if holding is not None:
+            self._held[ticket] = holding
+            self._pool.commit(holding, chain, prompt_tokens)
+
+    def end(self, ticket: Ticket) -> None:
+        """The attempt holds nothing here any more."""
+        holding = self._held.pop(ticket, None)
+        if holding is not None:
+            self._pool.release(holding)
+
+    def keep(self, chain: Sequence[PrefixSegment], tokens: int) -> None:
+        """The first `tokens` of `chain` stay behind an attempt that ended here."""
+        holding = self._pool.take(self._pool.need(tokens), chain, tokens)
+        if holding is not None:
+            self._pool.commit(holding, chain, tokens)
+            self._pool.release(holding)
+
+
+class Reuse(NamedTuple):
+    """Prompt tokens of attempts on instances with a prefix cache, from prefills that ended."""
+
+    attempts: int = 0
+    prompt_tokens: int = 0
+    predicted_tokens: int = 0  # believed cached when they were dispatched
+    reported_tokens: int = 0  # that engines found
+    wrong_tokens: int = 0  # sum of the differences of the two
+
+    def plus(self, prompt_tokens: int, predicted_tokens: int, reported_tokens: int) -> "Reuse":
+        return Reuse(
+            self.attempts + 1,
+            self.prompt_tokens + prompt_tokens,
+            self.predicted_tokens + predicted_tokens,
+            self.reported_tokens + reported_tokens,
+            self.wrong_tokens + abs(predicted_tokens - reported_tokens),
+        )
