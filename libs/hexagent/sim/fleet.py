@@ -30,25 +30,31 @@ from hexagent.core.instance.io import (
 )
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
+from hexagent.core.instance.samples import SampleBuffer
 from hexagent.core.instance.spec import PROFILES, ClusterSpec, HandOff, InstanceSpec
-from hexagent.core.instance.telemetry import Telemetry
+from hexagent.core.instance.telemetry import Telemetry, TransferSample
 from hexagent.core.scheduling.events import CallProgress, Phase
 from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus, SegmentRef
 from hexagent.sim.conditions import Conditions
-from hexagent.sim.samples import Samples
 
 NEVER_US = 1 << 62
 Schedule = Callable[..., None]  # (at_us, action, *arguments)
 
 
 class Latency(NamedTuple):
-    """One-way control latencies in microseconds."""
+    """One-way control latencies in microseconds; an answer takes the same again."""
 
     client_us: int = 500  # client and tracker
-    event_us: int = 1_000  # through a stream: outcomes to the tracker, workflow events to the scheduler
+    outcome_us: int = 1_000  # agent to tracker, through a stream
+    event_us: int = 1_000  # tracker to scheduler and back, through a stream
     dispatch_us: int = 500  # scheduler to agent
     progress_us: int = 500  # agent to scheduler
     agent_us: int = 500  # agent to agent
+
+    @classmethod
+    def even(cls, way_us: int) -> "Latency":
+        """Every way takes the same."""
+        return cls(*[way_us] * len(cls._fields))
 
 
 class Flight:
@@ -85,7 +91,7 @@ class Station:
         self.model = InstanceModel(spec, profile, table, table.kv_bytes_per_token, truth)
         self.push = profile.hand_off is HandOff.PUSH
         self.wake_us = NEVER_US
-        self.samples = Samples()
+        self.samples = SampleBuffer()
 
 
 class Fleet:
@@ -143,7 +149,7 @@ class Fleet:
     def telemetry(self, now_us: int) -> list[Telemetry]:
         """Reports of all instances since the last time."""
         return [
-            station.samples.report(station.spec.instance_id, station.model.load(now_us), now_us)
+            Telemetry(station.spec.instance_id, now_us, station.model.load(now_us), *station.samples.take())
             for station in self.stations.values()
         ]
 
@@ -177,8 +183,15 @@ class Fleet:
             self._schedule(due_us, self._wake, station)
 
     def _progress(
-        self, station: Station, flight: Flight, phase: Phase, reason: str = "", output_tokens: int = 0
+        self,
+        station: Station,
+        flight: Flight,
+        phase: Phase,
+        reason: str = "",
+        output_tokens: int = 0,
+        held_us: int = 0,
     ) -> None:
+        """Tell the scheduler; the agent holds the report back for `held_us`."""
         if flight.over:
             return
         event = CallProgress(
@@ -190,7 +203,7 @@ class Fleet:
             output_tokens,
             reason,
         )
-        self._schedule(self._now_us + self._latency.progress_us, self._report, event)
+        self._schedule(self._now_us + held_us + self._latency.progress_us, self._report, event)
 
     # --- effects of instances ---------------------------------------------------------------------------------
     def _prefill_started(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
@@ -202,6 +215,7 @@ class Fleet:
         assert isinstance(effect, PrefillDone)
         flight.times["prefill_end_us"] = flight.times["first_token_us"] = self._now_us
         flight.cached_tokens = effect.cached_tokens
+        station.samples.reused_tokens += effect.cached_tokens
         if flight.over:
             return
         self._progress(station, flight, Phase.PREFILLED)
@@ -222,24 +236,26 @@ class Fleet:
         self._to(effect.source, asked, self._now_us)
 
     def _kv_sent(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
-        """The last byte leaves and arrives at the same time: set-up and bandwidth are in the transfer's duration."""
+        """Set-up and bandwidth are in the transfer's duration; that it has ended, the receiver's agent has to hear."""
         assert isinstance(effect, KvSent)
         flight.times["transfer_start_us"] = effect.start_us
         flight.times["transfer_end_us"] = effect.end_us
         flight.kv_bytes = effect.kv_bytes
-        station.samples.transfer(station.spec.instance_id, effect)
-        self._progress(self.stations[effect.to_instance], flight, Phase.DECODING)
-        self._schedule(self._now_us, self._handle, effect.to_instance, (KvArrived(flight.ticket),))
+        duration_us = effect.end_us - effect.start_us
+        sample = TransferSample(flight.prefill, effect.to_instance, effect.start_us, duration_us, effect.kv_bytes)
+        self.stations[effect.to_instance].samples.transfer(sample)
+        self._to(effect.to_instance, KvArrived(flight.ticket), self._now_us)
 
     def _decode_started(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
         flight.times["decode_start_us"] = self._now_us
+        if not flight.local:
+            self._progress(station, flight, Phase.DECODING)
 
     def _ended(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
         assert isinstance(effect, Ended)
         if effect.aborted:
             return
         work = flight.work
-        self._progress(station, flight, Phase.ENDED, output_tokens=effect.output_tokens)
         length = FinishReason.LENGTH if effect.output_tokens >= work.max_tokens else FinishReason.STOP
         outcome = CallOutcome(
             call=flight.ticket.call,
@@ -255,7 +271,10 @@ class Fleet:
             kv_bytes=flight.kv_bytes,
             times=CallTimes(**flight.times, end_us=self._now_us),
         )
-        self._schedule(self._now_us + self._latency.event_us, self._finish, outcome)
+        stored_us = self._latency.outcome_us
+        self._schedule(self._now_us + stored_us, self._finish, outcome)
+        # The scheduler may forget the attempt only once its outcome is stored.
+        self._progress(station, flight, Phase.ENDED, output_tokens=effect.output_tokens, held_us=stored_us)
         del self._flights[flight.ticket]
 
     def _refused(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:

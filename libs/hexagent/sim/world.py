@@ -34,7 +34,7 @@ from hexagent.sim.fleet import Fleet, Flight, Latency
 from hexagent.sim.metrics import WorkflowRow
 from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
 
-SNAPSHOT_PERIOD_US = 1_000_000
+SNAPSHOT_PERIOD_US = 500_000  # between two reports of an instance as well; what estimator and agents have by default
 
 Journal = Callable[[SchedulerEvent | DecisionRecord, int], None]
 _JSON = JSONEncoder(default=bytes.hex, separators=(",", ":"), check_circular=False)
@@ -104,6 +104,8 @@ class World:
         """Until every workflow has ended and every message has arrived."""
         for script in self._scripts:
             self.schedule(script.arrival_us, self._arrive, script)
+        # Live the two periods have nothing to do with each other: a report is on average half of one old.
+        self.schedule(self._snapshot_period_us // 2, self._telemetry)
         self.schedule(self._snapshot_period_us, self._snapshot)
         self.schedule(TICK_US, self._tick)
         heap = self._heap
@@ -119,17 +121,23 @@ class World:
     def _arrive(self, script: ScriptedWorkflow, now_us: int) -> None:
         client = self._clients[script.workflow_id] = ScriptedClient(script, self._model)
         self._command((commands.StartWorkflow(client.spec),), now_us)
+        self.schedule(self._answered_us(now_us), self._begin, client)
+
+    def _begin(self, client: ScriptedClient, now_us: int) -> None:
         self._freed(client, client.start(now_us), now_us)
 
     def _freed(self, client: ScriptedClient, freed: list[Freed], now_us: int) -> None:
-        """Reveal what is due now in one request, start tools, and come back for what is due later."""
+        """Reveal what is due now in one request, start tools, and come back for what is due later.
+
+        A tool runs once the tracker has answered that it has started, as `async with workflow.tool(...)` does.
+        """
         nodes: list[NodeSpec] = []
         started: list[Command] = []
         for item, due_us in freed:
             if item.tool_us:
                 nodes.append(client.tool_node(item))
                 started.append(commands.StartTool(client.tool(item)))
-                self.schedule(now_us + item.tool_us, self._tool_done, client, Freed(item, due_us))
+                self.schedule(self._answered_us(now_us) + item.tool_us, self._tool_done, client, Freed(item, due_us))
             elif due_us > now_us:
                 self.schedule(due_us, self._due, client, item)
             else:
@@ -138,15 +146,15 @@ class World:
             self._command((commands.RevealNodes(client.script.workflow_id, tuple(nodes)), *started), now_us)
 
     def _tool_done(self, client: ScriptedClient, freed: Freed, now_us: int) -> None:
-        finish = commands.FinishTool(client.tool(freed.item), NodeStatus.SUCCEEDED)
-        if freed.due_us > now_us:
-            self._command((finish,), now_us)
-            self.schedule(freed.due_us, self._due, client, freed.item)
-        else:
-            self._command((finish, _reveal(client, freed.item)), now_us)
+        self._command((commands.FinishTool(client.tool(freed.item), NodeStatus.SUCCEEDED),), now_us)
+        self.schedule(max(freed.due_us, self._answered_us(now_us)), self._due, client, freed.item)
 
     def _due(self, client: ScriptedClient, item: WorkItem, now_us: int) -> None:
-        self._command((_reveal(client, item),), now_us)
+        self._command((commands.RevealNodes(client.script.workflow_id, (client.call_node(item),)),), now_us)
+
+    def _answered_us(self, now_us: int) -> int:
+        """When a client that asks the tracker something has its answer."""
+        return now_us + 2 * self._latency.client_us
 
     def _client_told(self, event: CallFinished, now_us: int) -> None:
         outcome = event.outcome
@@ -240,7 +248,7 @@ class World:
                 case CancelAttempt():
                     self.schedule(at_us, self.fleet.cancel, effect.ticket)
                 case Refuse():
-                    self.schedule(self.now_us + self._latency.event_us, self._outcome, effect.outcome)
+                    self.schedule(self.now_us + self._latency.outcome_us, self._outcome, effect.outcome)
                 case Record():
                     self._decisions += 1
         for instance_id, flights in dispatched.items():
@@ -272,10 +280,15 @@ class World:
         self.schedule(self.now_us + self._latency.event_us, self._track, (command,))
 
     # --- periods ----------------------------------------------------------------------------------------------
-    def _snapshot(self, now_us: int) -> None:
-        """Instances report, the estimator learns, the scheduler gets what it learned."""
+    def _telemetry(self, now_us: int) -> None:
+        """Instances report, the estimator learns."""
         for telemetry in self.fleet.telemetry(now_us):
             self.learner.observe_telemetry(telemetry)
+        if not self._ended:
+            self.schedule(now_us + self._snapshot_period_us, self._telemetry)
+
+    def _snapshot(self, now_us: int) -> None:
+        """The scheduler gets what the estimator has learned."""
         snapshot = self.learner.snapshot(now_us)
         if snapshot is not None:
             if self._noise is not None:
@@ -297,10 +310,6 @@ class World:
 def _encoded(value: tuple[Any, ...]) -> bytes:
     """Bytes for the digest: JSON, several times cheaper than `repr`, with the type's name, which JSON leaves out."""
     return f"{type(value).__name__}{_JSON.encode(value)}".encode()
-
-
-def _reveal(client: ScriptedClient, item: WorkItem) -> Command:
-    return commands.RevealNodes(client.script.workflow_id, (client.call_node(item),))
 
 
 def _catalog(cluster: ClusterSpec, workload: Workload) -> Catalog:

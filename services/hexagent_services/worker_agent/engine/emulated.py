@@ -28,6 +28,7 @@ from hexagent.core.instance.io import (
 from hexagent.core.instance.io import DecodeStarted as ModelDecodeStarted
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
+from hexagent.core.instance.samples import SampleBuffer, Samples
 from hexagent.core.instance.spec import InstanceSpec, LinkSpec
 from hexagent.core.instance.telemetry import TransferSample
 from hexagent.core.workflow.model import FinishReason
@@ -45,9 +46,7 @@ from hexagent_services.worker_agent.engine.port import (
     HandedOver,
     KvPiece,
     Prefilled,
-    Samples,
 )
-from hexagent_services.worker_agent.engine.samples import SampleBuffer
 
 PIECE_S: Final = 0.02  # wall time between two pieces of a streamed output
 CHUNK_BYTES: Final = 1 << 20  # of a KV transfer's messages

@@ -24,6 +24,7 @@ from hexagent.core.errors import InvalidArgument
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.noise import Truth, hash64
+from hexagent.core.instance.samples import Samples
 from hexagent.core.instance.spec import LinkSpec
 from hexagent.core.units import PPM, US_PER_S
 from hexagent.runtime.clock import ModelClock
@@ -36,7 +37,6 @@ from hexagent_services.worker_agent.engine.port import (
     HandedOver,
     KvPiece,
     Prefilled,
-    Samples,
 )
 
 KINDS: Final = ("crash", "hang", "slow", "drop-hand-off", "stall-transfer", "lie")

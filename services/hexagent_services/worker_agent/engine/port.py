@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 from hexagent.api.common.v1 import call_pb2
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import InstanceLoad, PrefixSegment
+from hexagent.core.instance.samples import Samples
 from hexagent.core.instance.spec import InstanceSpec, LinkSpec
-from hexagent.core.instance.telemetry import StepSample, TransferSample
 from hexagent.core.workflow.model import FinishReason
 
 
@@ -95,16 +95,6 @@ class EngineAborted(Exception):
     def __init__(self, output_tokens: int) -> None:
         super().__init__("aborted")
         self.output_tokens = output_tokens
-
-
-class Samples(NamedTuple):
-    """Telemetry gathered since the last time it was taken."""
-
-    steps: tuple[StepSample, ...]
-    transfers: tuple[TransferSample, ...]
-    reused_tokens: int
-    prefilled_tokens: int
-    generated_tokens: int
 
 
 class Engine(Protocol):

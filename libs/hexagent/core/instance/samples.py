@@ -1,15 +1,27 @@
-"""Steps and transfers of one instance between two telemetry reports."""
+"""What an instance gathers between two telemetry reports, bounded."""
 
-from hexagent.core.instance.io import InstanceLoad, KvSent, StepDone
-from hexagent.core.instance.telemetry import StepSample, Telemetry, TransferSample
+from typing import NamedTuple
+
+from hexagent.core.instance.io import StepDone
+from hexagent.core.instance.telemetry import StepSample, TransferSample
 
 SAMPLES_MAX = 64  # of each kind in a report; what comes later tells no more about the same second
 
 
-class Samples:
-    """Collects; `report` hands out and starts again."""
+class Samples(NamedTuple):
+    """Gathered since the last time; the fields of `Telemetry` in its order."""
 
-    __slots__ = ("_generated", "_prefilled", "_steps", "_transfers")
+    steps: tuple[StepSample, ...]
+    transfers: tuple[TransferSample, ...]
+    reused_tokens: int
+    prefilled_tokens: int
+    generated_tokens: int
+
+
+class SampleBuffer:
+    """Of one instance. `take` hands out and starts again."""
+
+    __slots__ = ("_generated_tokens", "_prefilled_tokens", "_steps", "_transfers", "reused_tokens")
 
     def __init__(self) -> None:
         self._start()
@@ -17,14 +29,15 @@ class Samples:
     def _start(self) -> None:
         self._steps: list[StepSample] = []
         self._transfers: list[TransferSample] = []
-        self._prefilled = 0
-        self._generated = 0
+        self.reused_tokens = 0
+        self._prefilled_tokens = 0
+        self._generated_tokens = 0
 
     def step(self, done: StepDone) -> None:
         """Runs of decode steps of one batch size are taken together, prefill steps each for itself."""
         new = sum([tokens for tokens, _ in done.prefill_chunks])
-        self._prefilled += new
-        self._generated += done.decode_batch * done.steps
+        self._prefilled_tokens += new
+        self._generated_tokens += done.decode_batch * done.steps
         last = self._steps[-1] if self._steps else None
         if last is not None and not new and not last.prefill_tokens and last.decode_batch == done.decode_batch:
             steps = last.steps + done.steps
@@ -39,20 +52,17 @@ class Samples:
                 StepSample(done.steps, done.duration_us, new, context, done.decode_batch, done.mean_context)
             )
 
-    def transfer(self, source: str, sent: KvSent) -> None:
+    def transfer(self, sample: TransferSample) -> None:
         if len(self._transfers) < SAMPLES_MAX:
-            duration_us = sent.end_us - sent.start_us
-            self._transfers.append(TransferSample(source, sent.to_instance, sent.start_us, duration_us, sent.kv_bytes))
+            self._transfers.append(sample)
 
-    def report(self, instance_id: str, load: InstanceLoad, now_us: int) -> Telemetry:
-        telemetry = Telemetry(
-            instance_id,
-            now_us,
-            load,
+    def take(self) -> Samples:
+        taken = Samples(
             tuple(self._steps),
             tuple(self._transfers),
-            prefilled_tokens=self._prefilled,
-            generated_tokens=self._generated,
+            self.reused_tokens,
+            self._prefilled_tokens,
+            self._generated_tokens,
         )
         self._start()
-        return telemetry
+        return taken
