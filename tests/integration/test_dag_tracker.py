@@ -13,10 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hexagent.api.common.v1 import call_pb2, enums_pb2, ids_pb2
 from hexagent.api.workflow.v1 import workflow_pb2, workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.client.board import Stub
-from hexagent.core.errors import (
-    HexagentError,
-    InvalidArgument,
-)
+from hexagent.core.errors import HexagentError, InvalidArgument, NotFound
 from hexagent.core.ids import CallId
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
 from hexagent.runtime import subjects
@@ -228,6 +225,50 @@ async def test_the_state_survives_a_kill(stack: Stack, stub: Stub) -> None:
     assert statuses == expected
     assert await stub.GetUsage(api.GetUsageRequest(tenant="default")) == usage
     assert await started(stub, *nodes) == workflow_id
+
+
+async def test_bodies_go_once_no_open_workflow_names_them(wiped_streams: NatsServer, tmp_path: Path) -> None:
+    service = api.DESCRIPTOR.services_by_name["WorkflowService"]
+    shared, own = (
+        Segment(SegmentRole.USER, SegmentKind.TEXT, text.encode()).digest for text in ("everybody's", "its own")
+    )
+    async with (
+        running_stack(wiped_streams, tmp_path, segment_grace_s=1.0) as stack,
+        open_channel(stack.tracker.address, service) as channel,
+    ):
+        stub: Stub = workflow_service_pb2_grpc.WorkflowServiceStub(channel)
+        nodes = [call_node("a", "everybody's"), call_node("b", "its own", text="long", apart="1")]
+        first = await started(stub, *nodes, request_id="r1")
+        second = await started(stub, nodes[0], request_id="r2")
+        await ended(stub, first, "a")
+        output = (await ended(stub, first, "b")).output.digest
+        await stub.CancelWorkflow(api.CancelWorkflowRequest(workflow_id=first))
+        assert all(await stack.bus.get_bodies([shared, own, output]))
+        await stack.tracker.kill()  # its successor knows what to delete, and when
+        await stack.tracker.start()
+        await deleted(stack, own, output)
+        assert all(await stack.bus.get_bodies([shared]))
+        # Who reads late is told, unless the output was small enough for its event.
+        call = ids_pb2.CallId(workflow_id=first, node_id="a")
+        assert (await stub.GetCall(api.GetCallRequest(call=call))).output.text == b"output of a"
+        call.node_id = "b"
+        with pytest.raises(NotFound) as late, typed_errors():
+            await stub.GetCall(api.GetCallRequest(call=call))
+        assert late.value.reason == "OUTPUT_EXPIRED"
+        # What comes again is stored again, and not deleted again by the next start.
+        third = await started(stub, nodes[1], request_id="r3")
+        await ended(stub, third, "b")
+        await stub.CancelWorkflow(api.CancelWorkflowRequest(workflow_id=second))
+        await stack.tracker.kill()
+        await stack.tracker.start()
+        await deleted(stack, shared)
+        assert all(await stack.bus.get_bodies([own, output]))
+
+
+async def deleted(stack: Stack, *digests: str) -> None:
+    async with asyncio.timeout(10):
+        while any(await stack.bus.get_bodies(digests)):  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.05)
 
 
 async def test_a_second_writer_ends_both_rather_than_diverge(

@@ -143,7 +143,7 @@ class ClusterDouble:
 class TrackerProcess:
     """The dag-tracker as a process, for `kill` and `start` on one port."""
 
-    def __init__(self, nats_url: str, folder: Path) -> None:
+    def __init__(self, nats_url: str, folder: Path, **settings: object) -> None:
         self._folder = folder
         self._environ = {
             **os.environ,
@@ -155,6 +155,7 @@ class TrackerProcess:
             "HEXAGENT_SEGMENT_BUCKET_BYTES": str(SMALL.segment_bytes),
             "HEXAGENT_LISTEN_PORT": "0",
             "HEXAGENT_TICK_S": "0.2",
+            **{f"HEXAGENT_{name.upper()}": str(value) for name, value in settings.items()},
         }
         self._process: asyncio.subprocess.Process | None = None
         self.port = 0
@@ -211,15 +212,15 @@ class Stack:
 
 
 @contextlib.asynccontextmanager
-async def running_stack(server: NatsServer, folder: Path) -> AsyncIterator[Stack]:
-    """A fresh stack on empty streams."""
+async def running_stack(server: NatsServer, folder: Path, **settings: object) -> AsyncIterator[Stack]:
+    """A fresh stack on empty streams; `settings` are the tracker's."""
     record = load_cluster("demo").record(time.time_ns())
     async with await connect(server.url) as bus:
         await bus.ensure_streams(SMALL)
         await publish_record(bus, record)
         double = ClusterDouble(bus, ModelClock(record.origin_wall_ns, record.time_scale))
         task = asyncio.create_task(double.run())
-        tracker = TrackerProcess(server.url, folder)
+        tracker = TrackerProcess(server.url, folder, **settings)
         await tracker.start()
         try:
             async with hexagent.client.connect(tracker.address, patience_s=20) as client:

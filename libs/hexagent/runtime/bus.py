@@ -254,10 +254,6 @@ class Bus:
             raise _unreachable(stream, error) from error
         return Message(subject, found.data or b"", found.headers, found.seq or 0)
 
-    async def purge(self, stream: str, subject: str) -> None:
-        """Remove every message of the stream that matches `subject`. FailedPrecondition, Unavailable."""
-        await self._administer(lambda: self._jetstream.purge_stream(stream, subject=subject), stream)
-
     # -- buckets -------------------------------------------------------------------------------------------------
 
     def bucket(self, name: str) -> KvBucket:
@@ -292,9 +288,9 @@ class Bus:
         return [entry.value if entry else None for entry in entries]
 
     async def delete_bodies(self, digests: Sequence[str]) -> None:
-        """Remove bodies for good, markers included."""
-        for digest in digests:
-            await self.purge(f"KV_{subjects.SEGMENTS_BUCKET}", f"$KV.{subjects.SEGMENTS_BUCKET}.{digest}")
+        """Remove bodies, all in flight together; what is put afterwards stays. Errors as `put_bodies`."""
+        bucket = self.bucket(subjects.SEGMENTS_BUCKET)
+        await asyncio.gather(*[await bucket.expire_soon(digest) for digest in digests])
 
     # -- inside --------------------------------------------------------------------------------------------------
 

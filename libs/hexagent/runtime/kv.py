@@ -19,10 +19,12 @@ log = logging.getLogger(__name__)
 
 ATTEMPT_S: Final = 1.0  # a read without an answer is asked again after this
 RETRY_WAIT_S: Final = 0.05
+MARKER_TTL: Final = "60s"  # a watcher that is away for longer does not hear of the deletion
 
 _OPERATION: Final = "KV-Operation"
 _EXPECTED_REVISION: Final = "Nats-Expected-Last-Subject-Sequence"
 _MESSAGE_ID: Final = "Nats-Msg-Id"
+_TTL: Final = "Nats-TTL"
 
 
 class KvEntry(NamedTuple):
@@ -97,6 +99,11 @@ class KvBucket:
         """Remove the value; watchers see an entry without one. Nothing happens to a key that has none."""
         headers = {_OPERATION: "DEL"}
         await (await self._publisher.send(self._subject(key), b"", headers, self._deadline_s))
+
+    async def expire_soon(self, key: str) -> "asyncio.Future[int]":
+        """Like `delete`, but the marker goes as well, a moment later; returns once it is on its way."""
+        headers = {_OPERATION: "DEL", _TTL: MARKER_TTL}
+        return await self._publisher.send(self._subject(key), b"", headers, self._deadline_s)
 
     async def entries(self, pattern: str = ">") -> list[KvEntry]:
         """Every key with a value that matches the subject pattern, in order of revision."""

@@ -116,6 +116,7 @@ def _bucket(name: str, limits: StreamLimits, max_bytes: int, max_age_s: float, *
         num_replicas=limits.replicas,
         allow_rollup_hdrs=True,
         allow_direct=True,
+        allow_msg_ttl=True,
         deny_delete=True,
     )
 

@@ -27,6 +27,7 @@ ALL_TELEMETRY: Final = "hexagent.telemetry.*"  # core subjects
 
 CLUSTER_RECORD_KEY: Final = "record"
 ALL_AGENTS_KEY: Final = "agent.*"
+FREED_KEY: Final = "freed"  # how far the tracker has come with deleting bodies
 SNAPSHOT_KEY: Final = "current"
 
 _ESCAPES: Final = (("=2E", "."), ("=3A", ":"))

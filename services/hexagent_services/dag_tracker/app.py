@@ -8,6 +8,7 @@ from typing import Any, Final
 from hexagent.api.workflow.v1 import workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.core.errors import HexagentError
 from hexagent.core.instance.spec import ClusterSpec
+from hexagent.core.units import US_PER_S
 from hexagent.core.workflow.commands import Reconcile, Tick
 from hexagent.core.workflow.limits import Catalog
 from hexagent.core.workflow.tracker import Tracker
@@ -29,6 +30,7 @@ from hexagent_services.dag_tracker.metrics import WorkflowMetrics
 from hexagent_services.dag_tracker.observer import Observer
 from hexagent_services.dag_tracker.queries import Queries
 from hexagent_services.dag_tracker.relay import Relay
+from hexagent_services.dag_tracker.retention import Retention, free_bodies, freed_up_to
 from hexagent_services.dag_tracker.reveals import Reveals
 from hexagent_services.dag_tracker.segments import SegmentStore
 from hexagent_services.dag_tracker.servicer import WorkflowServicer
@@ -66,7 +68,10 @@ async def main(app: App[TrackerSettings]) -> None:
     accounts = Accounts(record.cluster.instances, catalog.tenants)
     observer = observe(app, record, clock, estimates)
     trails = Trails(limits.finished_workflows)
-    writer = Writer(Tracker(limits, catalog), trails, events, relay, accounts, estimates, clock, observer)
+    bucket = bus.bucket(subjects.CLUSTER_BUCKET)
+    grace_us = round(settings.segment_grace_s * US_PER_S * clock.time_scale)
+    retention = Retention(grace_us, limits.finished_workflows, await freed_up_to(bucket))
+    writer = Writer(Tracker(limits, catalog), trails, events, relay, accounts, retention, estimates, clock, observer)
     await _rebuild(bus, writer)
     app.start(events.run(), "events")
     app.start(observer.run(lambda: writer.tracker.history.live_count), "observer")
@@ -79,6 +84,7 @@ async def main(app: App[TrackerSettings]) -> None:
     intake = (
         app.start(ClusterConsumer(bus, writer, segments).run(), "outcomes"),
         app.start(_tick(writer, settings.tick_s), "tick"),
+        app.start(free_bodies(retention, segments, events, bucket, clock, settings.tick_s), "bodies"),
     )
     app.at_stop(Stage.INTAKE, "outcomes", lambda: _cancel(intake))
 

@@ -46,11 +46,14 @@ class Reveals:
             for message in messages:
                 if message.HasField("call") and not message.call.request.model:
                     message.call.request.model = self._only_model
-        stored = await self._segments.stored(referenced_digests(messages))
-        reveal = nodes_from_proto(messages, stored=stored)
-        _check_size(reveal.nodes)
-        await self._segments.put(reveal.bodies)
-        return reveal
+        while True:
+            deletions = self._segments.deletions
+            stored = await self._segments.stored(referenced_digests(messages))
+            reveal = nodes_from_proto(messages, stored=stored)
+            _check_size(reveal.nodes)
+            await self._segments.put(reveal.bodies)
+            if deletions == self._segments.deletions:
+                return reveal
 
     async def put(self, messages: Sequence[call_pb2.SegmentBody]) -> list[call_pb2.SegmentRef]:
         """Store bodies; gives their references. `InvalidArgument`, `ResourceExhausted`, `Unavailable`."""

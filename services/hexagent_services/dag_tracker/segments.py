@@ -21,14 +21,19 @@ class Bodies(Protocol):
     async def get_bodies(self, digests: Sequence[str]) -> list[bytes | None]:
         """Read bodies by digest."""
 
+    async def delete_bodies(self, digests: Sequence[str]) -> None:
+        """Remove bodies by digest; what is put afterwards stays."""
+
 
 class SegmentStore:
     """Bodies in the bucket, with a bounded memory of which are there and how many tokens they have."""
 
     def __init__(self, bus: Bodies, known_max: int) -> None:
+        self.deletions = 0  # a reveal that has looked at bodies before one of them looks again
         self._bus = bus
         self._known_max = known_max
         self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()  # digest -> tokens, when it was stored
+        self._going: dict[str, None] = {}  # being deleted
 
     async def stored(self, digests: Sequence[str]) -> Mapping[str, int]:
         """Token counts of those that are stored. `Unavailable` when the bucket does not answer."""
@@ -42,7 +47,7 @@ class SegmentStore:
                 found[digest] = tokens
         if unknown:
             for digest, body in zip(unknown, await self._bus.get_bodies(unknown), strict=True):
-                if body is not None:
+                if body is not None and digest not in self._going:
                     # Its age is unknown, so it is not remembered: the next reveal that names it looks again.
                     found[digest] = segment_from_bytes(body).counted_tokens
         return found
@@ -64,6 +69,18 @@ class SegmentStore:
     async def put_raw(self, digest: str, body: bytes) -> None:
         """Store an output's body as its agent serialised it."""
         await self._bus.put_bodies([(digest, body)])
+
+    async def delete(self, digests: Sequence[str]) -> None:
+        """Remove bodies that nobody names. `Unavailable`."""
+        self.deletions += 1
+        for digest in digests:
+            self._known.pop(digest, None)
+        self._going |= dict.fromkeys(digests)
+        try:
+            await self._bus.delete_bodies(digests)
+        finally:
+            for digest in digests:
+                del self._going[digest]
 
     def know(self, outcome: CallOutcome) -> None:
         """An output that an agent has stored may be part of a prompt."""

@@ -17,7 +17,9 @@ class TrackerSettings(Settings):
     service: ClassVar[str] = "dag-tracker"
 
     cluster_wait_s: float = setting(60.0, "s", "How long a start waits for the cluster record.", gt=0, le=3600)
-    tick_s: float = setting(1.0, "s", "Wall time between looks at tool timeouts and idle workflows.", gt=0, le=60)
+    tick_s: float = setting(
+        1.0, "s", "Wall time between looks at tool timeouts, idle workflows and unused bodies.", gt=0, le=60
+    )
     live_workflows_max: int = setting(_LIMITS.live_workflows, "workflows", "Open at a time.", ge=1)
     finished_workflows_kept: int = setting(
         _LIMITS.finished_workflows, "workflows", "Ended ones that can still be read; the oldest go first.", ge=0
@@ -36,6 +38,9 @@ class TrackerSettings(Settings):
     trace_file: Path | None = setting(None, "", "File that gets every span as a JSON line; absent: none.")
     trace_file_bytes_max: int = setting(256 << 20, "bytes", "Size at which nothing more is written to it.", ge=4096)
     trace_queue_max: int = setting(20_000, "nodes", "Ended ones without spans yet; further ones get none.", ge=1)
+    segment_grace_s: float = setting(
+        600.0, "s", "Wall time from the end of the last workflow that names a body to its deletion.", ge=0
+    )
     known_segments_max: int = setting(200_000, "segments", "Digests remembered as stored.", ge=0)
 
     def limits(self) -> Limits:

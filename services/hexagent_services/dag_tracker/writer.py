@@ -17,6 +17,7 @@ from hexagent_services.dag_tracker.effects import EventLog
 from hexagent_services.dag_tracker.estimates import Estimates
 from hexagent_services.dag_tracker.observer import Observer
 from hexagent_services.dag_tracker.relay import Relay
+from hexagent_services.dag_tracker.retention import Retention
 from hexagent_services.dag_tracker.trail import Trail, Trails
 from hexagent_services.dag_tracker.usage import Accounts
 from hexagent_services.dag_tracker.views import Update, changed_us, ended_update, node_update
@@ -36,6 +37,7 @@ class Writer:
         events: EventLog,
         relay: Relay,
         accounts: Accounts,
+        retention: Retention,
         estimates: Estimates,
         clock: Clock,
         observer: Observer,
@@ -44,6 +46,7 @@ class Writer:
         self.trails = trails
         self.events = events
         self.accounts = accounts
+        self._retention = retention
         self._relay = relay
         self._estimates = estimates
         self._clock = clock
@@ -83,6 +86,7 @@ class Writer:
         trail, _ = self.trails.note(event, graph)
         trail.sequence = max(trail.sequence, envelope.sequence)
         trail.stored_at = stored_at
+        self._retention.note(event, trail, stored_at)
         if isinstance(event, WorkflowStarted):
             self._trace(trail, trace_context)
             self._own_context(trail)
@@ -109,6 +113,7 @@ class Writer:
         workflow_id = workflow_of(event)
         graph = self._find(workflow_id)
         trail, touched = self.trails.note(event, graph)
+        self._retention.note(event, trail)
         started = isinstance(event, WorkflowStarted)
         if started:
             self._trace(trail, trace_context)
