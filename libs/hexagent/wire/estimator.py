@@ -55,6 +55,8 @@ def _length_to_proto(length: LengthQuantiles) -> snapshot_pb2.LengthQuantiles:
     return snapshot_pb2.LengthQuantiles(
         workflow_class=length.workflow_class,
         role=length.role,
+        view=length.view,
+        bucket=length.bucket,
         samples=length.samples,
         q50=length.q50,
         q90=length.q90,
@@ -67,6 +69,8 @@ def _length_from_proto(message: snapshot_pb2.LengthQuantiles) -> LengthQuantiles
     return LengthQuantiles(
         workflow_class=message.workflow_class,
         role=message.role,
+        view=message.view,
+        bucket=message.bucket,
         samples=message.samples,
         q50=message.q50,
         q90=message.q90,

@@ -8,6 +8,8 @@ from hexagent.api.estimator.v1 import estimator_service_pb2 as pb
 from hexagent.api.estimator.v1 import estimator_service_pb2_grpc as stubs
 from hexagent.core.errors import NotFound
 from hexagent.core.estimate.estimator import Estimator, transfer_us
+from hexagent.core.estimate.features import CallFeatures
+from hexagent.core.estimate.lengths import PredictedLength
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import scale_ppm
 from hexagent.core.workflow.limits import Limits
@@ -33,14 +35,14 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
             known = ", ".join(self._cluster.models)
             raise NotFound(f"unknown model {request.model!r}; known: {known}", reason="UNKNOWN_MODEL", field="model")
         _check_counts(request)
-        length = self._estimator.output_tokens(
-            request.workflow_class, request.role, request.max_tokens, request.output_tokens
-        )
-        q50, q90 = (request.output_tokens,) * 2 if request.output_tokens else length
-        estimates = [self._pair(request, p, d, q50, q90) for p, d in self._pairs(request)]
+        features = CallFeatures(request.workflow_class, request.role, request.prompt_tokens)
+        length = self._estimator.output_tokens(features, request.max_tokens, request.output_tokens)
+        if request.output_tokens:
+            length = PredictedLength(*(request.output_tokens,) * 3)
+        estimates = [self._pair(request, p, d, length) for p, d in self._pairs(request)]
         return pb.EstimateResponse(
             estimates=estimates,
-            output_tokens=pb.Quantiles(q50=q50, q90=q90, q99=q90),
+            output_tokens=pb.Quantiles(q50=length.q50, q90=length.q90, q99=length.q99),
             snapshot_revision=self._estimator.snapshot.revision,
         )
 
@@ -106,7 +108,7 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
         return NotFound(f"{field}: no {name[:140]!r}; instances: {known}", reason="UNKNOWN_INSTANCE", field=field)
 
     def _pair(
-        self, request: pb.EstimateRequest, p: InstanceSpec, d: InstanceSpec, q50: int, q90: int
+        self, request: pb.EstimateRequest, p: InstanceSpec, d: InstanceSpec, length: PredictedLength
     ) -> pb.PairEstimate:
         table = self._estimator.table(p)
         new_tokens = request.prompt_tokens - request.cached_tokens
@@ -116,9 +118,9 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
         kv_bytes = 0 if p == d else request.prompt_tokens * table.kv_bytes_per_token
         move = transfer_us(p, d, kv_bytes) if kv_bytes else 0
         batch = max(1, request.decode_batch)
-        step = scale_ppm(self._estimator.table(d).decode_us(batch, request.prompt_tokens + q50 // 2), decode_ppm)
+        step = scale_ppm(self._estimator.table(d).decode_us(batch, request.prompt_tokens + length.q50 // 2), decode_ppm)
         decode, total = (
-            pb.Quantiles(q50=base + step * (q50 - 1), q90=base + step * (q90 - 1), q99=base + step * (q90 - 1))
+            pb.Quantiles(**{name: base + step * (tokens - 1) for name, tokens in length._asdict().items()})
             for base in (0, prefill + move)
         )
         return pb.PairEstimate(

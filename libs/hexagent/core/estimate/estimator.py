@@ -1,5 +1,6 @@
 """Estimates evaluated in process: nominal tables of the cluster's instances times a snapshot's parameters."""
 
+from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.lengths import LengthTable, PredictedLength
 from hexagent.core.estimate.snapshot import EMPTY, Snapshot
 from hexagent.core.estimate.tables import StepTable, load_table
@@ -46,8 +47,8 @@ class Estimator:
         """Learned (prefill, decode) time factors; one each before anything was learned."""
         return self._speeds.get(instance_id, (PPM, PPM))
 
-    def output_tokens(self, workflow_class: str, role: str, max_tokens: int, hint: int) -> PredictedLength:
-        return self._lengths.predict(workflow_class, role, max_tokens, hint)
+    def output_tokens(self, features: CallFeatures, max_tokens: int, hint: int) -> PredictedLength:
+        return self._lengths.predict(features, max_tokens, hint)
 
     def tool_us(self, name: str, hint_us: int) -> int:
         return self._lengths.tool_us(name, hint_us)

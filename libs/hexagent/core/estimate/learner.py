@@ -1,5 +1,6 @@
 """The estimator's state: everything observed goes in, snapshots come out."""
 
+from hexagent.core.estimate.features import CallFeatures, OwnOutputs
 from hexagent.core.estimate.lengths import LengthLearner
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.estimate.speeds import SpeedLearner
@@ -21,11 +22,12 @@ from hexagent.core.workflow.model import CallOutcome, NodeStatus
 class _OpenWorkflow:
     """What must be remembered of a running workflow to attribute its observations."""
 
-    __slots__ = ("roles", "tool_started_us", "tools", "workflow_class")
+    __slots__ = ("calls", "own", "tool_started_us", "tools", "workflow_class")
 
     def __init__(self, workflow_class: str) -> None:
         self.workflow_class = workflow_class
-        self.roles: dict[str, str] = {}
+        self.calls: dict[str, CallFeatures] = {}  # open ones, as they were revealed
+        self.own: dict[str, OwnOutputs] = {}  # by role
         self.tools: dict[str, str] = {}
         self.tool_started_us: dict[str, int] = {}
 
@@ -59,7 +61,14 @@ class Learner:
                 workflow = self._open.get(workflow_id)
                 if workflow is not None:
                     for node in nodes:
-                        workflow.roles[node.node_id] = node.role
+                        if node.call is not None:
+                            workflow.calls[node.node_id] = CallFeatures(
+                                workflow.workflow_class,
+                                node.role,
+                                node.call.prompt_tokens,
+                                node.round,
+                                workflow.own.get(node.role, OwnOutputs()),
+                            )
                         if node.tool is not None:
                             workflow.tools[node.node_id] = node.tool.name
             case ToolStarted(node=node, at_us=at_us):
@@ -85,9 +94,11 @@ class Learner:
         workflow = self._open.get(outcome.call.workflow_id)
         if workflow is None:
             return
-        role = workflow.roles.pop(outcome.call.node_id, "")
-        if outcome.status is NodeStatus.SUCCEEDED and outcome.output_tokens > 0:
-            self._lengths.observe_call(workflow.workflow_class, role, outcome.output_tokens)
+        features = workflow.calls.pop(outcome.call.node_id, None)
+        if features is not None and outcome.status is NodeStatus.SUCCEEDED and outcome.output_tokens > 0:
+            own = workflow.own.get(features.role, OwnOutputs())
+            workflow.own[features.role] = own.then(outcome.output_tokens)
+            self._lengths.observe_call(features, outcome.output_tokens)
             self._changed = True
 
     def observe_telemetry(self, telemetry: Telemetry) -> None:

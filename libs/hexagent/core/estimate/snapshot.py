@@ -13,10 +13,15 @@ class SpeedFactor(NamedTuple):
 
 
 class LengthQuantiles(NamedTuple):
-    """Output tokens of finished calls of a class and role; role "" = the whole class, class "" = everything."""
+    """Output tokens of finished calls of a class and role; role "" = the whole class, class "" = everything.
+
+    With a `view` only of the calls that fall into its `bucket`.
+    """
 
     workflow_class: str
     role: str
+    view: str  # a key of `features.VIEWS`, "" = all calls
+    bucket: int
     samples: int
     q50: int
     q90: int
@@ -37,7 +42,7 @@ class Snapshot(NamedTuple):
     revision: int  # grows with every change
     at_us: int
     speeds: tuple[SpeedFactor, ...] = ()  # sorted by instance
-    lengths: tuple[LengthQuantiles, ...] = ()  # sorted by (class, role)
+    lengths: tuple[LengthQuantiles, ...] = ()  # sorted by (class, role, view, bucket)
     tools: tuple[ToolQuantiles, ...] = ()  # sorted by name
 
 

@@ -27,6 +27,7 @@ class Call:
         "prompt_tokens",
         "ready_us",
         "role",
+        "round",
         "workflow",
     )
 
@@ -46,6 +47,7 @@ class Call:
         self.role = role
         self.model = model
         self.lora = ""
+        self.round = 0  # of its loop
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.expected_output_tokens = 0

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.estimate.features import CallFeatures, OwnOutputs
 from hexagent.core.ids import CallId
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.service import Service
@@ -18,13 +19,13 @@ from hexagent.core.workflow.events import (
 )
 from hexagent.core.workflow.graph import NEVER, GraphDelta, Node, WorkflowGraph
 from hexagent.core.workflow.horizon import Horizon
-from hexagent.core.workflow.model import NodeStatus, WorkflowStatus
+from hexagent.core.workflow.model import CallOutcome, NodeStatus, WorkflowStatus
 
 
 class Workflow:
     """One running workflow: graph, horizon and its calls that have not ended."""
 
-    __slots__ = ("arrival_us", "calls", "graph", "horizon", "horizon_us", "service")
+    __slots__ = ("arrival_us", "calls", "graph", "horizon", "horizon_us", "own", "service")
 
     def __init__(self, started: WorkflowStarted) -> None:
         self.arrival_us = started.at_us
@@ -33,6 +34,16 @@ class Workflow:
         self.horizon_us = 0  # completion time of the revealed graph had the workflow run alone
         self.calls: dict[str, Call] = {}
         self.service = Service()
+        self.own: dict[str, OwnOutputs] = {}  # by role
+
+    def generated(self, outcome: CallOutcome) -> None:
+        """An output that tells how long the workflow's next ones may be."""
+        call = self.calls.get(outcome.call.node_id)
+        if call is not None and outcome.status is NodeStatus.SUCCEEDED and outcome.output_tokens > 0:
+            self.own[call.role] = self.own_outputs(call.role).then(outcome.output_tokens)
+
+    def own_outputs(self, role: str) -> OwnOutputs:
+        return self.own.get(role, OwnOutputs())
 
     def ready(self) -> tuple[Call, ...]:
         """Calls that wait for nothing but the scheduler, dispatched ones included."""
@@ -58,7 +69,7 @@ class Change(NamedTuple):
 NO_CHANGE = Change()
 
 
-def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str) -> int:
+def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str, own: OwnOutputs = OwnOutputs()) -> int:
     """A node's part of the horizon: true lengths or run time once finished, predictions before."""
     if node.spec.call is None:
         if node.status is NodeStatus.SUCCEEDED and node.started_us != NEVER:
@@ -68,7 +79,8 @@ def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str) -> int:
     call, outcome = node.spec.call, node.outcome
     if node.status is NodeStatus.SUCCEEDED and outcome is not None:
         return estimator.solo_us(call.model, outcome.prompt_tokens, outcome.output_tokens)
-    length = estimator.output_tokens(workflow_class, node.spec.role, call.max_tokens, call.expected_output_tokens)
+    features = CallFeatures(workflow_class, node.spec.role, call.prompt_tokens, node.spec.round, own)
+    length = estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
     return estimator.solo_us(call.model, call.prompt_tokens, length.q50)
 
 
@@ -100,6 +112,7 @@ class Projection:
                 call = workflow.calls.get(outcome.call.node_id)
                 if call is not None:
                     workflow.service.add(call.path_us, call.ready_us, outcome.times)
+                    workflow.generated(outcome)
                 self._closed(workflow, outcome.call.node_id)
             case ToolFinished(node=node):
                 self._closed(workflow, node.node_id)
@@ -114,13 +127,15 @@ class Projection:
     def _reveal(self, workflow: Workflow, node: Node) -> None:
         if node.index < len(workflow.horizon):
             return  # revealed before
-        cost_us = solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class)
+        own = workflow.own_outputs(node.spec.role)
+        cost_us = solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class, own)
         workflow.horizon.add(node.index, node.parents, node.spec.join, cost_us)
         spec = node.spec.call
         if spec is not None:
             call_id = CallId(workflow.graph.workflow_id, node.node_id)
             call = Call(call_id, node.index, workflow, node.spec.role, spec.model, spec.prompt_tokens, spec.max_tokens)
             call.lora = spec.lora
+            call.round = node.spec.round
             call.expected_output_tokens = spec.expected_output_tokens
             workflow.calls[node.node_id] = call
 
@@ -140,8 +155,8 @@ class Projection:
         for call in ready:
             call.ready_us = now_us
             call.path_us = workflow.service.path_us
-            length = self._estimator.output_tokens(
-                workflow.graph.spec.workflow_class, call.role, call.max_tokens, call.expected_output_tokens
-            )
-            call.output_q50, call.output_q90 = length
+            own = workflow.own_outputs(call.role)
+            features = CallFeatures(workflow.graph.spec.workflow_class, call.role, call.prompt_tokens, call.round, own)
+            length = self._estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
+            call.output_q50, call.output_q90 = length.q50, length.q90
         return Change(ready, ended)

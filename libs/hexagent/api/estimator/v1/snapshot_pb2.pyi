@@ -39,7 +39,7 @@ class Snapshot(_message.Message):
 
     @_builtins.property
     def lengths(self) -> _containers.RepeatedCompositeFieldContainer[Global___LengthQuantiles]:
-        """Output lengths, sorted by class and role."""
+        """Output lengths, sorted by class, role, view and bucket."""
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolQuantiles]:
@@ -98,7 +98,7 @@ Global___SpeedFactor: _TypeAlias = SpeedFactor  # noqa: Y015
 
 @_typing.final
 class LengthQuantiles(_message.Message):
-    """Output tokens of finished calls of a class and role."""
+    """Output tokens of finished calls of a class and role; with a view only of those that fall into one of its buckets."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -109,6 +109,8 @@ class LengthQuantiles(_message.Message):
     Q90_FIELD_NUMBER: _builtins.int
     Q99_FIELD_NUMBER: _builtins.int
     MEAN_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    BUCKET_FIELD_NUMBER: _builtins.int
     workflow_class: _builtins.str
     """Kind of workflow; empty = everything."""
     role: _builtins.str
@@ -123,6 +125,10 @@ class LengthQuantiles(_message.Message):
     """99th percentile, tokens."""
     mean: _builtins.int
     """Mean, tokens."""
+    view: _builtins.str
+    """What the calls are told apart by: own-last, own-mean, prompt, round; empty = all calls."""
+    bucket: _builtins.int
+    """Which of them, by the view's own numbering."""
     def __init__(
         self,
         *,
@@ -133,10 +139,12 @@ class LengthQuantiles(_message.Message):
         q90: _builtins.int = ...,
         q99: _builtins.int = ...,
         mean: _builtins.int = ...,
+        view: _builtins.str = ...,
+        bucket: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mean", b"mean", "q50", b"q50", "q90", b"q90", "q99", b"q99", "role", b"role", "samples", b"samples", "workflow_class", b"workflow_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "mean", b"mean", "q50", b"q50", "q90", b"q90", "q99", b"q99", "role", b"role", "samples", b"samples", "view", b"view", "workflow_class", b"workflow_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

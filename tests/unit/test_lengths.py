@@ -1,0 +1,110 @@
+"""Predicted output lengths: cold start, views that pay, views that do not."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from hexagent.core.estimate.features import CallFeatures, OwnOutputs, half_octave
+from hexagent.core.estimate.lengths import (
+    BUCKETS_MAX,
+    PERCENTS,
+    PRIOR_Q50,
+    LengthLearner,
+    LengthTable,
+    PredictedLength,
+)
+from hexagent.core.estimate.snapshot import Snapshot
+
+CAP = 4_096
+Draw = Callable[[random.Random, CallFeatures], int]
+
+
+def features(role: str = "step", prompt: int = 500, round_: int = 0, own: OwnOutputs = OwnOutputs()) -> CallFeatures:
+    return CallFeatures("agent", role, prompt, round_, own)
+
+
+def table(learner: LengthLearner) -> LengthTable:
+    return LengthTable(Snapshot(1, 0, lengths=learner.lengths()))
+
+
+def trained(draw: Draw, calls: int, seed: int = 1) -> tuple[LengthLearner, list[tuple[CallFeatures, int]]]:
+    """A learner that has seen `calls`, and as many further ones; workflows have six calls each."""
+    rng = random.Random(seed)
+    seen: list[tuple[CallFeatures, int]] = []
+    while len(seen) < 2 * calls:
+        own = OwnOutputs()
+        habit = rng.choice((20, 200, 1_000))
+        for round_ in range(6):
+            call = features(prompt=rng.choice((100, 1_000, 10_000)), round_=round_, own=own)
+            tokens = draw(rng, call._replace(own=own._replace(last=habit)))
+            seen.append((call, tokens))
+            own = own.then(tokens)
+    learner = LengthLearner()
+    for call, tokens in seen[:calls]:
+        learner.observe_call(call, tokens)
+    return learner, seen[calls:]
+
+
+def pinball(predicted: PredictedLength, tokens: int) -> int:
+    misses = [(percent, tokens - q) for percent, q in zip(PERCENTS, predicted, strict=True)]
+    return sum(percent * miss if miss > 0 else (percent - 100) * miss for percent, miss in misses)
+
+
+def around(rng: random.Random, mean: int) -> int:
+    return max(1, int(mean * rng.lognormvariate(0, 0.4)))
+
+
+@pytest.mark.parametrize(
+    ("view", "draw"),
+    [
+        ("own", lambda rng, call: around(rng, call.own.last)),
+        ("prompt", lambda rng, call: around(rng, call.prompt_tokens // 10)),
+        ("round", lambda rng, call: around(rng, 30 * (call.round + 1) ** 2)),
+    ],
+)
+def test_the_view_that_tells_something_answers(view: str, draw: Draw) -> None:
+    learner, later = trained(draw, 1_500)
+    assert {row.view.split("-")[0] for row in learner.lengths()} == {"", view}
+    with_view = table(learner)
+    without = LengthTable(Snapshot(1, 0, lengths=tuple(row for row in learner.lengths() if not row.view)))
+    losses = [
+        sum(pinball(answers.predict(call, CAP, 0), tokens) for call, tokens in later)
+        for answers in (with_view, without)
+    ]
+    assert losses[0] < 0.8 * losses[1]
+    for place, percent in enumerate(PERCENTS):
+        below = sum(tokens <= with_view.predict(call, CAP, 0)[place] for call, tokens in later)
+        assert abs(100 * below / len(later) - percent) < 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_view_answers_where_none_tells_anything(seed: int) -> None:
+    learner, _ = trained(lambda rng, call: around(rng, 100), 1_500, seed)
+    assert {row.view for row in learner.lengths()} == {""}
+
+
+def test_answers_come_from_the_narrowest_group_that_is_known() -> None:
+    learner = LengthLearner()
+    assert table(learner).predict(features(), CAP, 0).q50 == PRIOR_Q50
+    assert table(learner).predict(features(), CAP, 70) == (70, 140, 280)
+    for _ in range(10):
+        learner.observe_call(features("plan"), 300)
+    assert table(learner).predict(features("plan"), CAP, 70).q50 == 300
+    assert table(learner).predict(features("other"), CAP, 70).q50 == 300
+    assert table(learner).predict(CallFeatures("stranger", "", 10), CAP, 0).q50 == 300
+    assert table(learner).predict(CallFeatures("stranger", "", 10), CAP, 70).q50 == 70
+    assert table(learner).predict(features("plan"), 128, 0) == (128, 128, 128)
+
+
+def test_half_octaves_ascend_two_a_doubling() -> None:
+    buckets = [half_octave(tokens) for tokens in range(1, 10_000)]
+    assert buckets == sorted(buckets)
+    assert all(half_octave(2 * tokens) == half_octave(tokens) + 2 for tokens in range(1, 1_000))
+
+
+def test_buckets_are_bounded() -> None:
+    learner = LengthLearner()
+    for exponent in range(200):
+        learner.observe_call(features(prompt=1 << exponent), 1 + exponent)
+    assert len(learner.lengths()) <= 3 + BUCKETS_MAX
