@@ -1,5 +1,6 @@
 """Small clusters and hand-fed schedulers, shared by the tests of policies, scheduler and simulator."""
 
+from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import Snapshot, SpeedFactor
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role, TenantSpec
@@ -66,8 +67,14 @@ def decodes(*gpus: str, **changes: object) -> tuple[InstanceSpec, ...]:
 class Desk:
     """A scheduler core fed by hand; remembers what it dispatched."""
 
-    def __init__(self, specs: tuple[InstanceSpec, ...], policy: str = "fcfs", start: bool = True) -> None:
-        self.core = SchedulerCore(cluster(*specs), policy)
+    def __init__(
+        self,
+        specs: tuple[InstanceSpec, ...],
+        policy: str = "fcfs",
+        start: bool = True,
+        oracle: Oracle | None = None,
+    ) -> None:
+        self.core = SchedulerCore(cluster(*specs), policy, oracle=oracle)
         self.now_us = 0
         self.dispatched: list[Dispatch] = []
         self.cancelled: list[CancelAttempt] = []

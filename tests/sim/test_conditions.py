@@ -6,6 +6,9 @@ from statistics import mean, stdev
 import pytest
 
 from hexagent.core.estimate.snapshot import EMPTY, LengthQuantiles, SpeedFactor, ToolQuantiles
+from hexagent.core.ids import CallId
+from hexagent.core.scheduling.events import SchedulerEvent
+from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.conditions import Conditions, EstimateNoise
 from hexagent.sim.workloads.generators import generate
@@ -66,3 +69,17 @@ def test_wrong_estimates_change_decisions() -> None:
     exact, wrong = (run(Conditions(estimate_noise_ppm=ppm), seed=2) for ppm in (0, 600_000))
     assert all(row.completed for row in wrong.rows)
     assert mean(row.jct_us for row in wrong.rows) > mean(row.jct_us for row in exact.rows)
+
+
+def test_true_lengths_are_told_of_every_call() -> None:
+    predicted: dict[CallId, int] = {}
+
+    def journal(entry: SchedulerEvent | DecisionRecord, now_us: int) -> None:
+        if isinstance(entry, DecisionRecord):
+            predicted[entry.ticket.call] = entry.predicted_output_tokens
+
+    told = Conditions(true_lengths=True)
+    World(named_cluster("mixed-3"), WORKLOAD, "hexagent", 1, journal=journal, conditions=told).run()
+    for workflow in WORKLOAD.workflows:
+        for item in workflow.items:
+            assert predicted[CallId(workflow.workflow_id, f"c{item.index}")] == item.output_tokens

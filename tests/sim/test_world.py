@@ -10,6 +10,8 @@ import pytest
 
 from hexagent.core.instance.spec import PROFILES, Role
 from hexagent.core.policy.registry import known
+from hexagent.core.scheduling.events import SchedulerEvent
+from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.core.workflow.model import CallOutcome, WorkflowStatus
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.fleet import Latency
@@ -20,7 +22,7 @@ from hexagent.sim.workloads.options import Options
 from hexagent.sim.workloads.trace import TraceOptions, read_trace
 from hexagent.sim.world import RunResult, World
 
-POLICIES = known()
+POLICIES = known(clairvoyant=True)
 
 
 class Watched(World):
@@ -82,6 +84,35 @@ def test_instances_that_do_both_serve_without_a_hand_off(policy: str) -> None:
     world = Watched(cluster._replace(instances=both), workload, policy, 1)
     assert all(row.completed for row in world.run().rows)
     assert all(o.prefill_instance == o.decode_instance and not o.kv_bytes for o in world.outcomes)
+
+
+def test_aggregated_instances_serve_what_they_prefill_and_mostly_keep_their_workflows() -> None:
+    workload = generate("bfcl", Options(workflows=24, seed=3))
+    world = Watched(named_cluster("mixed-3"), workload, "aggregated", 1)
+    separate = run(workload, "hexagent")
+    rows = world.run().rows
+    assert all(row.completed for row in rows)
+    assert [row.solo_us for row in rows] == [row.solo_us for row in separate.rows]
+    assert {o.prefill_instance for o in world.outcomes} == {s.instance_id for s in named_cluster("mixed-3").instances}
+    assert all(o.prefill_instance == o.decode_instance and not o.kv_bytes for o in world.outcomes)
+    homes = {(o.call.workflow_id, o.prefill_instance) for o in world.outcomes}
+    assert len(homes) < 1.5 * len(rows)
+
+
+@pytest.mark.parametrize(("policy", "low", "high"), [("clairvoyant", 0.95, 1.0), ("hexagent", 0.0, 0.5)])
+def test_only_the_clairvoyant_foretells_a_first_call(policy: str, low: float, high: float) -> None:
+    """Predicted over true time of 400 tokens without noise; it leaves out how the context makes steps longer."""
+    records: list[DecisionRecord] = []
+
+    def journal(entry: SchedulerEvent | DecisionRecord, now_us: int) -> None:
+        if isinstance(entry, DecisionRecord):
+            records.append(entry)
+
+    quiet = named_cluster("mixed-3")._replace(noise_ppm=0)
+    world = Watched(quiet, _one(_item(0, output_tokens=400)), policy, 5, journal=journal)
+    world.run()
+    predicted_us = records[0].chosen.finish_us - records[0].at_us
+    assert low < predicted_us / (world.outcomes[0].times.end_us - records[0].at_us) < high
 
 
 def test_no_call_starts_before_its_parents_end_and_its_stages_are_in_order() -> None:

@@ -2,12 +2,15 @@
 
 import pytest
 
+from hexagent.core.errors import NotFound, Unsupported
 from hexagent.core.estimate.snapshot import SpeedFactor
+from hexagent.core.ids import CallId
 from hexagent.core.instance.spec import LinkSpec, Role
+from hexagent.core.scheduling.effects import Record
 from hexagent.core.scheduling.events import Phase, Tick
 from hexagent.core.units import PPM
 from hexagent.core.workflow.model import CallTimes
-from tests.sim.cases import Desk, decodes, instance, prefills
+from tests.sim.cases import CAP, MODEL, PROMPT, Desk, decodes, instance, prefills
 
 
 def busy(policy: str, *gpus: str, prompt: int = 700) -> Desk:
@@ -163,6 +166,80 @@ def test_hexagent_takes_the_older_of_equal_workflows() -> None:
     desk.reveal("young", "a", now_us=5_000_001, prompt=8_000)
     desk.reveal("old", "b", now_us=5_000_002, prompt=8_000)
     assert order_of(desk, 5_000_003) == ["old/b", "young/a"]
+
+
+class Told:
+    """An oracle that knows of each call its output, the path below it in seconds and its workflow's horizon."""
+
+    def __init__(self, **known: tuple[int, int, int]) -> None:
+        self.known = known
+
+    def output_tokens(self, call: CallId) -> int:
+        return self.known.get(call.workflow_id, (30, 0, 1))[0]
+
+    def below_us(self, call: CallId) -> int:
+        return self.known.get(call.workflow_id, (30, 0, 1))[1] * 1_000_000
+
+    def horizon_us(self, workflow_id: str) -> int:
+        return self.known.get(workflow_id, (30, 0, 1))[2] * 1_000_000
+
+
+def test_clairvoyant_takes_the_workflow_that_would_end_with_the_largest_stretch() -> None:
+    """A second and what is below it over the horizon: 11/20 of `easy`, 5/5 of `tight`, 36/30 of `deep`."""
+    oracle = Told(easy=(30, 10, 20), tight=(30, 4, 5), deep=(30, 35, 30))
+    desk = Desk(prefills("h100") + decodes("h100"), "clairvoyant", oracle=oracle)
+    desk.start("busy")
+    desk.reveal("busy", "x")
+    for workflow in oracle.known:
+        desk.start(workflow, 1)
+    for workflow in oracle.known:
+        desk.reveal(workflow, "a", now_us=2, prompt=8_000)
+    assert order_of(desk, 3) == ["deep/a", "tight/a", "easy/a"]
+
+
+def test_true_lengths_take_the_place_of_predictions_in_reserve_and_horizon() -> None:
+    desk = Desk(prefills("h100") + decodes("h100", profile="push"), "hexagent", oracle=Told(w=(77, 0, 1)))
+    desk.start("w")
+    effects = desk.reveal("w", "a", expected=500)
+    record = next(e.record for e in effects if isinstance(e, Record))
+    assert (record.predicted_output_tokens, record.reserve_output_tokens) == (77, 77)
+    assert record.horizon_us == desk.core.estimator.solo_us(MODEL, PROMPT, 77)
+
+
+def test_a_scheduler_without_an_oracle_refuses_to_be_clairvoyant() -> None:
+    with pytest.raises(Unsupported, match="only a simulation knows") as caught:
+        Desk(prefills("h100") + decodes("h100"), "clairvoyant")
+    assert (caught.value.reason, caught.value.field) == ("SIMULATION_ONLY", "policy")
+    with pytest.raises(NotFound, match="aggregated") as unknown:
+        Desk(prefills("h100") + decodes("h100"), "clairvoyance")
+    assert "clairvoyant" not in str(unknown.value).split("known:")[1]
+
+
+def test_aggregated_keeps_a_workflow_on_its_instance_until_that_is_overloaded() -> None:
+    """Up to 16 calls more than on the least loaded are borne."""
+    both = tuple(instance(f"b{i}", "h100", Role.BOTH) for i in range(2))
+    desk = Desk(both, "aggregated")
+    desk.start("w")
+    for number in range(18):
+        desk.reveal("w", f"n{number:02}", now_us=number)
+        if len(desk.dispatched) > number:
+            desk.progress(desk.dispatched[number].ticket, Phase.PREFILLED)
+    assert [d.prefill_instance for d in desk.dispatched] == ["b0"] * 17 + ["b1"]
+    assert all(d.decode_instance == d.prefill_instance for d in desk.dispatched)
+    desk.reveal("w", "moved", now_us=20)
+    assert desk.dispatched[-1].prefill_instance == "b1"
+
+
+def test_what_is_decoded_where_it_was_prefilled_is_reserved_once() -> None:
+    desk = Desk((instance("b0", "h100", Role.BOTH),), "fcfs")
+    desk.start("w")
+    desk.reveal("w", "a")
+    here = desk.core.ledger.instances["b0"]
+    assert here.spec.kv_tokens - here.kv_free_tokens == PROMPT + CAP
+    desk.progress(desk.dispatched[0].ticket, Phase.PREFILLED)
+    assert here.spec.kv_tokens - here.kv_free_tokens == PROMPT + CAP
+    desk.run(desk.dispatched[0])
+    assert desk.ledger_is_empty()
 
 
 def test_a_call_waits_for_the_fast_gpu_that_finishes_it_earlier_than_an_idle_slow_one() -> None:

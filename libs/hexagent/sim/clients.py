@@ -140,16 +140,19 @@ class Solo(NamedTuple):
     tool_us: int  # of tools on its longest path
 
 
-def solo_of(script: ScriptedWorkflow, estimator: Estimator, model: str) -> Solo:
-    """The frozen horizon. Of a conversation it is the sum of its turns: a person thinks between them."""
-    costs = [estimator.solo_us(model, item.prompt_tokens, item.output_tokens) for item in script.items]
-    if script.conversation:
-        tools_us = sum(item.tool_us for item in script.items)
-        return Solo(sum(costs) + tools_us, tools_us)
+class ScriptHorizon(NamedTuple):
+    """The whole graph of a script with true costs, whatever of it is revealed."""
+
+    horizon: Horizon
+    node_of: list[int]  # of each item's call
+    tools: set[int]
+
+
+def horizon_of_script(script: ScriptedWorkflow, estimator: Estimator, model: str) -> ScriptHorizon:
     horizon = Horizon()
-    node_of: list[int] = []  # of each item's call
+    node_of: list[int] = []
     tools: set[int] = set()
-    for item, cost_us in zip(script.items, costs, strict=True):
+    for item in script.items:
         parents, join = tuple(node_of[dep] for dep in item.deps), _join(item)
         if item.tool_us:
             tool = len(horizon)
@@ -157,7 +160,16 @@ def solo_of(script: ScriptedWorkflow, estimator: Estimator, model: str) -> Solo:
             horizon.add(tool, parents, join, item.tool_us)
             parents, join = (tool,), Join()
         node_of.append(len(horizon))
-        horizon.add(len(horizon), parents, join, cost_us)
+        horizon.add(len(horizon), parents, join, estimator.solo_us(model, item.prompt_tokens, item.output_tokens))
+    return ScriptHorizon(horizon, node_of, tools)
+
+
+def solo_of(script: ScriptedWorkflow, estimator: Estimator, model: str) -> Solo:
+    """The frozen horizon. Of a conversation it is the sum of its turns: a person thinks between them."""
+    horizon, node_of, tools = horizon_of_script(script, estimator, model)
+    if script.conversation:
+        tools_us = sum(item.tool_us for item in script.items)
+        return Solo(sum(horizon.cost_us(node) for node in node_of) + tools_us, tools_us)
     inner = {dep for item in script.items for dep in item.deps}
     # Ends of inner items that lose a join count for nothing, so only those nobody waits for make the horizon.
     solo_us = max(horizon.finish_us(node_of[i]) for i in range(len(node_of)) if i not in inner)

@@ -30,6 +30,11 @@ CLUSTERS = {
 TENSOR_PARALLEL = {"llama-3.1-70b": 4, "qwen3-235b-a22b": 8, "qwen3-32b": 2, "llama-3.1-8b": 1}
 
 
+def aggregated(cluster: ClusterSpec) -> ClusterSpec:
+    """The same instances not disaggregated: each also decodes what it prefills, prompts in chunks beside decode."""
+    return cluster._replace(instances=tuple([spec._replace(role=Role.BOTH) for spec in cluster.instances]))
+
+
 def named_cluster(
     name: str,
     model: str = "llama-3.1-70b",

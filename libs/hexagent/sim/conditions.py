@@ -14,6 +14,7 @@ class Conditions(NamedTuple):
     prefill_factor_ppm: int = PPM  # true prefill time over the table's: hardware of another family
     decode_factor_ppm: int = PPM
     estimate_noise_ppm: int = 0  # standard deviation of the log of an estimate's error
+    true_lengths: bool = False  # schedulers are told what each call they can see will generate
 
 
 CONDITIONS = Conditions()

@@ -6,6 +6,7 @@ Of a call's progress only the phases go to the scheduler that some decision look
 from collections.abc import Callable
 from typing import NamedTuple
 
+from hexagent.core.estimate.snapshot import SpeedFactor
 from hexagent.core.estimate.tables import load_table
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import (
@@ -81,14 +82,14 @@ class Flight:
 class Station:
     """One instance, the wake-up the heap holds for it, and its telemetry since the last report."""
 
-    __slots__ = ("model", "push", "samples", "spec", "wake_us")
+    __slots__ = ("model", "push", "samples", "spec", "truth", "wake_us")
 
     def __init__(self, spec: InstanceSpec, cluster: ClusterSpec, conditions: Conditions) -> None:
         table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
         profile = PROFILES[spec.profile]
-        truth = Truth.drawn(cluster, spec.instance_id, conditions.prefill_factor_ppm, conditions.decode_factor_ppm)
+        self.truth = Truth.drawn(cluster, spec.instance_id, conditions.prefill_factor_ppm, conditions.decode_factor_ppm)
         self.spec = spec
-        self.model = InstanceModel(spec, profile, table, table.kv_bytes_per_token, truth)
+        self.model = InstanceModel(spec, profile, table, table.kv_bytes_per_token, self.truth)
         self.push = profile.hand_off is HandOff.PUSH
         self.wake_us = NEVER_US
         self.samples = SampleBuffer()
@@ -152,6 +153,13 @@ class Fleet:
             Telemetry(station.spec.instance_id, now_us, station.model.load(now_us), *station.samples.take())
             for station in self.stations.values()
         ]
+
+    def speeds(self) -> tuple[SpeedFactor, ...]:
+        """The true ones, as a snapshot holds learned ones."""
+        return tuple(
+            SpeedFactor(instance_id, station.truth.prefill_ppm, station.truth.decode_ppm, 0)
+            for instance_id, station in sorted(self.stations.items())
+        )
 
     # --- time -------------------------------------------------------------------------------------------------
     def _to(self, instance_id: str, given: InstanceInput, now_us: int) -> None:

@@ -10,11 +10,13 @@ from heapq import heappop, heappush
 from json import JSONEncoder
 from typing import Any, NamedTuple
 
+from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.learner import Learner
-from hexagent.core.estimate.snapshot import EMPTY
+from hexagent.core.estimate.snapshot import EMPTY, Snapshot
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import PrefixSegment, Work, salt
 from hexagent.core.instance.spec import ClusterSpec
+from hexagent.core.policy.registry import is_clairvoyant
 from hexagent.core.scheduling.beliefs import Reuse
 from hexagent.core.scheduling.core import TICK_US, SchedulerCore
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
@@ -29,9 +31,11 @@ from hexagent.core.workflow.limits import Catalog, Limits
 from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowStatus
 from hexagent.core.workflow.tracker import Tracker
 from hexagent.sim.clients import Freed, ScriptedClient, solo_of
+from hexagent.sim.clusters import aggregated
 from hexagent.sim.conditions import CONDITIONS, Conditions, EstimateNoise
 from hexagent.sim.fleet import Fleet, Flight, Latency
 from hexagent.sim.metrics import WorkflowRow
+from hexagent.sim.oracle import ScriptOracle
 from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
 
 SNAPSHOT_PERIOD_US = 500_000  # between two reports of an instance as well; what estimator and agents have by default
@@ -53,8 +57,9 @@ class RunResult(NamedTuple):
 class World:
     """A cluster, a workload and a policy; `seed` draws the hidden truth of the instances.
 
-    `journal` is told what the scheduler handles and decides, as a live scheduler's journal is; `conditions` bend true
-    step times and estimates.
+    Policy `aggregated` runs on `aggregated(cluster)`; horizons are those of `cluster` under every policy. `journal` is
+    told what the scheduler handles and decides, as a live scheduler's journal is; `conditions` bend true step times and
+    estimates.
     """
 
     def __init__(
@@ -69,9 +74,15 @@ class World:
         conditions: Conditions = CONDITIONS,
     ) -> None:
         cluster = cluster._replace(seed=seed)
+        self._model = cluster.models[0]
+        self._nominal = Estimator(cluster)
+        clairvoyant = is_clairvoyant(policy)
+        oracle = ScriptOracle(workload, self._nominal, self._model) if conditions.true_lengths or clairvoyant else None
+        if policy == "aggregated":
+            cluster = aggregated(cluster)
         self.tracker = Tracker(Limits(), _catalog(cluster, workload))
-        self.scheduler = SchedulerCore(cluster, policy)
-        self.learner = Learner(last_revision=1)  # revision 1 holds what is misjudged before anything is learned
+        self.scheduler = SchedulerCore(cluster, policy, oracle=oracle)
+        self.learner = Learner(last_revision=1)  # revision 1 holds what is told before anything is learned
         self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._progress, self._outcome)
         self.now_us = 0
         self.events = 0
@@ -79,7 +90,7 @@ class World:
         self._latency = latency
         self._snapshot_period_us = snapshot_period_us
         self._noise = EstimateNoise(cluster, conditions.estimate_noise_ppm) if conditions.estimate_noise_ppm else None
-        self._model = cluster.models[0]
+        self._true_speeds = self.fleet.speeds() if clairvoyant else ()
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
         self._scripts = workload.workflows
@@ -91,8 +102,8 @@ class World:
         for spec in cluster.instances:
             self.learner.describe_instance(spec)
             self._tell_scheduler(InstanceUp(spec, (), 0))
-        if self._noise is not None:
-            self._tell_scheduler(self._noise.bent(EMPTY._replace(revision=1)))
+        if clairvoyant or self._noise is not None:
+            self._tell_scheduler(self._told(EMPTY._replace(revision=1)))
         self._tell_scheduler(Started(1, 0))
 
     def schedule(self, at_us: int, action: Callable[..., None], *arguments: object) -> None:
@@ -171,7 +182,7 @@ class World:
         del self._clients[script.workflow_id]
         status = WorkflowStatus.FAILED if client.failed else WorkflowStatus.COMPLETED
         self._command((commands.FinishWorkflow(script.workflow_id, status),), now_us)
-        estimator = self.scheduler.estimator
+        estimator = self._nominal
         solo = solo_of(script, estimator, self._model)
         graph = self.tracker.history.record(script.workflow_id).graph
         horizon = horizon_of(graph, lambda node: solo_cost_us(node, estimator, script.workflow_class))
@@ -291,11 +302,15 @@ class World:
         """The scheduler gets what the estimator has learned."""
         snapshot = self.learner.snapshot(now_us)
         if snapshot is not None:
-            if self._noise is not None:
-                snapshot = self._noise.bent(snapshot)
-            self._tell_scheduler(snapshot)
+            self._tell_scheduler(self._told(snapshot))
         if not self._ended:
             self.schedule(now_us + self._snapshot_period_us, self._snapshot)
+
+    def _told(self, snapshot: Snapshot) -> Snapshot:
+        """What the scheduler hears of what was learned."""
+        if self._true_speeds:
+            return snapshot._replace(speeds=self._true_speeds)
+        return snapshot if self._noise is None else self._noise.bent(snapshot)
 
     def _tick(self, now_us: int) -> None:
         self._tell_scheduler(Tick(now_us))

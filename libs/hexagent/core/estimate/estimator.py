@@ -2,6 +2,7 @@
 
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.lengths import LengthTable, PredictedLength
+from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import EMPTY, Snapshot
 from hexagent.core.estimate.tables import StepTable, load_table
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
@@ -17,9 +18,13 @@ def transfer_us(source: InstanceSpec, target: InstanceSpec, kv_bytes: int) -> in
 
 
 class Estimator:
-    """What a scheduler asks; holds no state but the cluster's tables and the latest snapshot."""
+    """What a scheduler asks; holds no state but the cluster's tables and the latest snapshot.
 
-    def __init__(self, cluster: ClusterSpec) -> None:
+    With an `oracle` it is a simulation's, and output lengths are no longer predicted.
+    """
+
+    def __init__(self, cluster: ClusterSpec, oracle: Oracle | None = None) -> None:
+        self.oracle = oracle
         self.snapshot = EMPTY
         self._lengths = LengthTable(EMPTY)
         self._speeds: dict[str, tuple[int, int]] = {}

@@ -89,6 +89,15 @@ class Truth(NamedTuple):
         hidden = low + hash64("hidden", cluster.seed, instance_id) % (high - low + 1)
         return cls(cluster.seed, hidden, cluster.noise_ppm, prefill_factor_ppm, decode_factor_ppm)
 
+    @property
+    def prefill_ppm(self) -> int:
+        """Constant part of what a prefill step takes over its table time."""
+        return self.hidden_factor_ppm * self.prefill_factor_ppm // PPM
+
+    @property
+    def decode_ppm(self) -> int:
+        return self.hidden_factor_ppm * self.decode_factor_ppm // PPM
+
     def call_key(self, instance_id: str, ticket: Ticket) -> int:
         """What the noise of a call's steps hangs on.
 

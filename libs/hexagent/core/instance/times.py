@@ -25,8 +25,8 @@ class TrueTimes:
     def __init__(self, times: StepTimes, truth: Truth) -> None:
         self.truth = truth
         self._times = times
-        self._prefill_ppm = truth.hidden_factor_ppm * truth.prefill_factor_ppm // PPM
-        self._decode_ppm = truth.hidden_factor_ppm * truth.decode_factor_ppm // PPM
+        self._prefill_ppm = truth.prefill_ppm
+        self._decode_ppm = truth.decode_ppm
 
     def decode_us(self, batch: int, mean_context: int, call_key: int, position: int) -> int:
         """One step that gives each of `batch` calls a token; the noise is that of its leading call."""

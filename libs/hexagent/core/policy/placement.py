@@ -193,9 +193,10 @@ class SimulatedState:
         self._idle[i] = False
         self._startable -= could and not self._can_start(i)
         end_us = self._free_us[i] = projected.end_us[at, i]
-        self._prefill_room[i] -= prompt
-        kv_tokens = self._kv_tokens[row]
-        self._decode_room[j] -= kv_tokens[j if len(kv_tokens) > 1 else 0]
+        kv_row = self._kv_tokens[row]
+        kv_tokens = kv_row[j if len(kv_row) > 1 else 0]
+        self._prefill_room[i] -= kv_tokens if self._topology.local[i, j] else prompt
+        self._decode_room[j] -= kv_tokens
         self._slots[j] -= 1
         if not self._topology.local[i, j]:
             wait_us = self._move_us(row, i, j)

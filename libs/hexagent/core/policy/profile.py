@@ -12,6 +12,7 @@ _RANGES: Final = {
     "walked_max": (1, 100_000),
     "atlas_spread_tokens": (0, 10_000_000),
     "atlas_beta_milli": (0, 1_000_000),
+    "sticky_excess_calls": (0, 1_000_000),
     "stuck_factor": (1, 1_000),
     "stuck_us": (1_000_000, 86_400_000_000),
     "suspect_us": (0, 86_400_000_000),
@@ -25,6 +26,7 @@ class Profile(NamedTuple):
     walked_max: int  # calls a plan places before it stops looking for one that starts now, 1..100,000
     atlas_spread_tokens: int  # longest prompt that `atlas:least-loaded` sends to any instance, 0..10,000,000 tokens
     atlas_beta_milli: int  # `atlas` promotes what has waited this many times its service, 0..1,000, in thousandths
+    sticky_excess_calls: int  # `aggregated` moves a workflow when its instance has this many more than another, 0..10^6
     stuck_factor: int  # an attempt is stuck after this many times its longest predicted run, 1..1,000
     stuck_us: int  # and this much time, 1 s..1 day
     suspect_us: int  # how long the instance of a stuck attempt gets no new calls, 0..1 day

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from hexagent.core.errors import NotFound
+from hexagent.core.errors import NotFound, Unsupported
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.policy.atlas import Atlas
+from hexagent.core.policy.clairvoyant import Clairvoyant
 from hexagent.core.policy.dispatch import Dispatcher, LeastLoaded, PredictedFinish
 from hexagent.core.policy.fcfs import Fcfs
 from hexagent.core.policy.hexagent import Hexagent
@@ -30,8 +31,19 @@ Dispatchers = dict[str, Callable[[Estimator, Profile], Dispatcher]]
 class Recipe(NamedTuple):
     """How a policy is made; its first dispatcher is the one meant when none is named."""
 
-    order: Callable[[Profile], Order]
+    order: Callable[[Estimator, Profile], Order]
     dispatchers: Dispatchers
+    clairvoyant: bool = False  # works only with an oracle
+
+
+def _clairvoyant(estimator: Estimator, profile: Profile) -> Order:
+    if estimator.oracle is None:
+        raise Unsupported(
+            "policy 'clairvoyant' is told the future, which only a simulation knows; a live scheduler cannot run it",
+            reason="SIMULATION_ONLY",
+            field="policy",
+        )
+    return Clairvoyant(estimator.oracle)
 
 
 EITHER: Final[Dispatchers] = {
@@ -41,29 +53,43 @@ EITHER: Final[Dispatchers] = {
 ATLAS: Final[Dispatchers] = EITHER | {
     "least-loaded": lambda _, profile: AtHome(profile, profile.atlas_spread_tokens, NEVER_FULL),
 }
+STICKY: Final[Dispatchers] = {"sticky": lambda _, profile: AtHome(profile, 0, profile.sticky_excess_calls)}
 RECIPES: Final[dict[str, Recipe]] = {
-    "fcfs": Recipe(lambda _: Fcfs(), EITHER),
-    "workflow-fcfs": Recipe(lambda _: WorkflowFcfs(), EITHER),
-    "workflow-llf": Recipe(lambda _: WorkflowLlf(), EITHER),
-    "atlas": Recipe(Atlas, ATLAS),
-    "hexagent": Recipe(lambda _: Hexagent(), EITHER),
+    "fcfs": Recipe(lambda _, __: Fcfs(), EITHER),
+    "workflow-fcfs": Recipe(lambda _, __: WorkflowFcfs(), EITHER),
+    "workflow-llf": Recipe(lambda _, __: WorkflowLlf(), EITHER),
+    "atlas": Recipe(lambda _, profile: Atlas(profile), ATLAS),
+    "aggregated": Recipe(lambda _, __: Fcfs(), STICKY),
+    "hexagent": Recipe(lambda _, __: Hexagent(), EITHER),
+    "clairvoyant": Recipe(_clairvoyant, EITHER, clairvoyant=True),
 }
 
 
 def policy_by_name(name: str, estimator: Estimator, profile: Profile = DEFAULT) -> Policy:
-    """The policy `NAME` or `NAME:DISPATCHER`; `NotFound` lists the known names."""
+    """The policy `NAME` or `NAME:DISPATCHER`; `NotFound` lists the known names.
+
+    `Unsupported` (SIMULATION_ONLY) for `clairvoyant` where `estimator` has no oracle.
+    """
     order, _, dispatcher = name.partition(":")
     recipe = RECIPES.get(order)
     make = recipe and recipe.dispatchers.get(dispatcher or next(iter(recipe.dispatchers)))
     if recipe is None or make is None:
-        raise NotFound(f"unknown policy {name!r}; known: {', '.join(known())}", reason="UNKNOWN_POLICY", field="policy")
-    return Policy(name, recipe.order(profile), make(estimator, profile))
+        names = ", ".join(known(estimator.oracle is not None))
+        raise NotFound(f"unknown policy {name!r}; known: {names}", reason="UNKNOWN_POLICY", field="policy")
+    return Policy(name, recipe.order(estimator, profile), make(estimator, profile))
 
 
-def known() -> tuple[str, ...]:
-    """Every name there is, the short form of a policy's first dispatch."""
+def is_clairvoyant(name: str) -> bool:
+    """Whether the policy works only with an oracle."""
+    recipe = RECIPES.get(name.partition(":")[0])
+    return recipe is not None and recipe.clairvoyant
+
+
+def known(clairvoyant: bool = False) -> tuple[str, ...]:
+    """Every name there is, the short form of a policy's first dispatch; those that need an oracle only if asked for."""
     return tuple(
         name if number == 0 else f"{name}:{dispatcher}"
         for name, recipe in RECIPES.items()
         for number, dispatcher in enumerate(recipe.dispatchers)
+        if clairvoyant or not recipe.clairvoyant
     )

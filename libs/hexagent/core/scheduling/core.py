@@ -2,6 +2,7 @@
 
 from hexagent.core.errors import NotFound
 from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import ClusterSpec, HandOff, Role
@@ -37,7 +38,8 @@ class SchedulerCore:
     """Owns the projection, the ledger and the queue of ready calls of one cluster.
 
     Nothing is dispatched before `Started`, so that attempts which agents still hold are adopted, not repeated.
-    The policies of `shadows` plan on the same state whenever `policy` does, and only say where they differ.
+    The policies of `shadows` plan on the same state whenever `policy` does, and only say where they differ. Only a
+    simulation has an `oracle`.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class SchedulerCore:
         policy: str,
         profile: Profile = DEFAULT,
         shadows: tuple[tuple[str, Profile], ...] = (),
+        oracle: Oracle | None = None,
     ) -> None:
-        self.estimator = Estimator(cluster)
+        self.estimator = Estimator(cluster, oracle)
         self.projection = Projection(self.estimator)
         self.ledger = Ledger()
         self.waiting: dict[str, WaitingCalls] = {}  # by model: ready, not dispatched, not paused

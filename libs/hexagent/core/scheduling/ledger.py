@@ -171,11 +171,11 @@ class Ledger:
         # An empty instance is free whatever was predicted of the work that is done.
         prefill.prefill_free_us = max(prefill.prefill_free_us if prefill.prefilling else 0, prefill_end_us)
         prefill.prefilling[attempt.ticket] = attempt
-        prefill.pinned_tokens += call.prompt_tokens
         if prefill.cache is not None:
             kv_tokens = attempt.kv_tokens if attempt.local else call.prompt_tokens
             attempt.cached_tokens = prefill.cache.begin(attempt.ticket, call.chain, call.prompt_tokens, kv_tokens)
-        if attempt.decode is not prefill:
+        if not attempt.local:
+            prefill.pinned_tokens += call.prompt_tokens
             prefill.egress_free_us = max(prefill.egress_free_us, prefill_end_us) + transfer_us
         self._bind(attempt)
 
@@ -232,7 +232,8 @@ class Ledger:
     def kv_left(self, attempt: Attempt) -> None:
         """The decode side has the KV, or nobody needs it."""
         if attempt.phase < Phase.DECODING:
-            attempt.prefill.pinned_tokens -= attempt.call.prompt_tokens
+            if not attempt.local:
+                attempt.prefill.pinned_tokens -= attempt.call.prompt_tokens
             attempt.decode.ingress_us -= attempt.transfer_us
             attempt.phase = Phase.DECODING
 

@@ -127,8 +127,7 @@ class Projection:
     def _reveal(self, workflow: Workflow, node: Node) -> None:
         if node.index < len(workflow.horizon):
             return  # revealed before
-        own = workflow.own_outputs(node.spec.role)
-        cost_us = solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class, own)
+        cost_us = self._cost_us(workflow, node)
         workflow.horizon.add(node.index, node.parents, node.spec.join, cost_us)
         spec = node.spec.call
         if spec is not None:
@@ -139,13 +138,31 @@ class Projection:
             call.expected_output_tokens = spec.expected_output_tokens
             workflow.calls[node.node_id] = call
 
+    def _cost_us(self, workflow: Workflow, node: Node) -> int:
+        oracle, call = self._estimator.oracle, node.spec.call
+        if oracle is None or call is None or not node.open:
+            own = workflow.own_outputs(node.spec.role)
+            return solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class, own)
+        output_tokens = oracle.output_tokens(CallId(workflow.graph.workflow_id, node.node_id))
+        return self._estimator.solo_us(call.model, call.prompt_tokens, output_tokens)
+
+    def _lengths(self, call: Call) -> tuple[int, int]:
+        """Median and 90 % quantile of what it may generate."""
+        oracle, workflow = self._estimator.oracle, call.workflow
+        if oracle is not None:
+            output_tokens = oracle.output_tokens(call.call_id)
+            return output_tokens, output_tokens
+        own = workflow.own_outputs(call.role)
+        features = CallFeatures(workflow.graph.spec.workflow_class, call.role, call.prompt_tokens, call.round, own)
+        length = self._estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
+        return length.q50, length.q90
+
     def _closed(self, workflow: Workflow, node_id: str) -> None:
         node = workflow.graph.find(node_id)
         if node is None or node.open:
             return
         if node.status is NodeStatus.SUCCEEDED:
-            cost_us = solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class)
-            workflow.horizon.set_cost(node.index, cost_us)
+            workflow.horizon.set_cost(node.index, self._cost_us(workflow, node))
         else:
             workflow.horizon.exclude(node.index)
 
@@ -155,8 +172,5 @@ class Projection:
         for call in ready:
             call.ready_us = now_us
             call.path_us = workflow.service.path_us
-            own = workflow.own_outputs(call.role)
-            features = CallFeatures(workflow.graph.spec.workflow_class, call.role, call.prompt_tokens, call.round, own)
-            length = self._estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
-            call.output_q50, call.output_q90 = length.q50, length.q90
+            call.output_q50, call.output_q90 = self._lengths(call)
         return Change(ready, ended)
