@@ -50,12 +50,25 @@ class BlockPool:
     node has only idle descendants, and evicting idle leaves, the least lately used first, can free every idle block.
     """
 
-    __slots__ = ("_idle", "_lru", "_nodes", "_private", "_root", "_tick", "_tree", "block_tokens", "capacity", "reuse")
+    __slots__ = (
+        "_idle",
+        "_lru",
+        "_nodes",
+        "_private",
+        "_root",
+        "_tick",
+        "_tree",
+        "block_tokens",
+        "capacity",
+        "changes",
+        "reuse",
+    )
 
     def __init__(self, capacity: int, block_tokens: int, reuse: bool) -> None:
         self.capacity = capacity
         self.block_tokens = block_tokens
         self.reuse = reuse
+        self.changes: list[PrefixSegment] | None = None  # of the tree, for who sets a list and empties it
         self._root = _Node(None, PrefixSegment("", 0), 0, 0, 0)
         self._root.refs = 1  # it is never evicted
         self._nodes: dict[int, _Node] = {}  # by seq
@@ -147,6 +160,8 @@ class BlockPool:
             if computed > node.present:
                 self._tree += computed - node.present
                 node.present = computed
+                if self.changes is not None:
+                    self.changes.append(segment)
         holding.leaf = leaf
         holding.shared = min(leaf.start + leaf.present, total)
         self._private -= holding.private - (total - holding.shared)
@@ -238,6 +253,8 @@ class BlockPool:
             return 0
         freed = min(blocks, node.present)
         node.present -= freed
+        if self.changes is not None:
+            self.changes.append(node.segment)
         self._tree -= freed
         self._idle -= freed
         if node.present:

@@ -40,17 +40,21 @@ class PredictedFinish:
 
     A call whose best pair is busy stays in the plan but is not dispatched, so that it is not pushed onto a slow
     instance that merely happens to be free. Planning stops when nothing can start any more.
+    With `aware` of prefix caches, a prompt costs less where part of it is believed to be cached.
     """
 
-    def __init__(self, estimator: Estimator, profile: Profile) -> None:
+    def __init__(self, estimator: Estimator, profile: Profile, aware: bool = False) -> None:
         self._estimator = estimator
         self._profile = profile
+        self._aware = aware
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
         if all(p.prefilling for p in topology.prefill):
             return Plan()
         placements = min(len(waiting), self._profile.walked_max)
-        state = SimulatedState(topology, self._estimator, waiting, now_us, self._profile.batch_us_max, placements)
+        state = SimulatedState(
+            topology, self._estimator, waiting, now_us, self._profile.batch_us_max, placements, self._aware
+        )
         if order.projected and len(waiting) <= self._profile.rescored_max:
             return self._rescored(order, state, waiting, now_us)
         return self._sorted(order, state, waiting, now_us)

@@ -43,7 +43,8 @@ class SimulatedState:
     """Free times and reservations of a topology's instances, advanced as calls are placed in the plan.
 
     `batch_us` is the most time a prefill batch may add to its first call, and never more than the backlog of a
-    prefill instance. At most `placements` calls are placed in it.
+    prefill instance. At most `placements` calls are placed in it. Prompts are priced by what is believed cached, if
+    `aware` of it, else as if nothing were.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class SimulatedState:
         now_us: int,
         batch_us: int,
         placements: int,
+        aware: bool = False,
     ) -> None:
         self._topology, self._estimator, self._waiting = topology, estimator, waiting
         prefill, decode = topology.prefill, topology.decode
@@ -65,7 +67,14 @@ class SimulatedState:
         self._kv_tokens = self._prompt[:, None] + reserve  # (calls, D) or (calls, 1)
         self._transfer_us = topology.transfer_us(self._prompt)
         speed = ints(estimator.speed_ppm(p.spec.instance_id)[0] for p in prefill)
-        self._alone_us = waiting.nominal_us(topology)[:, topology.kind_of] * speed // PPM
+        hits = waiting.hits(topology) if aware else None
+        if hits is None:
+            nominal_us = waiting.nominal_us(topology)[:, topology.kind_of]
+            self._new_tokens = np.broadcast_to(self._prompt[:, None], nominal_us.shape)
+        else:
+            tokens, nominal_us = hits
+            self._new_tokens = self._prompt[:, None] - tokens  # to be computed, (calls, P)
+        self._alone_us = nominal_us * speed // PPM
         self._extra_us = np.maximum(self._alone_us - topology.floor_us * speed // PPM, 0)
         self._shared_us = self._alone_us - self._extra_us  # saved by a call that joins a batch
         self._batch_us = min(batch_us, int(self._alone_us.min(axis=1).sum()) // len(prefill))
@@ -101,7 +110,7 @@ class SimulatedState:
     def project(self, rows: slice) -> Projected:
         """Where the calls of these rows would finish if each were placed next."""
         prompt = self._prompt[rows, None]
-        joins = (self._extra_us[rows] <= self._headroom_us) & (prompt <= self._batch_room)
+        joins = (self._extra_us[rows] <= self._headroom_us) & (self._new_tokens[rows] <= self._batch_room)
         added_us = self._alone_us[rows] - self._shared_us[rows] * joins
         end_us = self._free_us + added_us
         leave_us = np.maximum(end_us, self._egress_us)
@@ -184,10 +193,10 @@ class SimulatedState:
         could = self._can_start(i)
         if projected.joins[at, i]:
             self._headroom_us[i] -= projected.added_us[at, i]
-            self._batch_room[i] -= prompt
+            self._batch_room[i] -= self._new_tokens[row, i]
         elif self._idle[i]:
             self._headroom_us[i] = self._batch_us
-            self._batch_room[i] = self._topology.step_tokens[i] - prompt
+            self._batch_room[i] = self._topology.step_tokens[i] - self._new_tokens[row, i]
         else:
             self._headroom_us[i] = -1  # the plan goes on behind work that is not dispatched now
         self._idle[i] = False

@@ -46,10 +46,13 @@ def _clairvoyant(estimator: Estimator, profile: Profile) -> Order:
     return Clairvoyant(estimator.oracle)
 
 
-EITHER: Final[Dispatchers] = {
+# What the paper gives its own policy comes first for it; every other has the strongest dispatch by default.
+PAPER: Final[Dispatchers] = {
     "predicted-finish": PredictedFinish,
+    "cache-aware": lambda estimator, profile: PredictedFinish(estimator, profile, aware=True),
     "least-loaded": lambda _, profile: LeastLoaded(profile),
 }
+EITHER: Final[Dispatchers] = {"cache-aware": PAPER["cache-aware"]} | PAPER
 ATLAS: Final[Dispatchers] = EITHER | {
     "least-loaded": lambda _, profile: AtHome(profile, profile.atlas_spread_tokens, NEVER_FULL),
 }
@@ -60,7 +63,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "workflow-llf": Recipe(lambda _, __: WorkflowLlf(), EITHER),
     "atlas": Recipe(lambda _, profile: Atlas(profile), ATLAS),
     "aggregated": Recipe(lambda _, __: Fcfs(), STICKY),
-    "hexagent": Recipe(lambda _, __: Hexagent(), EITHER),
+    "hexagent": Recipe(lambda _, __: Hexagent(), PAPER),
     "clairvoyant": Recipe(_clairvoyant, EITHER, clairvoyant=True),
 }
 

@@ -30,6 +30,7 @@ class Topology:
         self.kind_of = ints(places[p.spec.gpu_type, p.spec.tp, p.spec.precision] for p in prefill)
         self.kv_bytes_per_token = self.kinds[0].kv_bytes_per_token if prefill else 0
         self.floor_us = ints(estimator.table(p.spec).prefill_us(1) for p in prefill)
+        self.caches = any(p.cache is not None for p in prefill)
         self.step_tokens = ints(p.spec.max_step_tokens for p in prefill)
         self.never_evicts = np.array([d.profile.never_evicts for d in decode], dtype=bool)
         shape = (len(prefill), len(decode))

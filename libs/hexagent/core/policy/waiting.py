@@ -4,6 +4,7 @@ from bisect import bisect_left
 
 import numpy as np
 
+from hexagent.core.policy.hits import Hits
 from hexagent.core.policy.order import Ages, IntArray
 from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
@@ -23,6 +24,8 @@ class WaitingCalls:
         self._columns = np.zeros((_FIRST_ROWS, 6), dtype=np.int64)
         self._nominal_us = np.zeros((_FIRST_ROWS, 0), dtype=np.int64)
         self._topology: Topology | None = None
+        self._hits: Hits | None = None  # once they were asked for, of the topology they were asked of
+        self._hits_of: Topology | None = None
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -44,6 +47,15 @@ class WaitingCalls:
             for row, call in enumerate(self.calls):
                 self._nominal_us[row] = topology.nominal_prefill_us(call.prompt_tokens)
         return self._nominal_us[: len(self.calls)]
+
+    def hits(self, topology: Topology) -> tuple[IntArray, IntArray] | None:
+        """Prompt tokens believed cached and table time of the rest, (calls, P); None where no instance has a cache."""
+        if not topology.caches:
+            return None
+        if topology is not self._hits_of:
+            self._hits_of = topology
+            self._hits = Hits(topology, self.calls, len(self._columns))
+        return self._hits.matrices(len(self.calls), self._index) if self._hits is not None else None
 
     def ages(self, now_us: int) -> Ages:
         columns = self.columns
@@ -69,6 +81,8 @@ class WaitingCalls:
         )
         if self._topology is not None:
             self._nominal_us[row] = self._topology.nominal_prefill_us(call.prompt_tokens)
+        if self._hits is not None:
+            self._hits.insert(row, count, call)
 
     def remove(self, call: Call) -> bool:
         """False if the call does not wait."""
@@ -78,6 +92,8 @@ class WaitingCalls:
         del self.calls[row]
         self._columns[row : count - 1] = self._columns[row + 1 : count]
         self._nominal_us[row : count - 1] = self._nominal_us[row + 1 : count]
+        if self._hits is not None:
+            self._hits.remove(row, count, call)
         return True
 
     def _index(self, call: Call) -> int:

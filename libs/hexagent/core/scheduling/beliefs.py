@@ -30,6 +30,15 @@ class CacheBelief:
         """Tokens of a prompt that would be found if it came now."""
         return self._pool.match(chain, prompt_tokens)
 
+    def watch(self) -> None:
+        """From now on `changes` has something to say."""
+        self._pool.changes = []
+
+    def changes(self) -> list[PrefixSegment]:
+        """Segments of which blocks came or went since the last time."""
+        changed, self._pool.changes = self._pool.changes or [], []
+        return changed
+
     def begin(self, ticket: Ticket, chain: Sequence[PrefixSegment], prompt_tokens: int, kv_tokens: int) -> int:
         """An attempt was dispatched to here. Returns the tokens of its prompt it should find."""
         holding = self._pool.take(self._pool.need(kv_tokens), chain, prompt_tokens)
