@@ -27,7 +27,6 @@ def digest(profile: str) -> str:
             rank=n % 3,
             abort_us=9_000 + 500 * n if n % 7 == 0 else 0,
             abort_at=("", "p0", "d0 x0")[n % 3],
-            rerank_us=2_000 if n % 11 == 0 else 0,
         )
         for n in range(60)
     )

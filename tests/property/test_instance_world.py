@@ -26,7 +26,6 @@ from hexagent.core.instance.io import (
     PrefixSegment,
     PullKv,
     Refused,
-    Rerank,
     Reserve,
     SendKv,
     StepDone,
@@ -67,7 +66,6 @@ class Job(NamedTuple):
     rank: int
     abort_us: int  # after arrival, 0 = never
     abort_at: str  # "" = everywhere; where decode alone is aborted it is bound again elsewhere, once
-    rerank_us: int  # after arrival, 0 = never
 
     @property
     def prompt(self) -> int:
@@ -142,8 +140,6 @@ class World:
             for name in self.models:
                 if job.abort_us and name in (job.abort_at or name):
                     self.schedule(job.at_us + job.abort_us, name, Abort(work.ticket))
-                if job.rerank_us:
-                    self.schedule(job.at_us + job.rerank_us, name, Rerank(work.ticket, -job.rank))
         for _ in range(200_000):
             if not self.step():
                 return
@@ -240,7 +236,6 @@ jobs = st.builds(
     rank=st.integers(-2, 2),
     abort_us=st.one_of(st.just(0), st.integers(0, 80_000)),
     abort_at=st.sampled_from(("", "", "p0", "d0 x0")),
-    rerank_us=st.sampled_from((0, 0, 0, 3_000)),
 )
 scripts = st.builds(
     Script,

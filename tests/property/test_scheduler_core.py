@@ -16,7 +16,7 @@ from hexagent.core.workflow.model import NodeStatus
 from tests.sim.cases import Desk, decodes, prefills
 
 POLICIES = known()
-PHASES = (Phase.PREFILLED, Phase.ADMITTED, Phase.DECODING, Phase.ENDED)
+PHASES = (Phase.PREFILLED, Phase.DECODING, Phase.ENDED)
 
 
 class Step(NamedTuple):

@@ -147,7 +147,7 @@ class Desk:
 
     def run(self, dispatch: Dispatch, now_us: int | None = None, times: CallTimes = CallTimes()) -> None:
         """The dispatched call goes all the way."""
-        for phase in (Phase.PREFILLED, Phase.ADMITTED, Phase.DECODING, Phase.ENDED):
+        for phase in (Phase.PREFILLED, Phase.DECODING, Phase.ENDED):
             self.progress(dispatch.ticket, phase, now_us)
         self.finish(dispatch.ticket.call, times=times)
 

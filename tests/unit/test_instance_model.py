@@ -19,7 +19,6 @@ from hexagent.core.instance.io import (
     PrefixSegment,
     PullKv,
     Refused,
-    Rerank,
     Reserve,
     SendKv,
     StepDone,
@@ -96,9 +95,8 @@ def test_long_prompt_takes_steps_and_the_rest_of_a_step_goes_to_the_next_call() 
 def test_waiting_calls_start_by_rank_then_arrival() -> None:
     m = model()
     m.handle(Prefill(work("first", 1_000, 5), rank=9), 0)
-    for name, rank in (("b", 1), ("a", 1), ("c", 0), ("d", 1)):
+    for name, rank in (("b", 1), ("a", 1), ("c", 0), ("d", -1)):
         m.handle(Prefill(work(name, 1_000, 5), rank), 1)
-    m.handle(Rerank(ticket("d"), -1), 2)
     started = [e.ticket.call.node_id for e in m.advance(10**6) if isinstance(e, PrefillStarted)]
     assert started == ["d", "c", "b", "a"]
 
@@ -339,9 +337,9 @@ def test_duplicates_and_strangers_do_nothing() -> None:
     for item in (Prefill(work("a", 100, 5)), Reserve(work("a", 100, 5), "p", True)):
         assert m.handle(item, 1) == ()
     stranger = ticket("x")
-    for other in (Abort(stranger), KvArrived(stranger), KvReady(stranger), KvLost(stranger), Rerank(stranger, 1)):
+    for other in (Abort(stranger), KvArrived(stranger), KvReady(stranger), KvLost(stranger)):
         assert m.handle(other, 1) == ()
-    for early in (KvArrived(ticket("a")), KvReady(ticket("a")), KvLost(ticket("a")), Rerank(ticket("a"), 3)):
+    for early in (KvArrived(ticket("a")), KvReady(ticket("a")), KvLost(ticket("a"))):
         assert m.handle(early, 2) == ()
     assert m.generated(stranger, 1) == 0
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.worker.v1 import attempt_pb2, worker_service_pb2
 from hexagent.core.ids import Ticket
-from hexagent.core.instance.io import Rerank
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch
 from hexagent.core.scheduling.events import CallProgress, HeldTicket, InstanceDown, InstanceUp, Phase
 from hexagent.core.workflow.model import CallSpec, SegmentRef
@@ -54,7 +53,7 @@ class CordonCommand(NamedTuple):
     cordoned: bool
 
 
-Command = DispatchCommand | BindCommand | CancelAttempt | Rerank | CordonCommand
+Command = DispatchCommand | BindCommand | CancelAttempt | CordonCommand
 Report = CallProgress | InstanceUp | InstanceDown
 
 
@@ -129,9 +128,6 @@ def command_to_proto(command: Command) -> worker_service_pb2.Command:
             return worker_service_pb2.Command(bind=_bind_to_proto(command))
         case CancelAttempt():
             return worker_service_pb2.Command(cancel=_cancel_to_proto(command))
-        case Rerank():
-            rerank = attempt_pb2.Rerank(ticket=ticket_to_proto(command.ticket), rank=command.rank)
-            return worker_service_pb2.Command(rerank=rerank)
         case CordonCommand():
             cordon = attempt_pb2.Cordon(instance_id=command.instance_id, cordoned=command.cordoned)
             return worker_service_pb2.Command(cordon=cordon)
@@ -146,8 +142,6 @@ def command_from_proto(message: worker_service_pb2.Command) -> Command:
             return _bind_from_proto(message.bind)
         case "cancel":
             return _cancel_from_proto(message.cancel)
-        case "rerank":
-            return Rerank(ticket_from_proto(message.rerank.ticket), message.rerank.rank)
         case "cordon":
             return CordonCommand(message.cordon.instance_id, message.cordon.cordoned)
         case None:

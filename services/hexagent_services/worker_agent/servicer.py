@@ -90,7 +90,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
                     dispatches = [d for d in dispatches if d.attempt.ticket != command.ticket]
                     attempts.cancel(command)
                 case _:
-                    pass  # ranks and cordons are the scheduler's own business while local queues are this short
+                    pass  # cordons are the scheduler's own business
         if dispatches:
             await attempts.dispatch(dispatches)
 

@@ -117,11 +117,6 @@ class RankedQueue:
     def remove(self, call: Call) -> None:
         del self._entries[bisect_left(self._entries, (call.rank, call.seq, call))]
 
-    def rerank(self, call: Call, rank: int) -> None:
-        self.remove(call)
-        call.rank = rank
-        self.add(call)
-
 
 class Residents:
     """The calls of an instance with what they hold: KV blocks and, if they decode here, one of `seats` places."""

@@ -90,14 +90,7 @@ class Abort(NamedTuple):
     ticket: Ticket
 
 
-class Rerank(NamedTuple):
-    """A new rank for a call that waits for prefill or for decode blocks; of a started call it changes nothing."""
-
-    ticket: Ticket
-    rank: int
-
-
-InstanceInput = Prefill | Reserve | KvReady | SendKv | KvArrived | KvLost | Abort | Rerank
+InstanceInput = Prefill | Reserve | KvReady | SendKv | KvArrived | KvLost | Abort
 
 
 # --- effects ----------------------------------------------------------------------------------------------

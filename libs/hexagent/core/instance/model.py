@@ -7,7 +7,6 @@ from hexagent.core.ids import Ticket
 from hexagent.core.instance.blocks import BlockPool
 from hexagent.core.instance.call import Call, Phase, RankedQueue, Residents
 from hexagent.core.instance.io import (
-    Abort,
     Admitted,
     Ended,
     InstanceEffect,
@@ -177,11 +176,8 @@ class InstanceModel:
                 self._on_ready(call)
         elif isinstance(input, KvLost):
             self._on_lost(call, now_us, out)
-        elif isinstance(input, Abort):
-            if not call.aborted:
-                self._on_abort(call, now_us, out)
-        else:
-            self._on_rerank(call, input.rank, now_us)
+        elif not call.aborted:
+            self._on_abort(call, now_us, out)
 
     def _new_call(self, work: Work, rank: int, tokens: int, now_us: int, out: list[InstanceEffect]) -> Call | None:
         blocks = self._pool.need(tokens)
@@ -250,13 +246,6 @@ class InstanceModel:
         self._drop(call, now_us)
         if not call.aborted:
             out.append(Refused(call.ticket, now_us, "KV_LOST"))
-
-    def _on_rerank(self, call: Call, rank: int, now_us: int) -> None:
-        if call.phase is Phase.QUEUED:
-            self._engine.queue.rerank(call, rank)
-            self._engine.cut(now_us)
-        elif call.phase is Phase.WAITING:
-            self._waiting.rerank(call, rank)
 
     def _on_abort(self, call: Call, now_us: int, out: list[InstanceEffect]) -> None:
         if call.phase is Phase.SENDING or call.phase is Phase.PULLING:

@@ -172,8 +172,7 @@ class SchedulerCore:
                 self._lose(attempt, event.reason, effects)
             case Phase.HAND_OFF_REFUSED:
                 self._rebind(attempt, event, effects)
-            case _:
-                attempt.phase = max(attempt.phase, event.phase)
+            case Phase.ACCEPTED:
                 return False
         return True
 

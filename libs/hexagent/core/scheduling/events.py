@@ -13,10 +13,8 @@ from hexagent.core.workflow.events import WorkflowEvent
 class Phase(IntEnum):
     """Where an attempt of a call is, as its agent reports it."""
 
-    ACCEPTED = 1  # the prefill agent has the call in its local queue
-    PREFILLING = 2
+    ACCEPTED = 1  # the prefill agent has the call: its prompt waits or is being computed
     PREFILLED = 3  # KV is pinned on the prefill instance
-    ADMITTED = 4  # the decode instance has reserved blocks
     DECODING = 5  # KV has arrived
     ENDED = 6  # no blocks are held any more; an outcome is on its way to the tracker
     HAND_OFF_REFUSED = 7  # the decode side said no before KV moved: bind another, not an attempt

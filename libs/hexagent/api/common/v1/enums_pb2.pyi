@@ -241,13 +241,9 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     PHASE_UNSPECIFIED: _Phase.ValueType  # 0
     """Never sent; refused with INVALID_ARGUMENT."""
     PHASE_ACCEPTED: _Phase.ValueType  # 1
-    """The prefill agent has the call in its local queue."""
-    PHASE_PREFILLING: _Phase.ValueType  # 2
-    """The prompt is being computed."""
+    """The prefill agent has the call: its prompt waits or is being computed."""
     PHASE_PREFILLED: _Phase.ValueType  # 3
     """KV is pinned on the prefill instance."""
-    PHASE_ADMITTED: _Phase.ValueType  # 4
-    """The decode instance has reserved blocks."""
     PHASE_DECODING: _Phase.ValueType  # 5
     """KV has arrived; tokens are being generated."""
     PHASE_ENDED: _Phase.ValueType  # 6
@@ -263,13 +259,9 @@ class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
 PHASE_UNSPECIFIED: Phase.ValueType  # 0
 """Never sent; refused with INVALID_ARGUMENT."""
 PHASE_ACCEPTED: Phase.ValueType  # 1
-"""The prefill agent has the call in its local queue."""
-PHASE_PREFILLING: Phase.ValueType  # 2
-"""The prompt is being computed."""
+"""The prefill agent has the call: its prompt waits or is being computed."""
 PHASE_PREFILLED: Phase.ValueType  # 3
 """KV is pinned on the prefill instance."""
-PHASE_ADMITTED: Phase.ValueType  # 4
-"""The decode instance has reserved blocks."""
 PHASE_DECODING: Phase.ValueType  # 5
 """KV has arrived; tokens are being generated."""
 PHASE_ENDED: Phase.ValueType  # 6

@@ -249,34 +249,6 @@ class CancelAttempt(_message.Message):
 Global___CancelAttempt: _TypeAlias = CancelAttempt  # noqa: Y015
 
 @_typing.final
-class Rerank(_message.Message):
-    """Moves an attempt among those that wait on its instance."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TICKET_FIELD_NUMBER: _builtins.int
-    RANK_FIELD_NUMBER: _builtins.int
-    rank: _builtins.int
-    """New rank, lower first."""
-    @_builtins.property
-    def ticket(self) -> _ids_pb2.Ticket:
-        """The attempt."""
-
-    def __init__(
-        self,
-        *,
-        ticket: _ids_pb2.Ticket | None = ...,
-        rank: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank", "ticket", b"ticket"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Rerank: _TypeAlias = Rerank  # noqa: Y015
-
-@_typing.final
 class Cordon(_message.Message):
     """Closes an instance to new calls, or opens it again."""
 

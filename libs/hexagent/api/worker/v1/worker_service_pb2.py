@@ -28,7 +28,7 @@ from hexagent.api.worker.v1 import attempt_pb2 as hexagent_dot_api_dot_worker_do
 from hexagent.api.worker.v1 import telemetry_pb2 as hexagent_dot_api_dot_worker_dot_v1_dot_telemetry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+hexagent/api/worker/v1/worker_service.proto\x12\x16hexagent.api.worker.v1\x1a!hexagent/api/common/v1/call.proto\x1a hexagent/api/common/v1/ids.proto\x1a$hexagent/api/worker/v1/attempt.proto\x1a&hexagent/api/worker/v1/telemetry.proto\"\x82\x01\n\x0eSessionRequest\x12\x33\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.hexagent.api.worker.v1.HelloR\x05hello\x12;\n\x08\x63ommands\x18\x02 \x03(\x0b\x32\x1f.hexagent.api.worker.v1.CommandR\x08\x63ommands\"\x85\x01\n\x05Hello\x12\x14\n\x05\x65poch\x18\x01 \x01(\x03R\x05\x65poch\x12!\n\x0cscheduler_id\x18\x02 \x01(\tR\x0bschedulerId\x12$\n\x0eorigin_wall_ns\x18\x03 \x01(\x03R\x0coriginWallNs\x12\x1d\n\ntime_scale\x18\x04 \x01(\x01R\ttimeScale\"\xbd\x02\n\x07\x43ommand\x12>\n\x08\x64ispatch\x18\x01 \x01(\x0b\x32 .hexagent.api.worker.v1.DispatchH\x00R\x08\x64ispatch\x12\x32\n\x04\x62ind\x18\x02 \x01(\x0b\x32\x1c.hexagent.api.worker.v1.BindH\x00R\x04\x62ind\x12?\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32%.hexagent.api.worker.v1.CancelAttemptH\x00R\x06\x63\x61ncel\x12\x38\n\x06rerank\x18\x04 \x01(\x0b\x32\x1e.hexagent.api.worker.v1.RerankH\x00R\x06rerank\x12\x38\n\x06\x63ordon\x18\x05 \x01(\x0b\x32\x1e.hexagent.api.worker.v1.CordonH\x00R\x06\x63ordonB\t\n\x07\x63ommand\"\x86\x01\n\x0fSessionResponse\x12\x39\n\x07welcome\x18\x01 \x01(\x0b\x32\x1f.hexagent.api.worker.v1.WelcomeR\x07welcome\x12\x38\n\x07reports\x18\x02 \x03(\x0b\x32\x1e.hexagent.api.worker.v1.ReportR\x07reports\"\xa7\x01\n\x07Welcome\x12\x19\n\x08\x61gent_id\x18\x01 \x01(\tR\x07\x61gentId\x12I\n\tinstances\x18\x02 \x03(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\tinstances\x12\x36\n\x04held\x18\x03 \x03(\x0b\x32\".hexagent.api.worker.v1.HeldTicketR\x04held\"\xac\x01\n\x06Report\x12\x42\n\x08progress\x18\x01 \x01(\x0b\x32$.hexagent.api.worker.v1.CallProgressH\x00R\x08progress\x12T\n\x10instance_changed\x18\x02 \x01(\x0b\x32\'.hexagent.api.worker.v1.InstanceChangedH\x00R\x0finstanceChangedB\x08\n\x06report\"\x97\x01\n\x0fInstanceChanged\x12G\n\x08instance\x18\x01 \x01(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\x08instance\x12\x0e\n\x02up\x18\x02 \x01(\x08R\x02up\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x13\n\x05\x61t_us\x18\x04 \x01(\x03R\x04\x61tUs\"\x82\x05\n\x0eHandOffRequest\x12=\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32#.hexagent.api.worker.v1.AttemptSpecR\x07\x61ttempt\x12\'\n\x0fsource_instance\x18\x02 \x01(\tR\x0esourceInstance\x12%\n\x0esource_address\x18\x03 \x01(\tR\rsourceAddress\x12\'\n\x0ftarget_instance\x18\x04 \x01(\tR\x0etargetInstance\x12!\n\x0copaque_state\x18\x05 \x01(\x0cR\x0bopaqueState\x12(\n\x10prompt_token_ids\x18\x06 \x03(\rR\x0epromptTokenIds\x12&\n\x0f\x66irst_token_ids\x18\x07 \x03(\rR\rfirstTokenIds\x12\x1d\n\nfirst_text\x18\x08 \x01(\x0cR\tfirstText\x12!\n\x0c\x66irst_tokens\x18\t \x01(\x05R\x0b\x66irstTokens\x12#\n\rprompt_tokens\x18\n \x01(\x05R\x0cpromptTokens\x12#\n\rcached_tokens\x18\x0b \x01(\x05R\x0c\x63\x61\x63hedTokens\x12\x19\n\x08kv_bytes\x18\x0c \x01(\x03R\x07kvBytes\x12\x19\n\x08kv_ready\x18\r \x01(\x08R\x07kvReady\x12\x37\n\x05times\x18\x0e \x01(\x0b\x32!.hexagent.api.common.v1.CallTimesR\x05times\x12H\n\x0bsource_link\x18\x0f \x01(\x0b\x32\'.hexagent.api.worker.v1.LinkDescriptionR\nsourceLink\"E\n\x0fHandOffResponse\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08R\x08\x61\x63\x63\x65pted\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"\xcf\x01\n\rPullKvRequest\x12\x36\n\x06ticket\x18\x01 \x01(\x0b\x32\x1e.hexagent.api.common.v1.TicketR\x06ticket\x12#\n\rfrom_instance\x18\x02 \x01(\tR\x0c\x66romInstance\x12\x1f\n\x0bto_instance\x18\x03 \x01(\tR\ntoInstance\x12@\n\x07to_link\x18\x04 \x01(\x0b\x32\'.hexagent.api.worker.v1.LinkDescriptionR\x06toLink\"\x9d\x01\n\x0ePullKvResponse\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n\x04\x64\x61ta\x18\x02 \x01(\x0cR\x04\x64\x61ta\x12\x12\n\x04last\x18\x03 \x01(\x08R\x04last\x12\x19\n\x08kv_bytes\x18\x04 \x01(\x03R\x07kvBytes\x12\x19\n\x08start_us\x18\x05 \x01(\x03R\x07startUs\x12\x15\n\x06\x65nd_us\x18\x06 \x01(\x03R\x05\x65ndUs\"\x83\x01\n\x10\x41\x62ortCallRequest\x12\x36\n\x06ticket\x18\x01 \x01(\x0b\x32\x1e.hexagent.api.common.v1.TicketR\x06ticket\x12\x1f\n\x0binstance_id\x18\x02 \x01(\tR\ninstanceId\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\"\'\n\x11\x41\x62ortCallResponse\x12\x12\n\x04held\x18\x01 \x01(\x08R\x04held\"\x16\n\x14\x44\x65scribeAgentRequest\"\xd9\x01\n\x15\x44\x65scribeAgentResponse\x12?\n\x05\x61gent\x18\x01 \x01(\x0b\x32).hexagent.api.worker.v1.AgentAnnouncementR\x05\x61gent\x12\x36\n\x04held\x18\x02 \x03(\x0b\x32\".hexagent.api.worker.v1.HeldTicketR\x04held\x12G\n\ttelemetry\x18\x03 \x03(\x0b\x32).hexagent.api.worker.v1.InstanceTelemetryR\ttelemetry\"V\n\x14\x44rainInstanceRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1f\n\x0binstance_id\x18\x02 \x01(\tR\ninstanceId\"+\n\x15\x44rainInstanceResponse\x12\x12\n\x04held\x18\x01 \x01(\x05R\x04held2\xe4\x04\n\rWorkerService\x12^\n\x07Session\x12&.hexagent.api.worker.v1.SessionRequest\x1a\'.hexagent.api.worker.v1.SessionResponse(\x01\x30\x01\x12Z\n\x07HandOff\x12&.hexagent.api.worker.v1.HandOffRequest\x1a\'.hexagent.api.worker.v1.HandOffResponse\x12Y\n\x06PullKv\x12%.hexagent.api.worker.v1.PullKvRequest\x1a&.hexagent.api.worker.v1.PullKvResponse0\x01\x12`\n\tAbortCall\x12(.hexagent.api.worker.v1.AbortCallRequest\x1a).hexagent.api.worker.v1.AbortCallResponse\x12l\n\rDescribeAgent\x12,.hexagent.api.worker.v1.DescribeAgentRequest\x1a-.hexagent.api.worker.v1.DescribeAgentResponse\x12l\n\rDrainInstance\x12,.hexagent.api.worker.v1.DrainInstanceRequest\x1a-.hexagent.api.worker.v1.DrainInstanceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+hexagent/api/worker/v1/worker_service.proto\x12\x16hexagent.api.worker.v1\x1a!hexagent/api/common/v1/call.proto\x1a hexagent/api/common/v1/ids.proto\x1a$hexagent/api/worker/v1/attempt.proto\x1a&hexagent/api/worker/v1/telemetry.proto\"\x82\x01\n\x0eSessionRequest\x12\x33\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.hexagent.api.worker.v1.HelloR\x05hello\x12;\n\x08\x63ommands\x18\x02 \x03(\x0b\x32\x1f.hexagent.api.worker.v1.CommandR\x08\x63ommands\"\x85\x01\n\x05Hello\x12\x14\n\x05\x65poch\x18\x01 \x01(\x03R\x05\x65poch\x12!\n\x0cscheduler_id\x18\x02 \x01(\tR\x0bschedulerId\x12$\n\x0eorigin_wall_ns\x18\x03 \x01(\x03R\x0coriginWallNs\x12\x1d\n\ntime_scale\x18\x04 \x01(\x01R\ttimeScale\"\x91\x02\n\x07\x43ommand\x12>\n\x08\x64ispatch\x18\x01 \x01(\x0b\x32 .hexagent.api.worker.v1.DispatchH\x00R\x08\x64ispatch\x12\x32\n\x04\x62ind\x18\x02 \x01(\x0b\x32\x1c.hexagent.api.worker.v1.BindH\x00R\x04\x62ind\x12?\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32%.hexagent.api.worker.v1.CancelAttemptH\x00R\x06\x63\x61ncel\x12\x38\n\x06\x63ordon\x18\x05 \x01(\x0b\x32\x1e.hexagent.api.worker.v1.CordonH\x00R\x06\x63ordonB\t\n\x07\x63ommandJ\x04\x08\x04\x10\x05R\x06rerank\"\x86\x01\n\x0fSessionResponse\x12\x39\n\x07welcome\x18\x01 \x01(\x0b\x32\x1f.hexagent.api.worker.v1.WelcomeR\x07welcome\x12\x38\n\x07reports\x18\x02 \x03(\x0b\x32\x1e.hexagent.api.worker.v1.ReportR\x07reports\"\xa7\x01\n\x07Welcome\x12\x19\n\x08\x61gent_id\x18\x01 \x01(\tR\x07\x61gentId\x12I\n\tinstances\x18\x02 \x03(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\tinstances\x12\x36\n\x04held\x18\x03 \x03(\x0b\x32\".hexagent.api.worker.v1.HeldTicketR\x04held\"\xac\x01\n\x06Report\x12\x42\n\x08progress\x18\x01 \x01(\x0b\x32$.hexagent.api.worker.v1.CallProgressH\x00R\x08progress\x12T\n\x10instance_changed\x18\x02 \x01(\x0b\x32\'.hexagent.api.worker.v1.InstanceChangedH\x00R\x0finstanceChangedB\x08\n\x06report\"\x97\x01\n\x0fInstanceChanged\x12G\n\x08instance\x18\x01 \x01(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\x08instance\x12\x0e\n\x02up\x18\x02 \x01(\x08R\x02up\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x13\n\x05\x61t_us\x18\x04 \x01(\x03R\x04\x61tUs\"\x82\x05\n\x0eHandOffRequest\x12=\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32#.hexagent.api.worker.v1.AttemptSpecR\x07\x61ttempt\x12\'\n\x0fsource_instance\x18\x02 \x01(\tR\x0esourceInstance\x12%\n\x0esource_address\x18\x03 \x01(\tR\rsourceAddress\x12\'\n\x0ftarget_instance\x18\x04 \x01(\tR\x0etargetInstance\x12!\n\x0copaque_state\x18\x05 \x01(\x0cR\x0bopaqueState\x12(\n\x10prompt_token_ids\x18\x06 \x03(\rR\x0epromptTokenIds\x12&\n\x0f\x66irst_token_ids\x18\x07 \x03(\rR\rfirstTokenIds\x12\x1d\n\nfirst_text\x18\x08 \x01(\x0cR\tfirstText\x12!\n\x0c\x66irst_tokens\x18\t \x01(\x05R\x0b\x66irstTokens\x12#\n\rprompt_tokens\x18\n \x01(\x05R\x0cpromptTokens\x12#\n\rcached_tokens\x18\x0b \x01(\x05R\x0c\x63\x61\x63hedTokens\x12\x19\n\x08kv_bytes\x18\x0c \x01(\x03R\x07kvBytes\x12\x19\n\x08kv_ready\x18\r \x01(\x08R\x07kvReady\x12\x37\n\x05times\x18\x0e \x01(\x0b\x32!.hexagent.api.common.v1.CallTimesR\x05times\x12H\n\x0bsource_link\x18\x0f \x01(\x0b\x32\'.hexagent.api.worker.v1.LinkDescriptionR\nsourceLink\"E\n\x0fHandOffResponse\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08R\x08\x61\x63\x63\x65pted\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"\xcf\x01\n\rPullKvRequest\x12\x36\n\x06ticket\x18\x01 \x01(\x0b\x32\x1e.hexagent.api.common.v1.TicketR\x06ticket\x12#\n\rfrom_instance\x18\x02 \x01(\tR\x0c\x66romInstance\x12\x1f\n\x0bto_instance\x18\x03 \x01(\tR\ntoInstance\x12@\n\x07to_link\x18\x04 \x01(\x0b\x32\'.hexagent.api.worker.v1.LinkDescriptionR\x06toLink\"\x9d\x01\n\x0ePullKvResponse\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n\x04\x64\x61ta\x18\x02 \x01(\x0cR\x04\x64\x61ta\x12\x12\n\x04last\x18\x03 \x01(\x08R\x04last\x12\x19\n\x08kv_bytes\x18\x04 \x01(\x03R\x07kvBytes\x12\x19\n\x08start_us\x18\x05 \x01(\x03R\x07startUs\x12\x15\n\x06\x65nd_us\x18\x06 \x01(\x03R\x05\x65ndUs\"\x83\x01\n\x10\x41\x62ortCallRequest\x12\x36\n\x06ticket\x18\x01 \x01(\x0b\x32\x1e.hexagent.api.common.v1.TicketR\x06ticket\x12\x1f\n\x0binstance_id\x18\x02 \x01(\tR\ninstanceId\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\"\'\n\x11\x41\x62ortCallResponse\x12\x12\n\x04held\x18\x01 \x01(\x08R\x04held\"\x16\n\x14\x44\x65scribeAgentRequest\"\xd9\x01\n\x15\x44\x65scribeAgentResponse\x12?\n\x05\x61gent\x18\x01 \x01(\x0b\x32).hexagent.api.worker.v1.AgentAnnouncementR\x05\x61gent\x12\x36\n\x04held\x18\x02 \x03(\x0b\x32\".hexagent.api.worker.v1.HeldTicketR\x04held\x12G\n\ttelemetry\x18\x03 \x03(\x0b\x32).hexagent.api.worker.v1.InstanceTelemetryR\ttelemetry\"V\n\x14\x44rainInstanceRequest\x12\x1d\n\nrequest_id\x18\x01 \x01(\tR\trequestId\x12\x1f\n\x0binstance_id\x18\x02 \x01(\tR\ninstanceId\"+\n\x15\x44rainInstanceResponse\x12\x12\n\x04held\x18\x01 \x01(\x05R\x04held2\xe4\x04\n\rWorkerService\x12^\n\x07Session\x12&.hexagent.api.worker.v1.SessionRequest\x1a\'.hexagent.api.worker.v1.SessionResponse(\x01\x30\x01\x12Z\n\x07HandOff\x12&.hexagent.api.worker.v1.HandOffRequest\x1a\'.hexagent.api.worker.v1.HandOffResponse\x12Y\n\x06PullKv\x12%.hexagent.api.worker.v1.PullKvRequest\x1a&.hexagent.api.worker.v1.PullKvResponse0\x01\x12`\n\tAbortCall\x12(.hexagent.api.worker.v1.AbortCallRequest\x1a).hexagent.api.worker.v1.AbortCallResponse\x12l\n\rDescribeAgent\x12,.hexagent.api.worker.v1.DescribeAgentRequest\x1a-.hexagent.api.worker.v1.DescribeAgentResponse\x12l\n\rDrainInstance\x12,.hexagent.api.worker.v1.DrainInstanceRequest\x1a-.hexagent.api.worker.v1.DrainInstanceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,35 +40,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=352
   _globals['_HELLO']._serialized_end=485
   _globals['_COMMAND']._serialized_start=488
-  _globals['_COMMAND']._serialized_end=805
-  _globals['_SESSIONRESPONSE']._serialized_start=808
-  _globals['_SESSIONRESPONSE']._serialized_end=942
-  _globals['_WELCOME']._serialized_start=945
-  _globals['_WELCOME']._serialized_end=1112
-  _globals['_REPORT']._serialized_start=1115
-  _globals['_REPORT']._serialized_end=1287
-  _globals['_INSTANCECHANGED']._serialized_start=1290
-  _globals['_INSTANCECHANGED']._serialized_end=1441
-  _globals['_HANDOFFREQUEST']._serialized_start=1444
-  _globals['_HANDOFFREQUEST']._serialized_end=2086
-  _globals['_HANDOFFRESPONSE']._serialized_start=2088
-  _globals['_HANDOFFRESPONSE']._serialized_end=2157
-  _globals['_PULLKVREQUEST']._serialized_start=2160
-  _globals['_PULLKVREQUEST']._serialized_end=2367
-  _globals['_PULLKVRESPONSE']._serialized_start=2370
-  _globals['_PULLKVRESPONSE']._serialized_end=2527
-  _globals['_ABORTCALLREQUEST']._serialized_start=2530
-  _globals['_ABORTCALLREQUEST']._serialized_end=2661
-  _globals['_ABORTCALLRESPONSE']._serialized_start=2663
-  _globals['_ABORTCALLRESPONSE']._serialized_end=2702
-  _globals['_DESCRIBEAGENTREQUEST']._serialized_start=2704
-  _globals['_DESCRIBEAGENTREQUEST']._serialized_end=2726
-  _globals['_DESCRIBEAGENTRESPONSE']._serialized_start=2729
-  _globals['_DESCRIBEAGENTRESPONSE']._serialized_end=2946
-  _globals['_DRAININSTANCEREQUEST']._serialized_start=2948
-  _globals['_DRAININSTANCEREQUEST']._serialized_end=3034
-  _globals['_DRAININSTANCERESPONSE']._serialized_start=3036
-  _globals['_DRAININSTANCERESPONSE']._serialized_end=3079
-  _globals['_WORKERSERVICE']._serialized_start=3082
-  _globals['_WORKERSERVICE']._serialized_end=3694
+  _globals['_COMMAND']._serialized_end=761
+  _globals['_SESSIONRESPONSE']._serialized_start=764
+  _globals['_SESSIONRESPONSE']._serialized_end=898
+  _globals['_WELCOME']._serialized_start=901
+  _globals['_WELCOME']._serialized_end=1068
+  _globals['_REPORT']._serialized_start=1071
+  _globals['_REPORT']._serialized_end=1243
+  _globals['_INSTANCECHANGED']._serialized_start=1246
+  _globals['_INSTANCECHANGED']._serialized_end=1397
+  _globals['_HANDOFFREQUEST']._serialized_start=1400
+  _globals['_HANDOFFREQUEST']._serialized_end=2042
+  _globals['_HANDOFFRESPONSE']._serialized_start=2044
+  _globals['_HANDOFFRESPONSE']._serialized_end=2113
+  _globals['_PULLKVREQUEST']._serialized_start=2116
+  _globals['_PULLKVREQUEST']._serialized_end=2323
+  _globals['_PULLKVRESPONSE']._serialized_start=2326
+  _globals['_PULLKVRESPONSE']._serialized_end=2483
+  _globals['_ABORTCALLREQUEST']._serialized_start=2486
+  _globals['_ABORTCALLREQUEST']._serialized_end=2617
+  _globals['_ABORTCALLRESPONSE']._serialized_start=2619
+  _globals['_ABORTCALLRESPONSE']._serialized_end=2658
+  _globals['_DESCRIBEAGENTREQUEST']._serialized_start=2660
+  _globals['_DESCRIBEAGENTREQUEST']._serialized_end=2682
+  _globals['_DESCRIBEAGENTRESPONSE']._serialized_start=2685
+  _globals['_DESCRIBEAGENTRESPONSE']._serialized_end=2902
+  _globals['_DRAININSTANCEREQUEST']._serialized_start=2904
+  _globals['_DRAININSTANCEREQUEST']._serialized_end=2990
+  _globals['_DRAININSTANCERESPONSE']._serialized_start=2992
+  _globals['_DRAININSTANCERESPONSE']._serialized_end=3035
+  _globals['_WORKERSERVICE']._serialized_start=3038
+  _globals['_WORKERSERVICE']._serialized_end=3650
 # @@protoc_insertion_point(module_scope)

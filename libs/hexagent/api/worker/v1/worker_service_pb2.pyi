@@ -95,7 +95,6 @@ class Command(_message.Message):
     DISPATCH_FIELD_NUMBER: _builtins.int
     BIND_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
-    RERANK_FIELD_NUMBER: _builtins.int
     CORDON_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dispatch(self) -> _attempt_pb2.Dispatch:
@@ -110,10 +109,6 @@ class Command(_message.Message):
         """Stop it."""
 
     @_builtins.property
-    def rerank(self) -> _attempt_pb2.Rerank:
-        """Move it in the local queue."""
-
-    @_builtins.property
     def cordon(self) -> _attempt_pb2.Cordon:
         """Close or open an instance."""
 
@@ -123,14 +118,13 @@ class Command(_message.Message):
         dispatch: _attempt_pb2.Dispatch | None = ...,
         bind: _attempt_pb2.Bind | None = ...,
         cancel: _attempt_pb2.CancelAttempt | None = ...,
-        rerank: _attempt_pb2.Rerank | None = ...,
         cordon: _attempt_pb2.Cordon | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bind", b"bind", "cancel", b"cancel", "command", b"command", "cordon", b"cordon", "dispatch", b"dispatch", "rerank", b"rerank"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bind", b"bind", "cancel", b"cancel", "command", b"command", "cordon", b"cordon", "dispatch", b"dispatch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind", b"bind", "cancel", b"cancel", "command", b"command", "cordon", b"cordon", "dispatch", b"dispatch", "rerank", b"rerank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind", b"bind", "cancel", b"cancel", "command", b"command", "cordon", b"cordon", "dispatch", b"dispatch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["dispatch", "bind", "cancel", "rerank", "cordon"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["dispatch", "bind", "cancel", "cordon"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
