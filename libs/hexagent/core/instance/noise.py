@@ -98,6 +98,11 @@ class Truth(NamedTuple):
     def decode_ppm(self) -> int:
         return self.hidden_factor_ppm * self.decode_factor_ppm // PPM
 
+    @property
+    def least_noise_ppm(self) -> int:
+        """The smallest multiplier a step can get."""
+        return _multipliers(self.noise_ppm)[0] if self.noise_ppm else PPM
+
     def call_key(self, instance_id: str, ticket: Ticket) -> int:
         """What the noise of a call's steps hangs on.
 
