@@ -4,6 +4,7 @@ from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import Snapshot, SpeedFactor
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role, TenantSpec
+from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.effects import CancelAttempt, Dispatch, Effect
 from hexagent.core.scheduling.events import CallProgress, InstanceUp, Phase, SchedulerEvent, Started
@@ -72,9 +73,10 @@ class Desk:
         specs: tuple[InstanceSpec, ...],
         policy: str = "fcfs",
         start: bool = True,
+        profile: Profile = DEFAULT,
         oracle: Oracle | None = None,
     ) -> None:
-        self.core = SchedulerCore(cluster(*specs), policy, oracle=oracle)
+        self.core = SchedulerCore(cluster(*specs), policy, profile, oracle=oracle)
         self.now_us = 0
         self.dispatched: list[Dispatch] = []
         self.cancelled: list[CancelAttempt] = []

@@ -6,6 +6,8 @@ from hexagent.core.errors import NotFound, Unsupported
 from hexagent.core.estimate.snapshot import SpeedFactor
 from hexagent.core.ids import CallId
 from hexagent.core.instance.spec import LinkSpec, Role
+from hexagent.core.policy.profile import DEFAULT
+from hexagent.core.policy.registry import known
 from hexagent.core.scheduling.effects import Record
 from hexagent.core.scheduling.events import Phase, Tick
 from hexagent.core.units import PPM
@@ -342,6 +344,28 @@ def test_small_prompts_share_a_batch_up_to_a_time() -> None:
     assert 5 <= batch <= 9
     desk.tell(Tick(1_001), 1_001)
     assert len(desk.dispatched) == 1 + batch
+
+
+@pytest.mark.parametrize("policy", known())
+def test_a_profile_without_batches_starts_one_prompt_at_a_time(policy: str) -> None:
+    desk = Desk(prefills("h100") + decodes("h100"), policy, profile=DEFAULT._replace(batch_us_max=0))
+    desk.start("w")
+    for number in range(4):
+        desk.reveal("w", f"n{number}", now_us=number, prompt=1)
+    for number in range(4):
+        assert len(desk.dispatched) == number + 1
+        desk.run(desk.dispatched[number], 1_000 + number)
+
+
+def test_least_loaded_leaves_no_instance_idle_before_its_queue() -> None:
+    desk = Desk(prefills("a100", "h100", "h200") + decodes("h100"), "fcfs:least-loaded")
+    desk.start("w")
+    desk.reveal("w", *[f"n{number}" for number in range(9)], prompt=8_000)
+    for done in range(9):
+        waiting = 9 - len(desk.dispatched)
+        idle = [p for p in desk.core.ledger.pool(MODEL)[0] if not p.prefilling]
+        assert not idle or waiting <= 3 * (3 - len(idle))  # each got three, so an idle one has started all of its own
+        desk.run(desk.dispatched[done], 1_000 + done)
 
 
 def test_a_batch_is_no_larger_than_one_engine_step() -> None:

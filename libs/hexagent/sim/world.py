@@ -16,6 +16,7 @@ from hexagent.core.estimate.snapshot import EMPTY, Snapshot
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import PrefixSegment, Work, salt
 from hexagent.core.instance.spec import ClusterSpec
+from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.policy.registry import is_clairvoyant
 from hexagent.core.scheduling.beliefs import Reuse
 from hexagent.core.scheduling.core import TICK_US, SchedulerCore
@@ -72,6 +73,7 @@ class World:
         snapshot_period_us: int = SNAPSHOT_PERIOD_US,
         journal: Journal | None = None,
         conditions: Conditions = CONDITIONS,
+        profile: Profile = DEFAULT,
     ) -> None:
         cluster = cluster._replace(seed=seed)
         self._model = cluster.models[0]
@@ -81,7 +83,7 @@ class World:
         if policy == "aggregated":
             cluster = aggregated(cluster)
         self.tracker = Tracker(Limits(), _catalog(cluster, workload))
-        self.scheduler = SchedulerCore(cluster, policy, oracle=oracle)
+        self.scheduler = SchedulerCore(cluster, policy, profile, oracle=oracle)
         self.learner = Learner(last_revision=1)  # revision 1 holds what is told before anything is learned
         self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._progress, self._outcome)
         self.now_us = 0

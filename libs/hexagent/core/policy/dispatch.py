@@ -141,7 +141,7 @@ class LeastLoaded:
             call = waiting.calls[row]
             added_us = int(nominal_us[row]) - (int(topology.floor_us[i]) if tokens else 0)
             full = extra_us + added_us > batch_us or tokens + call.prompt_tokens > instance.spec.max_step_tokens
-            if tokens and full:
+            if tokens and (full or not batch_us):
                 return False
             decode = self._decode(topology, i, call, decisions)
             if decode is None or instance.kv_free_tokens < tokens + call.prompt_tokens:

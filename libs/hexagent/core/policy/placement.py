@@ -195,7 +195,7 @@ class SimulatedState:
             self._headroom_us[i] -= projected.added_us[at, i]
             self._batch_room[i] -= self._new_tokens[row, i]
         elif self._idle[i]:
-            self._headroom_us[i] = self._batch_us
+            self._headroom_us[i] = self._batch_us or -1
             self._batch_room[i] = self._topology.step_tokens[i] - self._new_tokens[row, i]
         else:
             self._headroom_us[i] = -1  # the plan goes on behind work that is not dispatched now

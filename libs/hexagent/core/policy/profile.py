@@ -21,7 +21,9 @@ _RANGES: Final = {
 
 
 class Profile(NamedTuple):
-    batch_us_max: int  # most time a prefill batch adds to its first call, 0..60 s; the backlog limits it further
+    batch_us_max: (
+        int  # most time a prefill batch adds to its first call, 0 = no batches..60 s; the backlog limits it too
+    )
     rescored_max: int  # longest queue that is scored anew after each placement, 0..100,000 calls
     walked_max: int  # calls a plan places before it stops looking for one that starts now, 1..100,000
     atlas_spread_tokens: int  # longest prompt that `atlas:least-loaded` sends to any instance, 0..10,000,000 tokens
