@@ -1,5 +1,7 @@
 """Orders and dispatchers on cases small enough to see the right answer."""
 
+import pathlib
+
 import pytest
 
 from hexagent.core.errors import NotFound, Unsupported
@@ -7,7 +9,7 @@ from hexagent.core.estimate.snapshot import SpeedFactor
 from hexagent.core.ids import CallId
 from hexagent.core.instance.spec import LinkSpec, Role
 from hexagent.core.policy.profile import DEFAULT
-from hexagent.core.policy.registry import known
+from hexagent.core.policy.registry import RECIPES, known
 from hexagent.core.scheduling.effects import Record
 from hexagent.core.scheduling.events import Phase, Tick
 from hexagent.core.units import PPM
@@ -390,3 +392,12 @@ def test_more_waiting_calls_than_are_rescored_are_placed_too(policy: str) -> Non
     assert done == 101
     assert desk.calls[1:5] == ["w000/a", "w001/a", "w002/a", "w003/a"]
     assert desk.ledger_is_empty()
+
+
+def test_every_policy_and_dispatcher_is_documented() -> None:
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "policies.md").read_text("utf-8")
+    for name, recipe in RECIPES.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        first = row.split("|")[4].split(",")[0].strip()
+        assert first in (next(iter(recipe.dispatchers)), "the same")
+        assert all(f"| `{dispatcher}` |" in text for dispatcher in recipe.dispatchers)

@@ -64,7 +64,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "atlas": Recipe(lambda _, profile: Atlas(profile), ATLAS),
     "aggregated": Recipe(lambda _, __: Fcfs(), STICKY),
     "hexagent": Recipe(lambda _, __: Hexagent(), PAPER),
-    "clairvoyant": Recipe(_clairvoyant, EITHER, clairvoyant=True),
+    "clairvoyant": Recipe(_clairvoyant, {"cache-aware": PAPER["cache-aware"]}, clairvoyant=True),
 }
 
 
