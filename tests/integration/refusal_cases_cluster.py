@@ -144,6 +144,4 @@ def worker_cases() -> list[Case]:
             "UNKNOWN_TICKET", "ticket"),
         row("PullKv", "no link", pull(), INVALID, "BAD_LINK", "to_link.bytes_per_s"),
         row("AbortCall", "no ticket", worker.AbortCallRequest(), INVALID, "NO_TICKET", "ticket"),
-        row("DrainInstance", "unknown instance", worker.DrainInstanceRequest(instance_id=NOBODY), NOT_FOUND,
-            "UNKNOWN_INSTANCE", "instance_id"),
     ]  # fmt: skip

@@ -261,6 +261,17 @@ def test_a_cordoned_instance_gets_nothing_until_it_is_back(policy: str) -> None:
     assert desk.dispatched[-1].prefill_instance == "p0"
 
 
+def test_an_agent_remembers_a_cordon_for_the_next_scheduler() -> None:
+    told = small()  # and not of a cordon
+    for desk, instances in ((told, {"p0", "p1"}), (Desk((), start=False), {"p1"})):
+        for spec in prefills("h100", "h100") + decodes("h100", "h200"):
+            desk.tell(InstanceUp(spec, (), 0, cordoned=spec.instance_id == "p0"))
+        desk.tell(Started(2, 0))
+        desk.start("w")
+        desk.reveal("w", "a", "b")
+        assert {d.prefill_instance for d in desk.dispatched} == instances
+
+
 def test_an_unknown_instance_cannot_be_cordoned() -> None:
     with pytest.raises(NotFound) as caught:
         small().tell(InstanceCordoned("p9", True, 0))

@@ -230,6 +230,27 @@ def explain(
     write_json(json_file, "explain", None, explanation_rows(explanation))
 
 
+@app.command(epilog=_examples("hexagent drain d-h100-0", "hexagent drain d-h100-0 --undo"))
+def drain(
+    instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="As `hexagent up` and `explain` name it.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Let it take calls again.")] = False,
+    address: Annotated[str, typer.Option("--address", help="The stack's dag-tracker.")] = "127.0.0.1:7400",
+    scheduler: Annotated[str, typer.Option("--scheduler", help="Its scheduler; default: the port after that.")] = "",
+    json_file: Json = None,
+) -> None:
+    """Take an instance out of service: it gets no new calls, and this ends when its calls have ended.
+
+    Interrupted, the instance stays closed; it also does when the scheduler is started again.
+    """
+    from hexagent.cli.drain import run_drain
+    from hexagent.cli.explain import scheduler_address
+    from hexagent.cli.report import check_writable, write_json
+
+    check_writable(json_file)
+    rows = asyncio.run(run_drain(instance, scheduler or scheduler_address(address), undo))
+    write_json(json_file, "drain", None, rows)
+
+
 @app.command(epilog=_examples("hexagent doctor", "hexagent doctor --cluster my-cluster.toml"))
 def doctor(cluster: Cluster = "demo", json_file: Json = None) -> None:
     """Check what this machine has of what HexAGenT needs. Exit status 1 if something is missing that it must have."""

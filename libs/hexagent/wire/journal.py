@@ -52,7 +52,9 @@ def journal_entry_to_bytes(entry: JournalEntry) -> bytes:
             message.progress.CopyFrom(progress_to_proto(event))
         case InstanceUp():
             held = [held_to_proto(ticket) for ticket in event.held]
-            up = journal_pb2.InstanceUp(instance=instance_to_proto(event.spec), held=held, at_us=event.at_us)
+            up = journal_pb2.InstanceUp(
+                instance=instance_to_proto(event.spec), held=held, at_us=event.at_us, cordoned=event.cordoned
+            )
             message.instance_up.CopyFrom(up)
         case InstanceDown():
             down = journal_pb2.InstanceDown(instance_id=event.instance_id, at_us=event.at_us)
@@ -98,7 +100,7 @@ def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent | DecisionRec
         case "instance_up":
             up = message.instance_up
             held = tuple(held_from_proto(ticket) for ticket in up.held)
-            return InstanceUp(instance_from_proto(up.instance), held, up.at_us)
+            return InstanceUp(instance_from_proto(up.instance), held, up.at_us, up.cordoned)
         case "instance_down":
             return InstanceDown(message.instance_down.instance_id, message.instance_down.at_us)
         case "instance_cordoned":

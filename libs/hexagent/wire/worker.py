@@ -261,16 +261,19 @@ def welcome_to_proto(agent_id: str, ups: tuple[InstanceUp, ...]) -> worker_servi
         agent_id=agent_id,
         instances=[instance_to_proto(up.spec) for up in ups],
         held=[held_to_proto(held) for up in ups for held in up.held],
+        cordoned=[up.spec.instance_id for up in ups if up.cordoned],
     )
 
 
 def instance_ups_from_welcome(message: worker_service_pb2.Welcome, now_us: int) -> tuple[InstanceUp, ...]:
     """One event an instance; an attempt is held where the agent says it is."""
     held = [held_from_proto(ticket) for ticket in message.held]
-    specs = [instance_from_proto(instance) for instance in message.instances]
-    return tuple(
-        InstanceUp(spec, tuple(h for h in held if h.instance_id == spec.instance_id), now_us) for spec in specs
-    )
+    ups: list[InstanceUp] = []
+    for instance in message.instances:
+        spec = instance_from_proto(instance)
+        here = tuple(ticket for ticket in held if ticket.instance_id == spec.instance_id)
+        ups.append(InstanceUp(spec, here, now_us, spec.instance_id in message.cordoned))
+    return tuple(ups)
 
 
 def report_from_proto(message: worker_service_pb2.Report) -> Report:

@@ -12,7 +12,7 @@ from hexagent.core.scheduling.events import CallProgress, InstanceDown, Instance
 from hexagent.runtime.clock import ModelClock
 from hexagent.runtime.grpc_client import open_channel
 from hexagent.wire.telemetry import AgentAnnouncement
-from hexagent.wire.worker import command_to_proto, instance_ups_from_welcome, report_from_proto
+from hexagent.wire.worker import CordonCommand, command_to_proto, instance_ups_from_welcome, report_from_proto
 from hexagent_services.scheduler.driver import Driver
 from hexagent_services.scheduler.outbox import Outbox
 
@@ -84,6 +84,9 @@ class AgentLink:
         self._instances = tuple(up.spec.instance_id for up in ups)
         for up in ups:
             self._driver.handle(up)
+            cordoned = self._driver.core.ledger.instances[up.spec.instance_id].cordoned
+            if cordoned != up.cordoned:  # the agent has been started again, or was away
+                self._outbox.put(CordonCommand(up.spec.instance_id, cordoned))
             self._report_lost(up, now_us)
         self._up = True
         self.settled.set()

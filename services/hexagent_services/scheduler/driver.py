@@ -4,11 +4,11 @@ import logging
 
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse, Shadowed
-from hexagent.core.scheduling.events import SchedulerEvent
+from hexagent.core.scheduling.events import InstanceCordoned, SchedulerEvent
 from hexagent.core.workflow.model import SegmentRef
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.journal import JournalWriter
-from hexagent.wire.worker import BindCommand, Command, attempt_of, dispatch_of
+from hexagent.wire.worker import BindCommand, Command, CordonCommand, attempt_of, dispatch_of
 from hexagent.wire.workflow import CallDispatched
 from hexagent_services.scheduler.outbox import Outboxes
 from hexagent_services.scheduler.publisher import Publisher
@@ -42,6 +42,11 @@ class Driver:
         self._journal.append(event, now_us)
         for effect in self.core.handle(event, now_us):
             self._perform(effect, now_us)
+
+    def cordon(self, instance_id: str, cordoned: bool) -> None:
+        """Close an instance of the ledger to new calls or open it; its agent remembers for the next scheduler."""
+        self.handle(InstanceCordoned(instance_id, cordoned, self._clock.now_us()))
+        self._send(instance_id, CordonCommand(instance_id, cordoned))
 
     def _perform(self, effect: Effect, now_us: int) -> None:
         match effect:

@@ -11,7 +11,6 @@ from hexagent.api.scheduler.v1 import scheduler_service_pb2_grpc as stubs
 from hexagent.core.errors import FailedPrecondition, NotFound
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.scheduling.calls import Call
-from hexagent.core.scheduling.events import InstanceCordoned
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.grpc_server import guarded
@@ -88,7 +87,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
         return pb.UncordonInstanceResponse(instance=self._view(self._cordon(request.instance_id, False)))
 
     async def DrainInstance(self, request: pb.DrainInstanceRequest, context: Context) -> pb.DrainInstanceResponse:
-        """Cordon, and say what is still held: the caller asks again until nothing is."""
+        """Cordon, and say how much is still held or bound there: the caller asks again until nothing is."""
         instance = self._instance(request.instance_id)
         if self._is_last(instance):
             raise FailedPrecondition(
@@ -103,7 +102,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
 
     def _cordon(self, instance_id: str, cordoned: bool) -> Instance:
         instance = self._instance(instance_id)  # first: what is handled is in the journal, and replayed
-        self._driver.handle(InstanceCordoned(instance_id, cordoned, self._clock.now_us()))
+        self._driver.cordon(instance_id, cordoned)
         return instance
 
     def _instance(self, instance_id: str) -> Instance:

@@ -23,6 +23,7 @@ class Agent:
         self.attempts = attempts
         self.reports = reports
         self.draining = False
+        self.cordoned: set[str] = set()  # instances that get no new calls, as the schedulers have said
         self._address = address
         self._clock = clock
         self._epoch = 0  # the newest scheduler seen

@@ -17,7 +17,14 @@ from hexagent.runtime.clock import Clock
 from hexagent.runtime.grpc_server import guarded
 from hexagent.wire.codec import bad, ticket_from_proto
 from hexagent.wire.telemetry import announcement_to_proto
-from hexagent.wire.worker import BindCommand, DispatchCommand, command_from_proto, held_to_proto, welcome_to_proto
+from hexagent.wire.worker import (
+    BindCommand,
+    CordonCommand,
+    DispatchCommand,
+    command_from_proto,
+    held_to_proto,
+    welcome_to_proto,
+)
 from hexagent_services.worker_agent.agent import Agent
 from hexagent_services.worker_agent.engine.port import EngineRefused
 
@@ -89,8 +96,10 @@ class WorkerServicer(stubs.WorkerServiceServicer):
                 case CancelAttempt():
                     dispatches = [d for d in dispatches if d.attempt.ticket != command.ticket]
                     attempts.cancel(command)
-                case _:
-                    pass  # cordons are the scheduler's own business
+                case CordonCommand(cordoned=True):
+                    self._agent.cordoned.add(command.instance_id)
+                case CordonCommand():
+                    self._agent.cordoned.discard(command.instance_id)
         if dispatches:
             await attempts.dispatch(dispatches)
 
@@ -99,7 +108,10 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         for ticket in self._agent.attempts.held():
             held.setdefault(ticket.instance_id, []).append(ticket)
         now_us = self._clock.now_us()
-        ups = tuple(InstanceUp(s, tuple(held.get(s.instance_id, ())), now_us) for s in self._agent.instances)
+        ups = tuple(
+            InstanceUp(spec, tuple(held.get(spec.instance_id, ())), now_us, spec.instance_id in self._agent.cordoned)
+            for spec in self._agent.instances
+        )
         return welcome_to_proto(self._agent.agent_id, ups)
 
     async def HandOff(self, request: pb.HandOffRequest, context: Context) -> pb.HandOffResponse:
@@ -143,17 +155,6 @@ class WorkerServicer(stubs.WorkerServiceServicer):
             agent=announcement_to_proto(self._agent.announcement()),
             held=[held_to_proto(held) for held in self._agent.attempts.held()],
         )
-
-    async def DrainInstance(self, request: pb.DrainInstanceRequest, context: Context) -> pb.DrainInstanceResponse:
-        if all(spec.instance_id != request.instance_id for spec in self._agent.instances):
-            known = ", ".join(spec.instance_id for spec in self._agent.instances)
-            raise NotFound(
-                f"no instance {request.instance_id!r} here; known: {known}",
-                reason="UNKNOWN_INSTANCE",
-                field="instance_id",
-            )
-        held = [h for h in self._agent.attempts.held() if h.instance_id == request.instance_id]
-        return pb.DrainInstanceResponse(held=len(held))
 
 
 def _check_ticket(ticket: ids_pb2.Ticket, field: str) -> None:

@@ -203,7 +203,10 @@ class SchedulerCore:
         effects.append(Record(record))
 
     def _instance_up(self, event: InstanceUp) -> bool:
-        self.ledger.describe(event.spec)
+        known = event.spec.instance_id in self.ledger.instances
+        instance = self.ledger.describe(event.spec)
+        if not known:  # else what was said here since is newer than what its agent remembers
+            instance.cordoned = event.cordoned
         self._topologies.clear()
         for held in event.held:
             if not self.epoch or self.projection.find(held.ticket.call) is not None:

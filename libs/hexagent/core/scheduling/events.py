@@ -49,6 +49,7 @@ class InstanceUp(NamedTuple):
     spec: InstanceSpec
     held: tuple[HeldTicket, ...]
     at_us: int
+    cordoned: bool = False  # its agent knows that it is closed to new calls
 
 
 class InstanceDown(NamedTuple):

@@ -96,7 +96,7 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CordonInstance(self, request, context):
-        """Closes an instance to new calls.
+        """Closes an instance to new calls; outlives the scheduler, as the instance's agent remembers it too.
         NOT_FOUND: no such instance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -112,7 +112,7 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainInstance(self, request, context):
-        """Closes an instance to new calls and binds what waits on it elsewhere; running calls end there.
+        """Closes an instance to new calls; those dispatched to it end there. Sent again, it says how many are left.
         NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves one of its phases for its model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -44,7 +44,7 @@ class SchedulerServiceStub:
     ListQueue: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListQueueRequest, _scheduler_service_pb2.ListQueueResponse]
     """Lists the calls that wait, in the order of the policy."""
     CordonInstance: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CordonInstanceRequest, _scheduler_service_pb2.CordonInstanceResponse]
-    """Closes an instance to new calls.
+    """Closes an instance to new calls; outlives the scheduler, as the instance's agent remembers it too.
     NOT_FOUND: no such instance.
     """
     UncordonInstance: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.UncordonInstanceRequest, _scheduler_service_pb2.UncordonInstanceResponse]
@@ -52,7 +52,7 @@ class SchedulerServiceStub:
     NOT_FOUND: no such instance.
     """
     DrainInstance: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.DrainInstanceRequest, _scheduler_service_pb2.DrainInstanceResponse]
-    """Closes an instance to new calls and binds what waits on it elsewhere; running calls end there.
+    """Closes an instance to new calls; those dispatched to it end there. Sent again, it says how many are left.
     NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves one of its phases for its model.
     """
 
@@ -72,7 +72,7 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     ListQueue: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListQueueRequest, _scheduler_service_pb2.ListQueueResponse]  # type: ignore[assignment]
     """Lists the calls that wait, in the order of the policy."""
     CordonInstance: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CordonInstanceRequest, _scheduler_service_pb2.CordonInstanceResponse]  # type: ignore[assignment]
-    """Closes an instance to new calls.
+    """Closes an instance to new calls; outlives the scheduler, as the instance's agent remembers it too.
     NOT_FOUND: no such instance.
     """
     UncordonInstance: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.UncordonInstanceRequest, _scheduler_service_pb2.UncordonInstanceResponse]  # type: ignore[assignment]
@@ -80,7 +80,7 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     NOT_FOUND: no such instance.
     """
     DrainInstance: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.DrainInstanceRequest, _scheduler_service_pb2.DrainInstanceResponse]  # type: ignore[assignment]
-    """Closes an instance to new calls and binds what waits on it elsewhere; running calls end there.
+    """Closes an instance to new calls; those dispatched to it end there. Sent again, it says how many are left.
     NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves one of its phases for its model.
     """
 
@@ -121,7 +121,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_service_pb2.CordonInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.CordonInstanceResponse, _abc.Awaitable[_scheduler_service_pb2.CordonInstanceResponse]]:
-        """Closes an instance to new calls.
+        """Closes an instance to new calls; outlives the scheduler, as the instance's agent remembers it too.
         NOT_FOUND: no such instance.
         """
 
@@ -141,7 +141,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_service_pb2.DrainInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.DrainInstanceResponse, _abc.Awaitable[_scheduler_service_pb2.DrainInstanceResponse]]:
-        """Closes an instance to new calls and binds what waits on it elsewhere; running calls end there.
+        """Closes an instance to new calls; those dispatched to it end there. Sent again, it says how many are left.
         NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves one of its phases for its model.
         """
 

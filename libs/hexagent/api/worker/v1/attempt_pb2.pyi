@@ -250,7 +250,7 @@ Global___CancelAttempt: _TypeAlias = CancelAttempt  # noqa: Y015
 
 @_typing.final
 class Cordon(_message.Message):
-    """Closes an instance to new calls, or opens it again."""
+    """An instance is closed to new calls, or opened again. What is bound to it still comes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -259,7 +259,7 @@ class Cordon(_message.Message):
     instance_id: _builtins.str
     """The instance."""
     cordoned: _builtins.bool
-    """True: refuse new calls."""
+    """True: closed."""
     def __init__(
         self,
         *,

@@ -110,7 +110,7 @@ class Command(_message.Message):
 
     @_builtins.property
     def cordon(self) -> _attempt_pb2.Cordon:
-        """Close or open an instance."""
+        """Close or open an instance: the agent only remembers it, for the next scheduler."""
 
     def __init__(
         self,
@@ -169,6 +169,7 @@ class Welcome(_message.Message):
     AGENT_ID_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent."""
     @_builtins.property
@@ -179,16 +180,21 @@ class Welcome(_message.Message):
     def held(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.HeldTicket]:
         """Attempts it holds."""
 
+    @_builtins.property
+    def cordoned(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of those of its instances that are closed to new calls."""
+
     def __init__(
         self,
         *,
         agent_id: _builtins.str = ...,
         instances: _abc.Iterable[_telemetry_pb2.InstanceDescription] | None = ...,
         held: _abc.Iterable[_attempt_pb2.HeldTicket] | None = ...,
+        cordoned: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "held", b"held", "instances", b"instances"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cordoned", b"cordoned", "held", b"held", "instances", b"instances"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -361,7 +367,7 @@ class HandOffResponse(_message.Message):
     accepted: _builtins.bool
     """The call is taken: it waits for blocks, or has them."""
     reason: _builtins.str
-    """Stable cause of a no: KV_TOO_SMALL, CORDONED, QUEUE_FULL, DRAINING."""
+    """Stable cause of a no: KV_TOO_SMALL, DRAINING."""
     def __init__(
         self,
         *,
@@ -562,51 +568,3 @@ class DescribeAgentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeAgentResponse: _TypeAlias = DescribeAgentResponse  # noqa: Y015
-
-@_typing.final
-class DrainInstanceRequest(_message.Message):
-    """Drains an instance."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    INSTANCE_ID_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.str
-    """Idempotency key."""
-    instance_id: _builtins.str
-    """The instance."""
-    def __init__(
-        self,
-        *,
-        request_id: _builtins.str = ...,
-        instance_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "request_id", b"request_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DrainInstanceRequest: _TypeAlias = DrainInstanceRequest  # noqa: Y015
-
-@_typing.final
-class DrainInstanceResponse(_message.Message):
-    """The instance drains."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    HELD_FIELD_NUMBER: _builtins.int
-    held: _builtins.int
-    """Attempts it still holds."""
-    def __init__(
-        self,
-        *,
-        held: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DrainInstanceResponse: _TypeAlias = DrainInstanceResponse  # noqa: Y015

@@ -61,11 +61,6 @@ class WorkerServiceStub:
                 request_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DescribeAgentRequest.SerializeToString,
                 response_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DescribeAgentResponse.FromString,
                 _registered_method=True)
-        self.DrainInstance = channel.unary_unary(
-                '/hexagent.api.worker.v1.WorkerService/DrainInstance',
-                request_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DrainInstanceRequest.SerializeToString,
-                response_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DrainInstanceResponse.FromString,
-                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -113,14 +108,6 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def DrainInstance(self, request, context):
-        """Closes an instance to new calls; those it holds end there.
-        NOT_FOUND: no such instance.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,11 +135,6 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.DescribeAgent,
                     request_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DescribeAgentRequest.FromString,
                     response_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DescribeAgentResponse.SerializeToString,
-            ),
-            'DrainInstance': grpc.unary_unary_rpc_method_handler(
-                    servicer.DrainInstance,
-                    request_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DrainInstanceRequest.FromString,
-                    response_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DrainInstanceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -292,33 +274,6 @@ class WorkerService:
             '/hexagent.api.worker.v1.WorkerService/DescribeAgent',
             hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DescribeAgentRequest.SerializeToString,
             hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DescribeAgentResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def DrainInstance(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/hexagent.api.worker.v1.WorkerService/DrainInstance',
-            hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DrainInstanceRequest.SerializeToString,
-            hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.DrainInstanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,10 +54,6 @@ class WorkerServiceStub:
     """
     DescribeAgent: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DescribeAgentRequest, _worker_service_pb2.DescribeAgentResponse]
     """Shows an agent, its instances and what they hold."""
-    DrainInstance: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DrainInstanceRequest, _worker_service_pb2.DrainInstanceResponse]
-    """Closes an instance to new calls; those it holds end there.
-    NOT_FOUND: no such instance.
-    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -85,10 +81,6 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     DescribeAgent: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DescribeAgentRequest, _worker_service_pb2.DescribeAgentResponse]  # type: ignore[assignment]
     """Shows an agent, its instances and what they hold."""
-    DrainInstance: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DrainInstanceRequest, _worker_service_pb2.DrainInstanceResponse]  # type: ignore[assignment]
-    """Closes an instance to new calls; those it holds end there.
-    NOT_FOUND: no such instance.
-    """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """An agent and its instances, served by every worker-agent to the scheduler and to other agents. Work is idempotent by
@@ -143,15 +135,5 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.DescribeAgentResponse, _abc.Awaitable[_worker_service_pb2.DescribeAgentResponse]]:
         """Shows an agent, its instances and what they hold."""
-
-    @_abc_1.abstractmethod
-    def DrainInstance(
-        self,
-        request: _worker_service_pb2.DrainInstanceRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_worker_service_pb2.DrainInstanceResponse, _abc.Awaitable[_worker_service_pb2.DrainInstanceResponse]]:
-        """Closes an instance to new calls; those it holds end there.
-        NOT_FOUND: no such instance.
-        """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
