@@ -6,8 +6,8 @@ import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
-from hexagent.core.policy.order import IntArray, Order
-from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState
+from hexagent.core.policy.order import Ages, IntArray, Order
+from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState, smallest
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
@@ -51,52 +51,51 @@ class PredictedFinish:
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
         if all(p.prefilling for p in topology.prefill):
             return Plan()
-        placements = min(len(waiting), self._profile.walked_max)
-        state = SimulatedState(
-            topology, self._estimator, waiting, now_us, self._profile.batch_us_max, placements, self._aware
-        )
-        if order.projected and len(waiting) <= self._profile.rescored_max:
-            return self._rescored(order, state, waiting, now_us)
-        return self._sorted(order, state, waiting, now_us)
 
-    def _rescored(self, order: Order, state: SimulatedState, waiting: WaitingCalls, now_us: int) -> Plan:
+        def state(rows: IntArray) -> SimulatedState:
+            batch_us = self._profile.batch_us_max
+            return SimulatedState(topology, self._estimator, waiting, rows, now_us, batch_us, self._aware)
+
+        ages, every = waiting.ages(now_us), np.arange(len(waiting))
+        if order.projected and len(waiting) <= self._profile.rescored_max:
+            return self._rescored(order, ages, state(every))
+        finish_us = state(every).finish_us() if order.projected else np.zeros_like(every)
+        scores = order.scores(ages, finish_us)
+        rows = smallest(scores, self._profile.walked_max)
+        return self._sorted(state(rows), scores[rows].tolist())
+
+    def _rescored(self, order: Order, ages: Ages, state: SimulatedState) -> Plan:
         """Score every remaining call anew after each placement: the simulated state has moved."""
         decisions: list[Decision] = []
-        ages, every = waiting.ages(now_us), slice(0, len(waiting))
-        placed_rows = np.zeros(len(waiting), dtype=bool)
-        for position in range(1, min(len(waiting), self._profile.walked_max) + 1):
-            projected = state.project(every)
-            finish_us = projected.finish_us.min(axis=1)
+        count = len(ages.calls)
+        gone = np.zeros(count, dtype=bool)
+        for position in range(1, min(count, self._profile.walked_max) + 1):
+            finish_us = state.finish_us()
             scores = order.scores(ages, finish_us)
-            scores[placed_rows | (finish_us >= NEVER_US)] = _LAST
+            scores[gone | (finish_us >= NEVER_US)] = _LAST
             row = int(scores.argmin())
-            if scores[row] == _LAST:
+            score = int(scores[row])
+            if score == _LAST:
                 return Plan(tuple(decisions), True)
-            placed = state.place(row, projected, row)
-            placed_rows[row] = True
+            placed = state.place(row)
+            gone[row] = True
             if placed is not None:
-                decisions.append(Decision(placed, int(scores[row]), position))
+                decisions.append(Decision(placed, score, position))
             if not state.any_startable:
                 break
         return Plan(tuple(decisions))
 
-    def _sorted(self, order: Order, state: SimulatedState, waiting: WaitingCalls, now_us: int) -> Plan:
-        """Score once, then place in that order; a call without room is passed over."""
+    def _sorted(self, state: SimulatedState, scores: list[int]) -> Plan:
+        """Place the calls of the state in order; one without room is passed over."""
         decisions: list[Decision] = []
         starved = False
-        finish_us = np.zeros(len(waiting), dtype=np.int64)
-        if order.projected:
-            finish_us = state.project(slice(0, len(waiting))).finish_us.min(axis=1)
-        scores = order.scores(waiting.ages(now_us), finish_us)
-        rows = np.argsort(scores, kind="stable")[: self._profile.walked_max].tolist()
-        for position, row in enumerate(rows, 1):
-            projected = state.project(slice(row, row + 1))
-            if projected.finish_us.min() >= NEVER_US:
+        for r, score in enumerate(scores):
+            if not state.feasible(r):
                 starved = True
                 continue
-            placed = state.place(row, projected, 0)
+            placed = state.place(r)
             if placed is not None:
-                decisions.append(Decision(placed, int(scores[row]), position))
+                decisions.append(Decision(placed, score, r + 1))
             if not state.any_startable:
                 break
         return Plan(tuple(decisions), starved)

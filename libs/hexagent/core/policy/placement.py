@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
-from hexagent.core.policy.order import BoolArray, IntArray
+from hexagent.core.policy.order import IntArray
 from hexagent.core.policy.topology import Topology, ints
 from hexagent.core.policy.waiting import OUTPUT, PROMPT, RESERVE_MAX, RESERVE_PREDICTED, WaitingCalls
 from hexagent.core.scheduling.calls import Call
@@ -15,6 +15,7 @@ from hexagent.core.units import PPM
 
 NEVER_US = 1 << 61  # the finish of a placement that is not feasible
 OTHERS_MAX = 3  # runners-up a record keeps
+_SORTED_WHOLE = 256  # values up to which sorting them all is the fastest way to the smallest ones
 
 
 class Placed(NamedTuple):
@@ -28,23 +29,14 @@ class Placed(NamedTuple):
     transfer_us: int  # of its KV between free ends
 
 
-class Projected(NamedTuple):
-    """Predicted model times of some rows, shapes (rows, P); infeasible ones finish at `NEVER_US`."""
-
-    joins: BoolArray  # the call would ride in the batch begun on P in this plan
-    added_us: IntArray  # prefill time the call adds to P
-    end_us: IntArray  # of prefill
-    leave_us: IntArray  # KV begins to move, as far as P is concerned
-    decode_us: IntArray  # (rows, D): wait for the link into D and decode there, `NEVER_US` where KV does not fit
-    finish_us: IntArray  # on the best decode instance from P
-
-
 class SimulatedState:
     """Free times and reservations of a topology's instances, advanced as calls are placed in the plan.
 
+    It is kept for the waiting calls of `rows`, at least one; a call r below is the one of `rows[r]`. After each
+    placement only what the two instances concerned mean to every call is computed again.
+
     `batch_us` is the most time a prefill batch may add to its first call, and never more than the backlog of a
-    prefill instance. At most `placements` calls are placed in it. Prompts are priced by what is believed cached, if
-    `aware` of it, else as if nothing were.
+    prefill instance. Prompts are priced by what is believed cached, if `aware` of it, else as if nothing were.
     """
 
     def __init__(
@@ -52,166 +44,196 @@ class SimulatedState:
         topology: Topology,
         estimator: Estimator,
         waiting: WaitingCalls,
+        rows: IntArray,
         now_us: int,
         batch_us: int,
-        placements: int,
         aware: bool = False,
     ) -> None:
-        self._topology, self._estimator, self._waiting = topology, estimator, waiting
+        self._topology, self._estimator, self._calls, self._rows = topology, estimator, waiting.calls, rows
         prefill, decode = topology.prefill, topology.decode
-        columns = waiting.columns
-        self._prompt, self._steps = columns[:, PROMPT], columns[:, OUTPUT] - 1
-        reserve = columns[:, RESERVE_PREDICTED, None]
+        self._free_us = [p.prefill_free(now_us) for p in prefill]
+        self._egress_us = [p.egress_free_us for p in prefill]
+        self._prefill_room = [p.kv_free_tokens for p in prefill]
+        self._idle = [not p.prefilling for p in prefill]
+        self._startable = sum(self._idle)  # instances that could take a call that starts now
+        # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
+        self._headroom_us = [-1] * len(prefill)
+        self._batch_room = [0] * len(prefill)
+        self._ingress_us = [d.ingress_us for d in decode]
+        self._decode_room = [d.kv_free_tokens for d in decode]
+        self._slots = [d.spec.max_batch - len(d.decoding) for d in decode]
+        self._step_us = [d.next_step_us(estimator) for d in decode]
+        self._added = [(0, 0)] * len(decode)  # (calls, context tokens) placed in this plan
+
+        columns = waiting.columns[rows].T
+        self._prompt, self._steps = columns[PROMPT], columns[OUTPUT] - 1
+        reserve = columns[RESERVE_PREDICTED]
         if topology.never_evicts.any():
-            reserve = np.where(topology.never_evicts, columns[:, RESERVE_MAX, None], reserve)
-        self._kv_tokens = self._prompt[:, None] + reserve  # (calls, D) or (calls, 1)
+            reserve = np.where(topology.never_evicts[:, None], columns[RESERVE_MAX], reserve)
+        self._kv_tokens = np.broadcast_to(self._prompt + reserve, (len(decode), len(rows)))
         self._transfer_us = topology.transfer_us(self._prompt)
         speed = ints(estimator.speed_ppm(p.spec.instance_id)[0] for p in prefill)
         hits = waiting.hits(topology) if aware else None
         if hits is None:
-            nominal_us = waiting.nominal_us(topology)[:, topology.kind_of]
-            self._new_tokens = np.broadcast_to(self._prompt[:, None], nominal_us.shape)
+            nominal_us, of = waiting.nominal_us(topology), topology.kind_of
+            fastest = ints(speed[of == kind].min() for kind in range(len(topology.kinds)))
+            self._new_tokens = np.broadcast_to(self._prompt, (len(prefill), len(rows)))
         else:
             tokens, nominal_us = hits
-            self._new_tokens = self._prompt[:, None] - tokens  # to be computed, (calls, P)
-        self._alone_us = nominal_us * speed // PPM
-        self._extra_us = np.maximum(self._alone_us - topology.floor_us * speed // PPM, 0)
-        self._shared_us = self._alone_us - self._extra_us  # saved by a call that joins a batch
-        self._batch_us = min(batch_us, int(self._alone_us.min(axis=1).sum()) // len(prefill))
-        self._free_us = ints(p.prefill_free(now_us) for p in prefill)
-        self._idle = np.array([not p.prefilling for p in prefill], dtype=bool)
-        self._startable = int(self._idle.sum())  # instances that could take a call that starts now
-        # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
-        self._headroom_us = np.full(len(prefill), -1, dtype=np.int64)
-        self._batch_room = np.zeros(len(prefill), dtype=np.int64)
-        self._prefill_room = ints(p.kv_free_tokens for p in prefill)
-        self._egress_us = ints(p.egress_free_us for p in prefill)
-        self._decode_room = ints(d.kv_free_tokens for d in decode)
-        self._slots = ints(d.spec.max_batch - len(d.decoding) for d in decode)
-        self._ingress_us = ints(d.ingress_us for d in decode)
-        self._added = [(0, 0)] * len(decode)  # (calls, context tokens) placed in this plan
-        self._step_us = ints(d.next_step_us(estimator) for d in decode)
+            of, fastest = np.arange(len(prefill)), speed
+            self._new_tokens = self._prompt - tokens[rows].T  # to be computed, (P, calls)
+        self._alone_us = nominal_us[rows].T[of] * speed[:, None] // PPM
+        self._extra_us = np.maximum(self._alone_us - (topology.floor_us * speed // PPM)[:, None], 0)  # in a batch
+        backlog_us = int((nominal_us * fastest // PPM).min(axis=1).sum())
+        self._batch_us = min(batch_us, backlog_us // len(prefill))
         # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
         self._roomy = bool(
-            topology.pairs.all()
-            and self._prompt.max() * placements <= self._prefill_room.min()
-            and self._kv_tokens.max() * placements <= self._decode_room.min()
-            and self._slots.min() >= placements
+            topology.uniform
+            and self._prompt.max() * len(rows) <= min(self._prefill_room)
+            and self._kv_tokens.max() * len(rows) <= min(self._decode_room)
+            and min(self._slots) >= len(rows)
         )
+        # When KV begins to move as far as P is concerned, (P, calls); wait for the link into D and decode there,
+        # (D, calls); `NEVER_US` where there is no room.
+        self._leave_us = np.maximum(ints(self._free_us)[:, None] + self._alone_us, ints(self._egress_us)[:, None])
+        self._decode_us = self._steps * ints(self._step_us)[:, None] + ints(self._ingress_us)[:, None]
+        if not self._roomy:
+            self._leave_us[self._prompt > ints(self._prefill_room)[:, None]] = NEVER_US
+            full = (self._kv_tokens > ints(self._decode_room)[:, None]) | (ints(self._slots)[:, None] <= 0)
+            self._decode_us[full] = NEVER_US
 
     @property
     def any_startable(self) -> bool:
         """Whether some instance could take a call that starts now."""
         return self._startable > 0
 
-    def _can_start(self, i: int) -> bool:
-        return bool(self._idle[i] or self._headroom_us[i] > 0)
-
-    def project(self, rows: slice) -> Projected:
-        """Where the calls of these rows would finish if each were placed next."""
-        prompt = self._prompt[rows, None]
-        joins = (self._extra_us[rows] <= self._headroom_us) & (self._new_tokens[rows] <= self._batch_room)
-        added_us = self._alone_us[rows] - self._shared_us[rows] * joins
-        end_us = self._free_us + added_us
-        leave_us = np.maximum(end_us, self._egress_us)
-        decode_us = self._decode_us(rows)
+    def finish_us(self) -> IntArray:
+        """Where each call would finish if it were placed next, shape (calls,); at `NEVER_US` or later = nowhere."""
+        finish_us: IntArray
         if self._topology.uniform:
-            after_us = decode_us.min(axis=1, keepdims=True) + self._transfer_us[rows, 0]
-        else:
-            pairs_us = decode_us[:, None, :] + self._transfer_us[rows]
-            after_us = np.where(self._topology.pairs, pairs_us, NEVER_US).min(axis=2)
-        finish_us = leave_us + after_us
-        if not self._roomy:
-            finish_us = np.minimum(finish_us, NEVER_US)
-            finish_us[prompt > self._prefill_room] = NEVER_US
-        return Projected(joins, added_us, end_us, leave_us, decode_us, finish_us)
+            finish_us = self._leave_us.min(axis=0) + self._decode_us.min(axis=0) + self._transfer_us
+            return finish_us
+        pair_us = self._leave_us[:, None] + self._decode_us + self._transfer_us
+        finish_us = np.where(self._topology.pairs[:, :, None], pair_us, NEVER_US).min(axis=(0, 1))
+        return finish_us
 
-    def _decode_us(self, rows: slice) -> IntArray:
-        # Transfers bound for D come in one at a time. When they will be ready is not known well enough to say which
-        # goes first, so a call is taken to wait for all that have not ended.
-        decode_us: IntArray = self._steps[rows, None] * self._step_us + self._ingress_us
-        if self._roomy:
-            return decode_us
-        fits = (self._kv_tokens[rows] <= self._decode_room) & (self._slots > 0)
-        return np.where(fits, decode_us, NEVER_US)
-
-    def place(self, row: int, projected: Projected, at: int) -> Placed | None:
-        """Put the call of `row` where it finishes first; a `Placed` if it starts now. `at` is its projected row.
+    def place(self, r: int) -> Placed | None:
+        """Put call r where it finishes first; a `Placed` if it starts now.
 
         The call must be feasible somewhere.
         """
-        i = int(projected.finish_us[at].argmin())
-        starts = bool(self._idle[i] or projected.joins[at, i])
-        placed = None
-        if starts or not self._topology.uniform:
-            pair_us = self._pair_us(row, projected, at)
-            j = int(pair_us[i].argmin())
-            if starts:
-                placed = self._placed(row, projected, at, pair_us, (i, j))
+        leave_us, decode_us = self._leave_us[:, r], self._decode_us[:, r]
+        if self._topology.uniform:
+            i, j = int(leave_us.argmin()), int(decode_us.argmin())
         else:
-            j = int(projected.decode_us[at].argmin())
-        self._apply(row, projected, at, i, j)
+            i, j = divmod(int(self._pair_us(r).argmin()), len(decode_us))
+        placed = self._placed(r, i, j) if self._idle[i] or self._joins(r, i) else None
+        self._apply(r, i, j)
         return placed
 
-    def _pair_us(self, row: int, projected: Projected, at: int) -> IntArray:
-        """Finish of one call over all pairs, (P, D)."""
-        pair_us: IntArray = projected.leave_us[at][:, None] + self._transfer_us[row] + projected.decode_us[at]
-        pair_us[~self._topology.pairs | (projected.finish_us[at] >= NEVER_US)[:, None]] = NEVER_US
-        return pair_us
+    def feasible(self, r: int) -> bool:
+        """Whether some pair has room for call r."""
+        return self._roomy or bool(self._pair_us(r).min() < NEVER_US)
 
-    def _placed(self, row: int, projected: Projected, at: int, pair_us: IntArray, best: tuple[int, int]) -> Placed:
-        flat = pair_us.ravel()
-        order = [int(pair) for pair in np.argsort(flat, kind="stable")[: OTHERS_MAX + 1]]
-        pairs = [divmod(pair, len(self._slots)) for pair in order if flat[pair] < NEVER_US]
-        others = [self._candidate(row, projected, at, pair_us, i, j) for i, j in pairs if (i, j) != best][:OTHERS_MAX]
-        i, j = best
+    def _can_start(self, i: int) -> bool:
+        return self._idle[i] or self._headroom_us[i] > 0
+
+    def _joins(self, r: int, i: int) -> bool:
+        """Whether call r would ride in the batch begun on P in this plan."""
+        return bool(self._extra_us[i, r] <= self._headroom_us[i] and self._new_tokens[i, r] <= self._batch_room[i])
+
+    def _added_us(self, r: int, i: int) -> int:
+        """Prefill time call r adds to P."""
+        return int(self._extra_us[i, r] if self._joins(r, i) else self._alone_us[i, r])
+
+    def _move_us(self, r: int, i: int, j: int) -> int:
+        """Time of its KV between free ends."""
+        return int(self._transfer_us[r] if self._topology.uniform else self._transfer_us[i, j, r])
+
+    def _pair_us(self, r: int) -> IntArray:
+        """Finish of call r over all pairs, (P, D)."""
+        pair_us: IntArray = self._leave_us[:, r, None] + self._decode_us[:, r] + self._transfer_us[..., r]
+        return np.where(self._topology.pairs & (pair_us < NEVER_US), pair_us, NEVER_US)
+
+    def _placed(self, r: int, i: int, j: int) -> Placed:
+        """The record of a call that starts now, with the best other pairs."""
+        pair_us = self._pair_us(r)
+        # Each of the best pairs has one of as many best prefill instances.
+        near = np.sort(smallest(pair_us.min(axis=1), OTHERS_MAX + 1))
+        pair_us = pair_us[near]
+        best = [divmod(pair, len(self._slots)) for pair in smallest(pair_us.ravel(), OTHERS_MAX + 1).tolist()]
+        finish_us = [int(pair_us[pair]) for pair in best]
+        candidates = [
+            self._candidate(r, int(near[n]), j, at_us)
+            for (n, j), at_us in zip(best, finish_us, strict=True)
+            if at_us < NEVER_US
+        ]
         return Placed(
-            self._waiting.calls[row],
+            self._calls[self._rows[r]],
             self._topology.prefill[i],
             self._topology.decode[j],
-            self._candidate(row, projected, at, pair_us, i, j),
-            tuple(others),
-            self._move_us(row, i, j),
+            candidates[0],
+            tuple(candidates[1:]),
+            self._move_us(r, i, j),
         )
 
-    def _candidate(self, row: int, projected: Projected, at: int, pair_us: IntArray, i: int, j: int) -> Candidate:
-        end_us, finish_us = int(projected.end_us[at, i]), int(pair_us[i, j])
+    def _candidate(self, r: int, i: int, j: int, finish_us: int) -> Candidate:
+        added_us = self._added_us(r, i)
         return Candidate(
             self._topology.prefill[i].spec.instance_id,
             self._topology.decode[j].spec.instance_id,
-            end_us - int(projected.added_us[at, i]),
-            end_us,
-            finish_us - int(self._steps[row]) * int(self._step_us[j]),
+            self._free_us[i],
+            self._free_us[i] + added_us,
+            finish_us - int(self._steps[r]) * self._step_us[j],
             finish_us,
         )
 
-    def _move_us(self, row: int, i: int, j: int) -> int:
-        return int(self._transfer_us[row, 0, 0] if self._topology.uniform else self._transfer_us[row, i, j])
-
-    def _apply(self, row: int, projected: Projected, at: int, i: int, j: int) -> None:
-        prompt = int(self._prompt[row])
-        could = self._can_start(i)
-        if projected.joins[at, i]:
-            self._headroom_us[i] -= projected.added_us[at, i]
-            self._batch_room[i] -= self._new_tokens[row, i]
+    def _apply(self, r: int, i: int, j: int) -> None:
+        """Book call r on a pair."""
+        added_us, could = self._added_us(r, i), self._can_start(i)
+        new_tokens, kv_tokens = int(self._new_tokens[i, r]), int(self._kv_tokens[j, r])
+        local = bool(self._topology.local[i, j])
+        if self._joins(r, i):
+            self._headroom_us[i] -= added_us
+            self._batch_room[i] -= new_tokens
         elif self._idle[i]:
             self._headroom_us[i] = self._batch_us or -1
-            self._batch_room[i] = self._topology.step_tokens[i] - self._new_tokens[row, i]
+            self._batch_room[i] = int(self._topology.step_tokens[i]) - new_tokens
         else:
             self._headroom_us[i] = -1  # the plan goes on behind work that is not dispatched now
         self._idle[i] = False
         self._startable -= could and not self._can_start(i)
-        end_us = self._free_us[i] = projected.end_us[at, i]
-        kv_row = self._kv_tokens[row]
-        kv_tokens = kv_row[j if len(kv_row) > 1 else 0]
-        self._prefill_room[i] -= kv_tokens if self._topology.local[i, j] else prompt
+        self._free_us[i] += added_us
+        self._prefill_room[i] -= kv_tokens if local else int(self._prompt[r])
         self._decode_room[j] -= kv_tokens
         self._slots[j] -= 1
-        if not self._topology.local[i, j]:
-            wait_us = self._move_us(row, i, j)
-            self._egress_us[i] = max(end_us, self._egress_us[i]) + wait_us
+        if not local:
+            wait_us = self._move_us(r, i, j)
+            self._egress_us[i] = max(self._free_us[i], self._egress_us[i]) + wait_us
             self._ingress_us[j] += wait_us
         calls, context = self._added[j]
-        calls, context = calls + 1, context + self._waiting.calls[row].mean_context
-        self._added[j] = (calls, context)
-        self._step_us[j] = self._topology.decode[j].next_step_us(self._estimator, calls, context)
+        self._added[j] = (calls + 1, context + self._calls[self._rows[r]].mean_context)
+        self._step_us[j] = self._topology.decode[j].next_step_us(self._estimator, *self._added[j])
+        self._look_again(i, j)
+
+    def _look_again(self, i: int, j: int) -> None:
+        """What the two instances of a placement mean to every call, as they are after it."""
+        added_us = self._alone_us[i]
+        if self._headroom_us[i] >= 0:
+            joins = (self._extra_us[i] <= self._headroom_us[i]) & (self._new_tokens[i] <= self._batch_room[i])
+            added_us = np.where(joins, self._extra_us[i], added_us)
+        self._leave_us[i] = np.maximum(added_us + self._free_us[i], self._egress_us[i])
+        self._decode_us[j] = self._steps * self._step_us[j] + self._ingress_us[j]
+        if not self._roomy:
+            self._leave_us[i, self._prompt > self._prefill_room[i]] = NEVER_US
+            if self._slots[j] <= 0:
+                self._decode_us[j] = NEVER_US
+            self._decode_us[j, self._kv_tokens[j] > self._decode_room[j]] = NEVER_US
+
+
+def smallest(values: IntArray, count: int) -> IntArray:
+    """Places of the `count` smallest values, ascending, equal ones in order of place; all if there are fewer."""
+    if len(values) <= _SORTED_WHOLE:
+        return np.argsort(values, kind="stable")[:count]
+    near = np.flatnonzero(values <= np.partition(values, count - 1)[count - 1])
+    return near[np.argsort(values[near], kind="stable")[:count]]

@@ -53,8 +53,9 @@ class Topology:
         return [table.prefill_us(max(prompt_tokens, 1)) for table in self.kinds]
 
     def transfer_us(self, prompt_tokens: IntArray) -> IntArray:
-        """Time of each transfer between free ends: shape (calls, P, D), or (calls, 1, 1) if `uniform`."""
-        kv_bytes = prompt_tokens[:, None, None] * self.kv_bytes_per_token
+        """Time of each transfer between free ends: shape (calls,) if `uniform`, else (P, D, calls)."""
+        kv_bytes = prompt_tokens * self.kv_bytes_per_token
         if self.uniform:
-            return kv_bytes * US_PER_S // self.rate[:1, :1] + self.setup_us[:1, :1]
-        return np.where(self.local, 0, kv_bytes * US_PER_S // self.rate + self.setup_us)
+            return kv_bytes * US_PER_S // int(self.rate[0, 0]) + int(self.setup_us[0, 0])
+        moved_us = kv_bytes * US_PER_S // self.rate[:, :, None] + self.setup_us[:, :, None]
+        return np.where(self.local[:, :, None], 0, moved_us)
