@@ -289,7 +289,7 @@ def replay(
         raise typer.Exit(EXIT_FAILED)
 
 
-bench = typer.Typer(name="bench", help="Measure the live system.", no_args_is_help=True)
+bench = typer.Typer(name="bench", help="Measure the live system, and what is possible.", no_args_is_help=True)
 app.add_typer(bench)
 
 
@@ -335,6 +335,31 @@ def bench_restart(
     write_json(json_file, "bench restart", seed, rows)
     if not nothing_lost(rows):
         raise typer.Exit(EXIT_FAILED)
+
+
+@bench.command("bounds", epilog=_examples("hexagent bench bounds", "hexagent bench bounds --noise 0 --json rows.json"))
+def bench_bounds(
+    cells: Annotated[
+        str, typer.Option("--cells", help="WORKLOAD:WORKFLOWS, comma-separated.")
+    ] = "bfcl:10,mixed:10,lats:3,sharegpt:10",
+    cluster: Annotated[str, typer.Option("--cluster", help="A cluster of the benchmark.")] = "mini",
+    rate: Annotated[float, typer.Option("--rate", min=0.001, help="Arrivals a second.")] = 40.0,
+    seeds: Annotated[str, typer.Option("--seeds", help="Of workloads and engines, comma-separated.")] = "1,2",
+    noise: Annotated[float, typer.Option("--noise", min=0, max=0.3, help="Of true step times, log-normal.")] = 0.07,
+    tries: Annotated[int, typer.Option("--tries", min=20, max=100_000, help="Schedules tried a cell.")] = 100,
+    json_file: Json = None,
+) -> None:
+    """How near to each other the certified bound, the best schedule found offline and two policies are, simulated.
+
+    The columns are the SLO scale 95 % of the workflows need. Cells have at most ten workflows.
+    """
+    from hexagent.cli.bench.bounds import BoundsOptions, bounds_rows, parsed_cells, parsed_seeds
+    from hexagent.cli.report import check_writable, console, table_of, write_json
+
+    check_writable(json_file)
+    rows = bounds_rows(BoundsOptions(parsed_cells(cells), cluster, rate, parsed_seeds(seeds), noise, tries))
+    console().print(table_of("bounds", rows))
+    write_json(json_file, "bench bounds", None, rows)
 
 
 def main() -> None:

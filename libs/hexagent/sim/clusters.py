@@ -25,6 +25,7 @@ CLUSTERS = {
     "hetero-1": Pools(*[(("a100", 2), ("h100", 3), ("h200", 3))] * 2),
     "hetero-2": Pools(*[(("a100", 3), ("h100", 4), ("h200", 3))] * 2),
     "homogeneous": Pools(*[(("h100", 8),)] * 2),
+    "mini": Pools((("a100", 1),), (("h200", 1),)),
     "mixed-3": Pools(*[(("a100", 1), ("h100", 1), ("h200", 1))] * 2),
 }
 TENSOR_PARALLEL = {"llama-3.1-70b": 4, "qwen3-235b-a22b": 8, "qwen3-32b": 2, "llama-3.1-8b": 1}

@@ -13,6 +13,7 @@ from hexagent.sim.bounds.engine import Engine, FloatArray, Reach
 from hexagent.sim.bounds.pieces import Piece, pieces_of, twins
 from hexagent.sim.bounds.timing import timing_of
 from hexagent.sim.clients import solo_of
+from hexagent.sim.conditions import CONDITIONS, Conditions
 from hexagent.sim.workloads.model import Workload
 
 IntArray = npt.NDArray[np.int64]
@@ -54,9 +55,11 @@ class _Calls(NamedTuple):
     contexts: FloatArray  # tokens they read, summed over them
 
 
-def cell_of(cluster: ClusterSpec, workload: Workload) -> Cell:
+def cell_of(
+    cluster: ClusterSpec, workload: Workload, conditions: Conditions = CONDITIONS, fixed_roles: bool = True
+) -> Cell:
     """The cell; the workload has at least one workflow, the cluster serves one model."""
-    engines = _engines(cluster, workload)
+    engines = _engines(cluster, workload, conditions, fixed_roles)
     firsts = np.cumsum([0, *[len(workflow.items) for workflow in workload.workflows]]).tolist()
     pieces = pieces_of(workload, engines.reuse)
     calls = _calls(workload, pieces, firsts, engines)
@@ -82,15 +85,16 @@ def cell_of(cluster: ClusterSpec, workload: Workload) -> Cell:
     )
 
 
-def _engines(cluster: ClusterSpec, workload: Workload) -> _Engines:
+def _engines(cluster: ClusterSpec, workload: Workload, conditions: Conditions, fixed_roles: bool) -> _Engines:
     reuse = any(spec.prefix_cache and PROFILES[spec.profile].block_reuse for spec in cluster.instances)
     items = [item for workflow in workload.workflows for item in workflow.items]
-    engines = [Engine.of(cluster, spec) for spec in cluster.instances]
+    engines = [Engine.of(cluster, spec, conditions) for spec in cluster.instances]
     longest = max([item.prompt_tokens + item.output_tokens for item in items])
     shortest = min([item.prompt_tokens for item in items])
+    either = reuse or not fixed_roles
     return _Engines(
-        tuple([e for e in engines if reuse or e.spec.role is not Role.DECODE]),
-        tuple([e for e in engines if reuse or e.spec.role is not Role.PREFILL]),
+        tuple([e for e in engines if either or e.spec.role is not Role.DECODE]),
+        tuple([e for e in engines if either or e.spec.role is not Role.PREFILL]),
         reuse,
         Reach(longest, shortest, reuse),
     )

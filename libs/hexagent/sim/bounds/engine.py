@@ -17,6 +17,7 @@ from hexagent.core.estimate.tables import Grid, StepTable, load_table
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec
 from hexagent.core.units import PPM
+from hexagent.sim.conditions import CONDITIONS, Conditions
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -41,8 +42,9 @@ class Engine(NamedTuple):
     slack_us: float
 
     @classmethod
-    def of(cls, cluster: ClusterSpec, spec: InstanceSpec) -> "Engine":
-        truth = Truth.drawn(cluster, spec.instance_id)
+    def of(cls, cluster: ClusterSpec, spec: InstanceSpec, conditions: Conditions = CONDITIONS) -> "Engine":
+        factors = (conditions.prefill_factor_ppm, conditions.decode_factor_ppm)
+        truth = Truth.drawn(cluster, spec.instance_id, *factors)
         scale = min(truth.prefill_ppm, truth.decode_ppm) * truth.least_noise_ppm / PPM**2
         table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
         return cls(spec, table, scale, ROUNDING_US + 1 / scale)

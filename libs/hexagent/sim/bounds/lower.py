@@ -16,10 +16,11 @@ scale below `req_p`. Each step leaves something out that costs a schedule time, 
 If for one interval the work left is more than can be done, alpha is refuted, and so is every smaller one, for who
 meets a smaller scale meets this one. The bound is the largest refuted scale that bisection finds.
 
-Worlds covered: where no instance reuses prefixes, roles are fixed: prefill on prefill instances, decode on decode ones.
-Where one does, every instance may run either phase at any time (flips for free, append-prefill), any KV may be pulled
-from anywhere, and only prompt tokens that one workflow has to itself are counted, once. Attempts that are lost or
-evicted only add work. Not covered: faults that change speeds, and engines that decode several tokens a step.
+Worlds covered: where no instance reuses prefixes, roles are fixed unless `fixed_roles` is False: prefill on prefill
+instances, decode on decode ones. Where one does, or roles are not fixed, every instance may run either phase at any
+time (aggregated, append-prefill, flips for free). With reuse, any KV may be pulled from anywhere, and only prompt
+tokens that one workflow has to itself are counted, once. Attempts that are lost or evicted only add work. Not covered:
+faults that change speeds, and engines that decode several tokens a step.
 """
 
 from typing import Final, NamedTuple
@@ -31,6 +32,7 @@ from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.units import ceil_div
 from hexagent.sim.bounds.cell import Cell, Load, cell_of
 from hexagent.sim.bounds.engine import FloatArray
+from hexagent.sim.conditions import CONDITIONS, Conditions
 from hexagent.sim.metrics import PERCENTS
 from hexagent.sim.workloads.model import Workload
 
@@ -51,11 +53,20 @@ class LowerBound(NamedTuple):
     req100: float
 
 
-def lower_bound(cluster: ClusterSpec, workload: Workload, seed: int) -> LowerBound:
-    """The bound of `World(cluster, workload, any policy, seed)`; the cluster serves one model."""
+def lower_bound(
+    cluster: ClusterSpec,
+    workload: Workload,
+    seed: int,
+    conditions: Conditions = CONDITIONS,
+    fixed_roles: bool = True,
+) -> LowerBound:
+    """The bound of `World` with these arguments and any policy; the cluster serves one model.
+
+    For policy `aggregated`, whose instances have other roles than the cluster says, `fixed_roles` is False.
+    """
     if not workload.workflows:
         return LowerBound(*[0.0] * len(PERCENTS))
-    cell = cell_of(cluster._replace(seed=seed), workload)
+    cell = cell_of(cluster._replace(seed=seed), workload, conditions, fixed_roles)
     return LowerBound(*[_least_scale(cell, percent) for percent in PERCENTS])
 
 
