@@ -107,6 +107,8 @@ async def test_equal_requests_are_done_once(stack: Stack, stub: Stub) -> None:
     await ended(stub, workflow_id, "b")
     repeated = await stub.RevealNodes(reveal)
     assert [node.status for node in repeated.nodes] == [enums_pb2.NODE_STATUS_SUCCEEDED, enums_pb2.NODE_STATUS_READY]
+    late = api.CancelNodeRequest(node=ids_pb2.CallId(workflow_id=workflow_id, node_id="b"))
+    assert (await stub.CancelNode(late)).status == enums_pb2.NODE_STATUS_SUCCEEDED
     node = ids_pb2.CallId(workflow_id=workflow_id, node_id="t")
     for _ in range(2):
         await stub.StartTool(api.StartToolRequest(request_id="t1", node=node))
@@ -130,6 +132,9 @@ async def test_equal_requests_are_done_once(stack: Stack, stub: Stub) -> None:
 async def test_a_watch_resumes_behind_any_update(stub: Stub) -> None:
     workflow_id = await started(stub, call_node("a"), call_node("b", after=("a",)), tool_node("t", after=("b",)))
     await ended(stub, workflow_id, "b")
+    tool = ids_pb2.CallId(workflow_id=workflow_id, node_id="t")
+    answer = await stub.FinishTool(api.FinishToolRequest(node=tool, status=enums_pb2.NODE_STATUS_CANCELLED))
+    assert answer.status == enums_pb2.NODE_STATUS_CANCELLED
     await stub.CancelWorkflow(api.CancelWorkflowRequest(workflow_id=workflow_id, reason="enough"))
     updates = await watched(stub, workflow_id)
     assert [update.node.node_id for update in updates[:-1]] == ["a", "b", "t"]

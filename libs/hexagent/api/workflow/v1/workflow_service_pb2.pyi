@@ -268,7 +268,7 @@ class FinishToolRequest(_message.Message):
     request_id: _builtins.str
     """Idempotency key."""
     status: _enums_pb2.NodeStatus.ValueType
-    """SUCCEEDED or FAILED."""
+    """SUCCEEDED, FAILED or CANCELLED."""
     reason: _builtins.str
     """Stable cause of anything but success; empty with it."""
     message: _builtins.str
@@ -462,14 +462,14 @@ Global___CancelNodeRequest: _TypeAlias = CancelNodeRequest  # noqa: Y015
 
 @_typing.final
 class CancelNodeResponse(_message.Message):
-    """The node is cancelled."""
+    """The node has ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STATUS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     status: _enums_pb2.NodeStatus.ValueType
-    """Its status."""
+    """CANCELLED, or how it had ended before."""
     output_tokens: _builtins.int
     """Tokens delivered before."""
     def __init__(

@@ -170,7 +170,7 @@ class WorkflowServiceServicer:
 
     def FinishTool(self, request, context):
         """Says that a tool ended, and how.
-        NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node is no tool, is blocked or has ended otherwise.
+        NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node is no tool, is blocked or has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,8 +193,9 @@ class WorkflowServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelNode(self, request, context):
-        """Cancels one node; nodes below fail unless their join can still be met.
-        NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node has ended otherwise.
+        """Cancels one node; nodes below fail unless their join can still be met. One that has ended stays as it is: whoever
+        cancels cannot know how far it is, and the answer says.
+        NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the workflow ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

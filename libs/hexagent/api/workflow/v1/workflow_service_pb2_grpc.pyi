@@ -59,7 +59,7 @@ class WorkflowServiceStub:
     """
     FinishTool: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.FinishToolRequest, _workflow_service_pb2.FinishToolResponse]
     """Says that a tool ended, and how.
-    NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node is no tool, is blocked or has ended otherwise.
+    NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node is no tool, is blocked or has ended.
     """
     FinishWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.FinishWorkflowRequest, _workflow_service_pb2.FinishWorkflowResponse]
     """Ends a workflow from the client's side; open nodes are cancelled.
@@ -70,8 +70,9 @@ class WorkflowServiceStub:
     NOT_FOUND: unknown workflow. FAILED_PRECONDITION: it ended otherwise.
     """
     CancelNode: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.CancelNodeRequest, _workflow_service_pb2.CancelNodeResponse]
-    """Cancels one node; nodes below fail unless their join can still be met.
-    NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node has ended otherwise.
+    """Cancels one node; nodes below fail unless their join can still be met. One that has ended stays as it is: whoever
+    cancels cannot know how far it is, and the answer says.
+    NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the workflow ended.
     """
     PauseWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.PauseWorkflowRequest, _workflow_service_pb2.PauseWorkflowResponse]
     """Holds back further calls of a workflow; dispatched ones go on.
@@ -142,7 +143,7 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     """
     FinishTool: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.FinishToolRequest, _workflow_service_pb2.FinishToolResponse]  # type: ignore[assignment]
     """Says that a tool ended, and how.
-    NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node is no tool, is blocked or has ended otherwise.
+    NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node is no tool, is blocked or has ended.
     """
     FinishWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.FinishWorkflowRequest, _workflow_service_pb2.FinishWorkflowResponse]  # type: ignore[assignment]
     """Ends a workflow from the client's side; open nodes are cancelled.
@@ -153,8 +154,9 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     NOT_FOUND: unknown workflow. FAILED_PRECONDITION: it ended otherwise.
     """
     CancelNode: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.CancelNodeRequest, _workflow_service_pb2.CancelNodeResponse]  # type: ignore[assignment]
-    """Cancels one node; nodes below fail unless their join can still be met.
-    NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node has ended otherwise.
+    """Cancels one node; nodes below fail unless their join can still be met. One that has ended stays as it is: whoever
+    cancels cannot know how far it is, and the answer says.
+    NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the workflow ended.
     """
     PauseWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.PauseWorkflowRequest, _workflow_service_pb2.PauseWorkflowResponse]  # type: ignore[assignment]
     """Holds back further calls of a workflow; dispatched ones go on.
@@ -252,7 +254,7 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_workflow_service_pb2.FinishToolResponse, _abc.Awaitable[_workflow_service_pb2.FinishToolResponse]]:
         """Says that a tool ended, and how.
-        NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node is no tool, is blocked or has ended otherwise.
+        NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node is no tool, is blocked or has ended.
         """
 
     @_abc_1.abstractmethod
@@ -281,8 +283,9 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workflow_service_pb2.CancelNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workflow_service_pb2.CancelNodeResponse, _abc.Awaitable[_workflow_service_pb2.CancelNodeResponse]]:
-        """Cancels one node; nodes below fail unless their join can still be met.
-        NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the node has ended otherwise.
+        """Cancels one node; nodes below fail unless their join can still be met. One that has ended stays as it is: whoever
+        cancels cannot know how far it is, and the answer says.
+        NOT_FOUND: unknown workflow or node. FAILED_PRECONDITION: the workflow ended.
         """
 
     @_abc_1.abstractmethod
