@@ -90,6 +90,38 @@ def test_an_attempt_that_agents_hold_is_adopted_whichever_of_its_instances_comes
         assert desk.ledger_is_empty()
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "prefill", "decode"),
+    [
+        # the two sides of a hand-off, before and after KV has moved
+        ((1, Phase.PREFILLED, "p0", "d0"), (1, Phase.PREFILLED, "d0", "d0"), "p0", "d0"),
+        ((1, Phase.PREFILLED, "p0", "d0"), (1, Phase.DECODING, "d0", "d0"), "d0", "d0"),
+        ((2, Phase.ACCEPTED, "p1", "d0"), (1, Phase.DECODING, "d1", "d1"), "p1", "d0"),
+        ((2, Phase.PREFILLED, "p1", "d1"), (2, Phase.PREFILLED, "p0", "d1"), "p1", "d1"),
+    ],
+)
+def test_a_call_held_by_two_agents_is_booked_the_same_whoever_answers_last(
+    one: tuple[int, Phase, str, str], other: tuple[int, Phase, str, str], prefill: str, decode: str
+) -> None:
+    specs = prefills("h100", "h100") + decodes("h100", "h100")
+    for order in (specs, specs[::-1]):
+        desk = Desk((), start=False)
+        desk.start("w")
+        desk.reveal("w", "a")
+        for spec in order:
+            held = tuple(
+                HeldTicket(Ticket(CallId("w", "a"), attempt, 1), phase, at, PROMPT, CAP, 0, bound)
+                for attempt, phase, at, bound in (one, other)
+                if at == spec.instance_id
+            )
+            desk.tell(InstanceUp(spec, held, 0))
+        desk.tell(Started(2, 0))
+        (booked,) = desk.core.ledger.attempts.values()
+        assert booked.ticket.attempt == max(one[0], other[0])
+        assert (booked.prefill.spec.instance_id, booked.decode.spec.instance_id) == (prefill, decode)
+        assert desk.calls == []
+
+
 def test_an_attempt_that_cannot_be_adopted_is_made_again_as_a_later_one() -> None:
     held = HeldTicket(Ticket(CallId("w", "a"), 2, 1), Phase.PREFILLED, "p0", PROMPT, CAP, 0, "d9")
     desk = Desk((), start=False)

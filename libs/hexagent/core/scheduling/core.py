@@ -25,7 +25,7 @@ from hexagent.core.scheduling.events import (
     Started,
     Tick,
 )
-from hexagent.core.scheduling.ledger import Attempt, Ledger
+from hexagent.core.scheduling.ledger import Attempt, Instance, Ledger
 from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.record import Candidate, DecisionKind, DecisionRecord
 from hexagent.core.workflow.events import CallFinished
@@ -60,7 +60,7 @@ class SchedulerCore:
         self._shadows = tuple(policy_by_name(name, self.estimator, tuned) for name, tuned in shadows)
         self._topologies: dict[str, Topology] = {}  # by model, until instances change
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
-        self._held: dict[CallId, HeldTicket] = {}  # reported by agents before their call was known
+        self._held: dict[CallId, HeldTicket] = {}  # what agents have said they run, until it is booked
         self._starved: set[str] = set()  # models of which a call found no room for its KV in the last plan
         self._sequence = 0
 
@@ -105,9 +105,6 @@ class SchedulerCore:
     def _enqueue(self, call: Call) -> None:
         """Let a ready call wait unless it runs already; one of a paused workflow leaves the queue."""
         if call.call_id in self._attempts:
-            return
-        held = self._held.pop(call.call_id, None)
-        if held is not None and self._adopt(call, held):
             return
         waiting = self.waiting.get(call.model)
         if waiting is None:
@@ -209,31 +206,39 @@ class SchedulerCore:
             instance.cordoned = event.cordoned
         self._topologies.clear()
         for held in event.held:
-            if not self.epoch or self.projection.find(held.ticket.call) is not None:
+            other = self._held.get(held.ticket.call)
+            if other is None or _precedence(held) > _precedence(other):
                 self._held[held.ticket.call] = held
-        # An attempt can be booked once both its instances are known, and those of one cluster come one by one.
-        for call_id in sorted(self._held):
-            call = self.projection.find(call_id)
-            if call is not None and call_id not in self._attempts and self._adopt(call, self._held[call_id]):
-                self._dequeue(call)
-                del self._held[call_id]
+        if self.epoch:
+            self._adopt_held()
         return True
 
     def _start(self, epoch: int) -> None:
         """Attempts that could not be adopted are made again, as later ones; their agents drop the older."""
         self.epoch = epoch
+        self._adopt_held()
         for call_id in sorted(self._held):
             call = self.projection.find(call_id)
             if call is not None:
                 call.attempts = max(call.attempts, self._held[call_id].ticket.attempt)
         self._held.clear()
 
-    def _adopt(self, call: Call, held: HeldTicket) -> bool:
-        """Book an attempt that an agent already runs; False if it is an old one or an instance is not known."""
-        prefill = self.ledger.instances.get(held.instance_id)
-        decode = self.ledger.instances.get(held.decode_instance or held.instance_id)
-        if prefill is None or decode is None or held.ticket.attempt <= call.attempts:
-            return False
+    def _adopt_held(self) -> None:
+        """Book attempts of which both instances are known: those of one agent come one by one."""
+        for call_id in sorted(self._held):
+            call, held = self.projection.find(call_id), self._held[call_id]
+            if call is not None and call_id not in self._attempts:
+                prefill = self.ledger.instances.get(held.instance_id)
+                decode = self.ledger.instances.get(held.decode_instance or held.instance_id)
+                if prefill is None or decode is None:
+                    continue
+                if held.ticket.attempt > call.attempts:
+                    self._adopt(call, held, prefill, decode)
+            del self._held[call_id]
+
+    def _adopt(self, call: Call, held: HeldTicket, prefill: Instance, decode: Instance) -> None:
+        """Book an attempt that an agent already runs."""
+        self._dequeue(call)
         call.attempts = held.ticket.attempt
         attempt = Attempt(held.ticket, call, prefill, decode, held.reserve_output_tokens)
         self._attempts[call.call_id] = attempt
@@ -243,7 +248,6 @@ class SchedulerCore:
             self.ledger.prefill_ended(attempt, call.ready_us)
         if held.phase >= Phase.DECODING:
             self.ledger.kv_left(attempt)
-        return True
 
     def _instance_down(self, event: InstanceDown, effects: list[Effect]) -> bool:
         instance = self.ledger.instances.get(event.instance_id)
@@ -365,6 +369,15 @@ def _choices(plan: Plan) -> tuple[Choice, ...]:
         Choice(d.placed.call.call_id, d.placed.chosen.prefill_instance, d.placed.chosen.decode_instance)
         for d in plan.decisions
     )
+
+
+def _precedence(held: HeldTicket) -> tuple[int, int, int, bool, str]:
+    """Whose word counts about a call that several agents hold: the latest attempt's, there the furthest one's.
+
+    Between the two sides of a hand-off that of the prefill side, which names both instances.
+    """
+    ticket = held.ticket
+    return ticket.attempt, ticket.epoch, held.phase, held.instance_id != held.decode_instance, held.instance_id
 
 
 def _cancel(attempt: Attempt, reason: str) -> CancelAttempt:
