@@ -25,6 +25,7 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "doctor")
         (["run", "bfcl", "--rate", "fast"], "--rate", "number"),
         (["run", "bfcl", "--arrivals", "weekly"], "--arrivals", "fixed, poisson, gamma"),
         (["run", "bfcl", "--policy", "lifo"], "--policy", "known: fcfs, fcfs:predicted-finish"),
+        (["run", "bfcl", "--policy", "clairvoyant"], "--policy", "only a simulation knows"),
         (["run", "bfcl", "--cluster", "moon"], "--cluster", "shipped ones: demo"),
         (["run", "bfcl", "--time-scale", "0"], "--time-scale", "above 0"),
         (["run", "bfcl", "--address", "127.0.0.1:1", "--policy", "fcfs"], "--policy", "running stack"),

@@ -19,7 +19,9 @@ class Atlas:
         self._beta_milli = profile.atlas_beta_milli
 
     def scores(self, ages: Ages, finish_us: IntArray) -> IntArray:
-        rows = [(call.path_us, call.workflow.service.served_us, call.workflow.service.waited_us) for call in ages.calls]
-        path_us, served_us, waited_us = np.array(rows, dtype=np.int64).T
+        services = [call.workflow.service for call in ages.calls]
+        path_us = np.array([call.path_us for call in ages.calls], dtype=np.int64)
+        served_us = np.array([service.served_us for service in services], dtype=np.int64)
+        waited_us = np.array([service.waited_us for service in services], dtype=np.int64)
         starving = (waited_us + ages.now_us - ages.ready_us) * 1_000 >= self._beta_milli * served_us
         return np.where(starving, 0, path_us)

@@ -108,6 +108,8 @@ class Horizon:
     def below_us(self, node: int) -> int:
         """Longest path from the node's start to the end of what is revealed: its own cost and what follows it."""
         below = self._below
+        if below[node] != _DIRTY:
+            return below[node]
         stack = [node]
         while stack:
             top = stack[-1]
