@@ -7,6 +7,7 @@ import pytest
 
 from hexagent.core.instance.io import PrefixSegment, salt
 from hexagent.core.policy.hits import Hits
+from hexagent.core.policy.waiting import PROMPT
 from hexagent.core.scheduling.events import CallProgress, Phase
 from hexagent.core.workflow.events import NodesRevealed
 from hexagent.core.workflow.model import CallSpec, NodeKind, NodeSpec, NodeStatus, SegmentRef
@@ -80,9 +81,9 @@ def test_rows_follow_calls_and_beliefs() -> None:
         waiting = d.core.waiting[MODEL] if d.core.waiting else None
         if waiting:
             topology = d.core._topology(MODEL)
-            kept = waiting.hits(topology)
-            anew = Hits(topology, waiting.calls, len(waiting)).matrices(len(waiting), lambda call: 0)
-            assert kept is not None
-            assert np.array_equal(kept, anew)
+            kept = waiting.prefill_work(topology, True)
+            tokens, nominal_us = Hits(topology, waiting.calls, len(waiting)).matrices(len(waiting), lambda call: 0)
+            assert np.array_equal(kept.new_tokens, waiting.columns[:, PROMPT, None] - tokens)
+            assert np.array_equal(kept.nominal_us, nominal_us)
             waiting_seen = max(waiting_seen, len(waiting))
     assert waiting_seen > 64, "rows were added beyond the first ones"

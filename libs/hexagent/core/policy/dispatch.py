@@ -10,7 +10,7 @@ from hexagent.core.policy.order import Ages, IntArray, Order
 from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState, smallest
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
-from hexagent.core.policy.waiting import WaitingCalls
+from hexagent.core.policy.waiting import PrefillWork, WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.record import Candidate
@@ -30,6 +30,8 @@ class Plan(NamedTuple):
 
 
 class Dispatcher(Protocol):
+    local_prefill: bool  # sees decode instances that can prefill as prefill instances, too
+
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
         """Which of the waiting calls, of which there is at least one, start now."""
         ...
@@ -42,6 +44,8 @@ class PredictedFinish:
     instance that merely happens to be free. Planning stops when nothing can start any more.
     With `aware` of prefix caches, a prompt costs less where part of it is believed to be cached.
     """
+
+    local_prefill = False
 
     def __init__(self, estimator: Estimator, profile: Profile, aware: bool = False) -> None:
         self._estimator = estimator
@@ -101,16 +105,30 @@ class PredictedFinish:
         return Plan(tuple(decisions), starved)
 
 
+class Queued(NamedTuple):
+    """Where a waiting call queues, and the load it is there."""
+
+    instance_id: str
+    load: int
+
+
 class LeastLoaded:
     """Each call joins the prefill instance with the fewest calls when it becomes ready, and decodes where the
-    fewest calls are when its prefill starts: the load balance the paper's baselines seem to use."""
+    fewest calls are when its prefill starts: the load balance the paper's baselines seem to use.
 
-    def __init__(self, profile: Profile) -> None:
+    `aware` of prefix caches, batches are as large as what is left to compute allows.
+    """
+
+    local_prefill = False
+
+    def __init__(self, profile: Profile, aware: bool = False) -> None:
         self._profile = profile
-        self._assigned: dict[CallId, str] = {}
+        self._aware = aware
+        self._assigned: dict[CallId, Queued] = {}
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
-        queues = self._assign(topology, waiting)
+        work = waiting.prefill_work(topology, self._aware)
+        queues = self._assign(topology, waiting, work)
         decisions: list[Decision] = []
         starved = False
         scores = order.scores(waiting.ages(now_us), np.full(len(waiting), now_us, dtype=np.int64))
@@ -118,7 +136,7 @@ class LeastLoaded:
             queue = queues[instance.spec.instance_id]
             if not instance.prefilling and queue:
                 rows = sorted(queue, key=scores.__getitem__)
-                starved |= self._batch(topology, i, waiting, rows, scores, now_us, decisions)
+                starved |= self._batch(topology, i, waiting, work, rows, scores, now_us, decisions)
         return Plan(tuple(decisions), starved)
 
     def _batch(
@@ -126,6 +144,7 @@ class LeastLoaded:
         topology: Topology,
         i: int,
         waiting: WaitingCalls,
+        work: PrefillWork,
         rows: list[int],
         scores: IntArray,
         now_us: int,
@@ -133,58 +152,76 @@ class LeastLoaded:
     ) -> bool:
         """Start the first calls of one instance's queue as a batch. True if the next one found no room."""
         instance = topology.prefill[i]
-        nominal_us = waiting.nominal_us(topology)[:, topology.kind_of[i]]
+        new_tokens, nominal_us = work.new_tokens[:, i], work.nominal_us[:, i]
         batch_us = min(self._profile.batch_us_max, int(nominal_us[rows].sum()))
-        end_us, extra_us, tokens = now_us, 0, 0
+        end_us, extra_us, tokens, kv_tokens = now_us, 0, 0, 0
         for row in rows:
             call = waiting.calls[row]
             added_us = int(nominal_us[row]) - (int(topology.floor_us[i]) if tokens else 0)
-            full = extra_us + added_us > batch_us or tokens + call.prompt_tokens > instance.spec.max_step_tokens
+            full = extra_us + added_us > batch_us or tokens + int(new_tokens[row]) > instance.spec.max_step_tokens
             if tokens and (full or not batch_us):
                 return False
             decode = self._decode(topology, i, call, decisions)
-            if decode is None or instance.kv_free_tokens < tokens + call.prompt_tokens:
+            if decode is None or instance.kv_free_tokens < kv_tokens + call.prompt_tokens:
                 return True  # first come first served: nobody overtakes a call that waits for room
             extra_us += added_us if tokens else 0
-            end_us, tokens = end_us + added_us, tokens + call.prompt_tokens
+            end_us, tokens = end_us + added_us, tokens + int(new_tokens[row])
+            kv_tokens += call.prompt_tokens
             chosen = Candidate(instance.spec.instance_id, decode.spec.instance_id, now_us, end_us, end_us, end_us)
             placed = Placed(call, instance, decode, chosen, (), 0)
             decisions.append(Decision(placed, int(scores[row]), len(decisions) + 1))
             del self._assigned[call.call_id]
         return False
 
-    def _assign(self, topology: Topology, waiting: WaitingCalls) -> dict[str, list[int]]:
+    def _assign(self, topology: Topology, waiting: WaitingCalls, work: PrefillWork) -> dict[str, list[int]]:
         """Rows of the waiting calls by the prefill instance they queue at."""
         queues: dict[str, list[int]] = {p.spec.instance_id: [] for p in topology.prefill}
+        load = {p.spec.instance_id: self._load(p) for p in topology.prefill}
         fresh: list[int] = []
         for row, call in enumerate(waiting.calls):
-            queue = queues.get(self._assigned.get(call.call_id, ""))
-            if queue is None:
+            queued = self._assigned.get(call.call_id)
+            if queued is None or queued.instance_id not in queues:
                 fresh.append(row)
             else:
-                queue.append(row)
-        load = {p.spec.instance_id: len(queues[p.spec.instance_id]) + p.load for p in topology.prefill}
+                queues[queued.instance_id].append(row)
+                load[queued.instance_id] += queued.load
         for row in fresh:
-            chosen = self._choose(waiting.calls[row], load)
-            self._assigned[waiting.calls[row].call_id] = chosen
+            call = waiting.calls[row]
+            new_tokens = dict(zip(load, work.new_tokens[row].tolist(), strict=True))
+            chosen = self._choose(call, topology, load, new_tokens)
+            added = self._added(call, new_tokens[chosen])
+            self._assigned[call.call_id] = Queued(chosen, added)
             queues[chosen].append(row)
-            load[chosen] += 1
+            load[chosen] += added
         if len(self._assigned) > 2 * len(waiting) + 1_000:  # cancelled calls leave their assignment behind
             self._assigned = {c.call_id: self._assigned[c.call_id] for c in waiting.calls}
         return queues
 
-    def _choose(self, call: Call, load: dict[str, int]) -> str:
-        """The prefill instance a call joins, given the calls at each."""
-        return min(load, key=load.__getitem__)
+    def _load(self, instance: Instance) -> int:
+        """What was dispatched to a prefill instance and is not done."""
+        return instance.load
+
+    def _added(self, call: Call, new_tokens: int) -> int:
+        """What the call adds to the load of an instance that must compute `new_tokens` of its prompt."""
+        return 1
+
+    def _choose(self, call: Call, topology: Topology, load: dict[str, int], new_tokens: dict[str, int]) -> str:
+        """The prefill instance a call joins, given the load of each and the tokens it would compute there."""
+        return min(load, key=lambda p: load[p] + self._added(call, new_tokens[p]))
 
     def _decode(self, topology: Topology, i: int, call: Call, decisions: list[Decision]) -> Instance | None:
-        """The feasible decode instance with the fewest calls bound."""
+        """The feasible decode instance with the least load."""
         best: tuple[int, Instance] | None = None
         for j, decode in enumerate(topology.decode):
             here = [d.placed.call for d in decisions if d.placed.decode is decode]
             needed = sum(decode.kv_tokens_of(c) for c in (*here, call))
-            count = len(decode.decoding) + len(here)
-            fits = needed <= decode.kv_free_tokens and count < decode.spec.max_batch
-            if topology.pairs[i, j] and fits and (best is None or count < best[0]):
-                best = (count, decode)
+            fits = needed <= decode.kv_free_tokens and len(decode.decoding) + len(here) < decode.spec.max_batch
+            if topology.pairs[i, j] and fits:
+                load = self._decode_load(decode, call, here)
+                if best is None or load < best[0]:
+                    best = (load, decode)
         return best[1] if best else None
+
+    def _decode_load(self, decode: Instance, call: Call, here: list[Call]) -> int:
+        """Load of a decode instance that `call` may join, `here` being those that join it in this plan."""
+        return len(decode.decoding) + len(here)

@@ -18,7 +18,7 @@ class Hits:
     """
 
     def __init__(self, topology: Topology, calls: Iterable[Call], rows: int) -> None:
-        self._topology = topology
+        self.topology = topology
         self._caches = [p.cache for p in topology.prefill]
         self._tables = [topology.kinds[kind] for kind in topology.kind_of]
         self._tokens = np.zeros((rows, len(self._caches)), dtype=np.int64)

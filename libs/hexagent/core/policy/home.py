@@ -2,6 +2,7 @@
 
 from hexagent.core.policy.dispatch import LeastLoaded
 from hexagent.core.policy.profile import Profile
+from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
 
 HOMES_MAX = 100_000  # workflows remembered; the one that got its home first is forgotten first
@@ -16,8 +17,8 @@ class AtHome(LeastLoaded):
         self._spread_tokens, self._excess_calls = spread_tokens, excess_calls
         self._homes: dict[str, str] = {}
 
-    def _choose(self, call: Call, load: dict[str, int]) -> str:
-        least = super()._choose(call, load)
+    def _choose(self, call: Call, topology: Topology, load: dict[str, int], new_tokens: dict[str, int]) -> str:
+        least = super()._choose(call, topology, load, new_tokens)
         if call.prompt_tokens <= self._spread_tokens:
             return least
         home = self._homes.get(call.call_id.workflow_id, least)

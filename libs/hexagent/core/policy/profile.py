@@ -13,6 +13,8 @@ _RANGES: Final = {
     "atlas_spread_tokens": (0, 10_000_000),
     "atlas_beta_milli": (0, 1_000_000),
     "sticky_excess_calls": (0, 1_000_000),
+    "prefill_credit_milli": (0, 1_000_000),
+    "decode_credit_milli": (0, 1_000_000),
     "stuck_factor": (1, 1_000),
     "stuck_us": (1_000_000, 86_400_000_000),
     "suspect_us": (0, 86_400_000_000),
@@ -29,6 +31,10 @@ class Profile(NamedTuple):
     atlas_spread_tokens: int  # longest prompt that `atlas:least-loaded` sends to any instance, 0..10,000,000 tokens
     atlas_beta_milli: int  # `atlas` promotes what has waited this many times its service, 0..1,000, in thousandths
     sticky_excess_calls: int  # `aggregated` moves a workflow when its instance has this many more than another, 0..10^6
+    prefill_credit_milli: (
+        int  # what `prefix-affinity` takes off a prefill load per cached token, 0..1,000, in thousandths
+    )
+    decode_credit_milli: int  # and off a decode load, 0..1,000, in thousandths
     stuck_factor: int  # an attempt is stuck after this many times its longest predicted run, 1..1,000
     stuck_us: int  # and this much time, 1 s..1 day
     suspect_us: int  # how long the instance of a stuck attempt gets no new calls, 0..1 day

@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 
 from hexagent.core.errors import NotFound, Unsupported
 from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.policy.affinity import PrefixAffinity
 from hexagent.core.policy.atlas import Atlas
 from hexagent.core.policy.clairvoyant import Clairvoyant
 from hexagent.core.policy.dispatch import Dispatcher, LeastLoaded, PredictedFinish
@@ -56,12 +57,14 @@ EITHER: Final[Dispatchers] = {"cache-aware": PAPER["cache-aware"]} | PAPER
 ATLAS: Final[Dispatchers] = EITHER | {
     "least-loaded": lambda _, profile: AtHome(profile, profile.atlas_spread_tokens, NEVER_FULL),
 }
+AFFINITY: Final[Dispatchers] = {"prefix-affinity": lambda _, profile: PrefixAffinity(profile)}
 STICKY: Final[Dispatchers] = {"sticky": lambda _, profile: AtHome(profile, 0, profile.sticky_excess_calls)}
 RECIPES: Final[dict[str, Recipe]] = {
     "fcfs": Recipe(lambda _, __: Fcfs(), EITHER),
     "workflow-fcfs": Recipe(lambda _, __: WorkflowFcfs(), EITHER),
     "workflow-llf": Recipe(lambda _, __: WorkflowLlf(), EITHER),
     "atlas": Recipe(lambda _, profile: Atlas(profile), ATLAS),
+    "prefix-affinity": Recipe(lambda _, __: Fcfs(), AFFINITY),
     "aggregated": Recipe(lambda _, __: Fcfs(), STICKY),
     "hexagent": Recipe(lambda _, __: Hexagent(), PAPER),
     "clairvoyant": Recipe(_clairvoyant, {"cache-aware": PAPER["cache-aware"]}, clairvoyant=True),

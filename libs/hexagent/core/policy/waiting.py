@@ -1,6 +1,7 @@
 """The ready calls of one model as arrays, kept up to date so that a plan need not build them."""
 
 from bisect import bisect_left
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,13 @@ from hexagent.core.scheduling.calls import Call
 
 READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX = range(6)
 _FIRST_ROWS = 64
+
+
+class PrefillWork(NamedTuple):
+    """Of calls on prefill instances, shapes (calls, P)."""
+
+    new_tokens: IntArray  # to be computed
+    nominal_us: IntArray  # table time of that, alone
 
 
 class WaitingCalls:
@@ -24,8 +32,7 @@ class WaitingCalls:
         self._columns = np.zeros((_FIRST_ROWS, 6), dtype=np.int64)
         self._nominal_us = np.zeros((_FIRST_ROWS, 0), dtype=np.int64)
         self._topology: Topology | None = None
-        self._hits: Hits | None = None  # once they were asked for, of the topology they were asked of
-        self._hits_of: Topology | None = None
+        self._hits: Hits | None = None  # once they were asked for
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -52,10 +59,18 @@ class WaitingCalls:
         """Prompt tokens believed cached and table time of the rest, (calls, P); None where no instance has a cache."""
         if not topology.caches:
             return None
-        if topology is not self._hits_of:
-            self._hits_of = topology
+        if self._hits is None or self._hits.topology is not topology:
             self._hits = Hits(topology, self.calls, len(self._columns))
-        return self._hits.matrices(len(self.calls), self._index) if self._hits is not None else None
+        return self._hits.matrices(len(self.calls), self._index)
+
+    def prefill_work(self, topology: Topology, aware: bool) -> PrefillWork:
+        """What each prefill instance has to do for each call; all of its prompt unless `aware` of prefix caches."""
+        hits = self.hits(topology) if aware else None
+        if hits is None:
+            nominal_us = self.nominal_us(topology)[:, topology.kind_of]
+            return PrefillWork(np.broadcast_to(self.columns[:, PROMPT, None], nominal_us.shape), nominal_us)
+        tokens, nominal_us = hits
+        return PrefillWork(self.columns[:, PROMPT, None] - tokens, nominal_us)
 
     def ages(self, now_us: int) -> Ages:
         columns = self.columns

@@ -1,0 +1,36 @@
+"""Routing by load and cached prefix, as the routers of NVIDIA Dynamo and llm-d do it."""
+
+from hexagent.core.policy.dispatch import LeastLoaded
+from hexagent.core.policy.profile import Profile
+from hexagent.core.scheduling.calls import Call
+from hexagent.core.scheduling.ledger import Instance
+from hexagent.core.units import MILLI
+
+
+class PrefixAffinity(LeastLoaded):
+    """Least load after a credit for what is cached, in tokens, for prefill and, when that starts, for decode.
+
+    Dynamo ("Routing Concepts" in its documentation) takes the worker with the least of prompt tokens active there,
+    those of the request, less the overlap times a weight, for prefill, and the least active KV for decode; llm-d's
+    prefill and decode profiles both score load and prefix. Neither looks at speeds.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__(profile, aware=True)
+        self._prefill_credit_milli = profile.prefill_credit_milli
+        self._decode_credit_milli = profile.decode_credit_milli
+
+    def _load(self, instance: Instance) -> int:
+        """Prompt tokens that are being computed."""
+        return sum([a.call.prompt_tokens - a.cached_tokens for a in instance.prefilling.values()])
+
+    def _added(self, call: Call, new_tokens: int) -> int:
+        cached = call.prompt_tokens - new_tokens
+        return call.prompt_tokens - cached * self._prefill_credit_milli // MILLI
+
+    def _decode_load(self, decode: Instance, call: Call, here: list[Call]) -> int:
+        """Context tokens of the calls there, less the credit."""
+        load = decode.context_sum + sum([c.mean_context for c in here])
+        if decode.cache is None or not self._decode_credit_milli:
+            return load
+        return load - decode.cache.match(call.chain, call.prompt_tokens) * self._decode_credit_milli // MILLI
