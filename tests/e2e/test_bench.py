@@ -33,3 +33,25 @@ def test_the_control_plane_is_measured_by_service(tmp_path: Path) -> None:
     assert rows[0]["calls"] == 10
     assert rows[0]["errors"] == 0
     assert rows[0]["added_ttft_p50_ms"] > 0
+
+
+def test_the_same_workload_runs_live_and_simulated(tmp_path: Path) -> None:
+    out, picture = tmp_path / "fidelity.json", tmp_path / "fidelity.svg"
+    done = command(
+        "bench", "fidelity", "--workloads", "bfcl", "--policies", "fcfs", "--workflows", "3", "--time-scale", "2",
+        "--json", str(out), "--picture", str(picture),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(out.read_text())
+    assert document["command"] == "bench fidelity"
+    live, sim = document["rows"]
+    assert (live["driver"], sim["driver"]) == ("live", "sim")
+    for name in ("workload", "policy", "workflows", "completed", "calls", "request_latency_ms"):
+        assert live[name] == sim[name]
+    assert live["completed"] == 3
+    assert sim["mean_diff_pct"] == pytest.approx(100 * (sim["mean_jct_s"] / live["mean_jct_s"] - 1), abs=1e-3)
+    assert abs(sim["mean_diff_pct"]) < 30  # a busy machine lags
+    for row in (live, sim):
+        parts = [row[name] for name in row if name.endswith("_s") and "jct" not in name]
+        assert sum(parts) == pytest.approx(row["mean_jct_s"], abs=1e-3)
+    assert picture.read_text().startswith("<?xml")

@@ -13,6 +13,7 @@ from hexagent import __version__
 from hexagent.cli.attainment import attainment, bar, picture, scales
 from hexagent.cli.demo import BASELINE, OURS, demo_completed, demo_rows, demo_workload, gain, gain_text
 from hexagent.cli.explain import explanation_rows, parsed_call, scheduler_address
+from hexagent.cli.program import Trip
 from hexagent.cli.report import json_document, shown, table_of, write_json
 from hexagent.cli.runner import DISTORTS, Run, overhead_note, overhead_share, summary_row
 from hexagent.client.explain import CallExplanation
@@ -43,10 +44,11 @@ def row(number: int, stretch: float, completed: bool = True) -> WorkflowRow:
     )
 
 
-def run_of(stretches: Sequence[float], *, return_us: float | None = 2_000.0, failed: int = 0) -> Run:
+def run_of(stretches: Sequence[float], *, return_us: int | None = 2_000, failed: int = 0) -> Run:
     rows = [row(i, stretch) for i, stretch in enumerate(stretches)]
     rows += [row(len(stretches) + i, 1.0, completed=False) for i in range(failed)]
-    return Run(tuple(rows), 10.0, return_us, 2.0, ((3, 2_000_000),) * len(stretches), ())
+    trips = () if return_us is None else (Trip(CallId("w", "c"), 0, 1_000, 1_000 + return_us),)
+    return Run(tuple(rows), 10.0, trips, 2.0, ((3, 2_000_000),) * len(stretches), ())
 
 
 def printed(thing: object) -> str:
@@ -118,7 +120,7 @@ def test_summary_row() -> None:
 
 
 def test_overhead_counts_time_scale_fold_and_warns_where_it_distorts() -> None:
-    light, heavy = run_of([1.0], return_us=2_000.0), run_of([1.0], return_us=200_000.0)
+    light, heavy = run_of([1.0], return_us=2_000), run_of([1.0], return_us=200_000)
     assert overhead_share(light) == pytest.approx(0.006)  # 3 calls, both ways, of 2 s
     assert "1.0 ms of wall time" in overhead_note(light)
     assert "2.0 ms of model time" in overhead_note(light)

@@ -362,6 +362,49 @@ def bench_bounds(
     write_json(json_file, "bench bounds", None, rows)
 
 
+@bench.command(
+    "fidelity",
+    epilog=_examples(
+        "hexagent bench fidelity --json fidelity.json --picture fidelity.png",
+        "hexagent bench fidelity --workloads bfcl --policies hexagent --workflows 40",
+    ),
+)
+def bench_fidelity(
+    workloads: Annotated[str, typer.Option("--workloads", help="bfcl, lats, or both.")] = "bfcl,lats",
+    policies: Annotated[str, typer.Option("--policies", help="Comma-separated.")] = "fcfs,hexagent",
+    workflows: Annotated[int, typer.Option("--workflows", min=0, help="Of each workload; 0: as in the tables.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the workload and the engines.")] = 1,
+    cluster: Cluster = "demo",
+    time_scale: Annotated[float, typer.Option("--time-scale", help="Model seconds a wall second, at most 2.")] = 1.0,
+    prefix_cache: Annotated[bool, typer.Option(help="Engines reuse the KV of shared prefixes.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw the distributions, as .png or .svg.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Run the same workload live and in the simulator, and compare completion times.
+
+    Both drivers run the same cores on the same cluster, seed and hidden truth; the simulator is given the control
+    latencies measured in the live run. It is a check of the two drivers against each other. Exit status 1 if a
+    workflow did not complete.
+    """
+    from hexagent.cli.bench import fidelity
+    from hexagent.cli.report import check_writable, write_json
+
+    check_writable(json_file)
+    check_writable(picture, "picture")
+    names, orders = (tuple(name.strip() for name in text.split(",") if name.strip()) for text in (workloads, policies))
+    options = fidelity.FidelityOptions(names, orders, cluster, workflows, seed, time_scale, prefix_cache)
+    pairs = asyncio.run(fidelity.run_fidelity(options))
+    rows = fidelity.fidelity_rows(pairs)
+    fidelity.show(rows)
+    write_json(json_file, "bench fidelity", seed, rows)
+    if picture is not None:
+        fidelity.draw(pairs, picture)
+    if not fidelity.completed(pairs):
+        raise typer.Exit(EXIT_FAILED)
+
+
 def main() -> None:
     """Run the command line of this process and exit: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
     sys.exit(run_command(sys.argv[1:]))

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 import hexagent.client
 from hexagent.client import CallResult, Segment
 from hexagent.core.errors import Cancelled, HexagentError
+from hexagent.core.ids import CallId
 from hexagent.core.units import US_PER_S
 from hexagent.core.workflow.attribution import NodeTimeline, Spent, spent_on
 from hexagent.core.workflow.model import NodeKind, NodeStatus, WorkflowStatus
@@ -18,6 +19,15 @@ OUTPUT_TOKENS: Final = "emulated.output_tokens"  # the engine option that carrie
 NOT_STARTED: Final = "not_started"
 
 
+class Trip(NamedTuple):
+    """A call as its client saw it, model time."""
+
+    call: CallId
+    issued_us: int
+    ended_us: int  # at the engine
+    received_us: int
+
+
 class Tally:
     """Counts of a run, for its progress display and its summary."""
 
@@ -26,7 +36,7 @@ class Tally:
         self.workflows_ended = 0
         self.calls_started = 0
         self.calls_ended = 0
-        self.return_us: list[int] = []  # from the engine's end of a call to its client's receipt, model time
+        self.trips: list[Trip] = []  # of the calls that succeeded
         self.paths: list[tuple[int, int]] = []  # of each completed workflow: calls on its critical path, horizon
         self.spent: dict[str, Spent] = {}  # by workflow: its completion time in parts
         self.errors: list[str] = []
@@ -136,6 +146,7 @@ class Program:
             else:
                 prompt.append(Segment(text=segment.name, role="user", tokens=segment.tokens))
         self._tally.calls_started += 1
+        issued_us = self._clock.now_us()
         result = await wf.call(
             prompt,
             node_id=node.node_id,
@@ -148,7 +159,7 @@ class Program:
             engine_options={OUTPUT_TOKENS: str(item.output_tokens)},
         )
         self._tally.calls_ended += 1
-        self._tally.return_us.append(self._clock.now_us() - result.times.end_us)
+        self._tally.trips.append(Trip(result.call, issued_us, result.times.end_us, self._clock.now_us()))
         self._results[item.index] = result
 
     async def _end(self, wf: hexagent.client.Workflow) -> Ended:

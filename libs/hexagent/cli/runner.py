@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 import hexagent.client
-from hexagent.cli.program import Program, Tally
+from hexagent.cli.program import Program, Tally, Trip
 from hexagent.cli.report import Row
 from hexagent.core.units import US_PER_MS, US_PER_S
 from hexagent.core.workflow.attribution import Spent
@@ -37,12 +37,17 @@ class Run(NamedTuple):
 
     rows: tuple[WorkflowRow, ...]  # in order of arrival
     wall_s: float
-    return_us: float | None  # median model time from the engine's end of a call to its client's receipt
+    trips: tuple[Trip, ...]  # of the calls, where the clock is the engines' own
     time_scale: float
     paths: tuple[tuple[int, int], ...]  # of each completed workflow: calls on its critical path, horizon
     errors: tuple[str, ...]
     spent: Mapping[str, Spent] = {}  # by workflow, where its description could be read
     cpu_ms_per_call: Mapping[str, float] = {}  # by process, where the stack is this command's own
+
+    @property
+    def return_us(self) -> float | None:
+        """Median model time from the engine's end of a call to its client's receipt."""
+        return median(trip.received_us - trip.ended_us for trip in self.trips) if self.trips else None
 
 
 async def run_workload(live: Live, workload: Workload, progress: "RunProgress", slo_scale: float | None = None) -> Run:
@@ -64,7 +69,7 @@ async def run_workload(live: Live, workload: Workload, progress: "RunProgress", 
     return Run(
         tuple(rows),
         loop.time() - began_s,
-        median(tally.return_us) if tally.return_us and live.same_origin else None,
+        tuple(tally.trips) if live.same_origin else (),
         clock.time_scale,
         tuple(tally.paths),
         tuple(tally.errors),

@@ -43,9 +43,10 @@ Schedule = Callable[..., None]  # (at_us, action, *arguments)
 
 
 class Latency(NamedTuple):
-    """One-way control latencies in microseconds; an answer takes the same again."""
+    """One-way control latencies in microseconds."""
 
-    client_us: int = 500  # client and tracker
+    request_us: int = 500  # client to tracker
+    update_us: int = 500  # tracker to client
     outcome_us: int = 1_000  # agent to tracker, through a stream
     event_us: int = 1_000  # tracker to scheduler and back, through a stream
     dispatch_us: int = 500  # scheduler to agent

@@ -167,7 +167,7 @@ class World:
 
     def _answered_us(self, now_us: int) -> int:
         """When a client that asks the tracker something has its answer."""
-        return now_us + 2 * self._latency.client_us
+        return now_us + self._latency.request_us + self._latency.update_us
 
     def _client_told(self, event: CallFinished, now_us: int) -> None:
         outcome = event.outcome
@@ -204,7 +204,7 @@ class World:
 
     # --- tracker ----------------------------------------------------------------------------------------------
     def _command(self, batch: tuple[Command, ...], now_us: int) -> None:
-        self.schedule(now_us + self._latency.client_us, self._track, batch)
+        self.schedule(now_us + self._latency.request_us, self._track, batch)
 
     def _track(self, batch: tuple[Command, ...], now_us: int) -> None:
         """Commands in; events out to scheduler, estimator and clients.
@@ -222,7 +222,7 @@ class World:
             self.learner.observe_event(event)
             if isinstance(event, CallFinished):
                 self._calls += 1
-                self.schedule(now_us + self._latency.client_us, self._client_told, event)
+                self.schedule(now_us + self._latency.update_us, self._client_told, event)
         self.schedule(now_us + self._latency.event_us, self._tell_scheduler_all, events)
 
     def _outcome(self, outcome: CallOutcome, now_us: int) -> None:

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from hexagent.core.workflow.graph import NEVER
+from hexagent.core.workflow.graph import NEVER, WorkflowGraph
 from hexagent.core.workflow.model import CallTimes, NodeKind, NodeStatus
 from hexagent.core.workflow.phases import PhaseKind, phases_of
 
@@ -20,6 +20,23 @@ class NodeTimeline(NamedTuple):
     started_us: int
     finished_us: int
     times: CallTimes = CallTimes()  # of a call
+
+
+def timelines_of(graph: WorkflowGraph) -> tuple[NodeTimeline, ...]:
+    """Of every node of a workflow, in the order of their reveal."""
+    return tuple(
+        NodeTimeline(
+            node.node_id,
+            node.spec.kind,
+            node.status,
+            node.spec.after,
+            node.ready_us,
+            node.started_us,
+            node.finished_us,
+            node.outcome.times if node.outcome is not None else CallTimes(),
+        )
+        for node in graph.nodes
+    )
 
 
 class Spent(NamedTuple):
