@@ -122,6 +122,20 @@ def test_a_call_held_by_two_agents_is_booked_the_same_whoever_answers_last(
         assert desk.calls == []
 
 
+def test_what_is_lost_before_the_start_is_made_again_whoever_else_holds_it() -> None:
+    """The decode side has heard that its KV is gone; the prefill side answers with what it held before."""
+    desk = Desk(decodes("h100"), start=False)
+    desk.start("w")
+    desk.reveal("w", "a")
+    ticket = Ticket(CallId("w", "a"), 1, 1)
+    (d0,), (p0,) = decodes("h100"), prefills("h100")
+    desk.tell(InstanceUp(d0, (HeldTicket(ticket, Phase.PREFILLED, "d0", PROMPT, CAP, 0, "d0"),), 0))
+    desk.progress(ticket, Phase.LOST)
+    desk.tell(InstanceUp(p0, (HeldTicket(ticket, Phase.PREFILLED, "p0", PROMPT, CAP, 0, "d0"),), 0))
+    desk.tell(Started(2, 0))
+    assert [d.ticket for d in desk.dispatched] == [Ticket(CallId("w", "a"), 2, 2)]
+
+
 def test_an_attempt_that_cannot_be_adopted_is_made_again_as_a_later_one() -> None:
     held = HeldTicket(Ticket(CallId("w", "a"), 2, 1), Phase.PREFILLED, "p0", PROMPT, CAP, 0, "d9")
     desk = Desk((), start=False)

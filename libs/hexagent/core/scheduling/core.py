@@ -60,7 +60,7 @@ class SchedulerCore:
         self._shadows = tuple(policy_by_name(name, self.estimator, tuned) for name, tuned in shadows)
         self._topologies: dict[str, Topology] = {}  # by model, until instances change
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
-        self._held: dict[CallId, HeldTicket] = {}  # what agents have said they run, until it is booked
+        self._held: dict[CallId, HeldTicket] = {}  # what agents run, as they say before the start
         self._starved: set[str] = set()  # models of which a call found no room for its KV in the last plan
         self._sequence = 0
 
@@ -206,22 +206,32 @@ class SchedulerCore:
             instance.cordoned = event.cordoned
         self._topologies.clear()
         for held in event.held:
-            other = self._held.get(held.ticket.call)
-            if other is None or _precedence(held) > _precedence(other):
-                self._held[held.ticket.call] = held
-        if self.epoch:
-            self._adopt_held()
+            self._hear_of(held)
+        self._adopt_held()
         return True
 
     def _start(self, epoch: int) -> None:
         """Attempts that could not be adopted are made again, as later ones; their agents drop the older."""
         self.epoch = epoch
-        self._adopt_held()
         for call_id in sorted(self._held):
             call = self.projection.find(call_id)
             if call is not None:
                 call.attempts = max(call.attempts, self._held[call_id].ticket.attempt)
         self._held.clear()
+
+    def _hear_of(self, held: HeldTicket) -> None:
+        """Before the start, when agents answer in any order, what comes first by `_precedence` is booked."""
+        call_id = held.ticket.call
+        other = self._held.get(call_id)
+        if other is not None and _precedence(other) >= _precedence(held):
+            return
+        self._held[call_id] = held
+        booked = self._attempts.get(call_id)
+        if booked is not None and not self.epoch:
+            self.ledger.ended(booked, booked.prefill_end_us)
+            del self._attempts[call_id]
+            booked.call.attempts = booked.ticket.attempt - 1
+            self._enqueue(booked.call)
 
     def _adopt_held(self) -> None:
         """Book attempts of which both instances are known: those of one agent come one by one."""
@@ -234,7 +244,8 @@ class SchedulerCore:
                     continue
                 if held.ticket.attempt > call.attempts:
                     self._adopt(call, held, prefill, decode)
-            del self._held[call_id]
+            if self.epoch:
+                del self._held[call_id]
 
     def _adopt(self, call: Call, held: HeldTicket, prefill: Instance, decode: Instance) -> None:
         """Book an attempt that an agent already runs."""
