@@ -6,6 +6,7 @@ import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
+from hexagent.core.policy.books import IDLE
 from hexagent.core.policy.order import Ages, IntArray, Order
 from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState, smallest
 from hexagent.core.policy.profile import Profile
@@ -53,7 +54,7 @@ class PredictedFinish:
         self._aware = aware
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
-        if all(p.prefilling for p in topology.prefill):
+        if not topology.books.prefill[IDLE].any():
             return Plan()
 
         def state(rows: IntArray) -> SimulatedState:

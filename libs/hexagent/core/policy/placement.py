@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.policy.books import DECODE_ROOM, EGRESS, FREE, INGRESS, PREFILL_ROOM, SLOTS, STEP
 from hexagent.core.policy.order import IntArray
-from hexagent.core.policy.topology import Topology, ints
+from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import OUTPUT, PROMPT, RESERVE_MAX, RESERVE_PREDICTED, WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
@@ -50,57 +51,46 @@ class SimulatedState:
         aware: bool = False,
     ) -> None:
         self._topology, self._estimator, self._calls, self._rows = topology, estimator, waiting.calls, rows
-        prefill, decode = topology.prefill, topology.decode
-        self._free_us = [p.prefill_free(now_us) for p in prefill]
-        self._egress_us = [p.egress_free_us for p in prefill]
-        self._prefill_room = [p.kv_free_tokens for p in prefill]
-        self._idle = [not p.prefilling for p in prefill]
+        books = topology.books
+        free_us = np.maximum(books.prefill[FREE], now_us)
+        self._free_us: list[int] = free_us.tolist()
+        _, self._egress_us, self._prefill_room, self._idle = books.prefill.tolist()
+        self._ingress_us, self._decode_room, self._slots, self._step_us = books.decode.tolist()
+        self._floor_us = books.floor_us.tolist()  # part of a prompt's time that is saved in another's batch
         self._startable = sum(self._idle)  # instances that could take a call that starts now
         # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
-        self._headroom_us = [-1] * len(prefill)
-        self._batch_room = [0] * len(prefill)
-        self._ingress_us = [d.ingress_us for d in decode]
-        self._decode_room = [d.kv_free_tokens for d in decode]
-        self._slots = [d.spec.max_batch - len(d.decoding) for d in decode]
-        self._step_us = [d.next_step_us(estimator) for d in decode]
-        self._added = [(0, 0)] * len(decode)  # (calls, context tokens) placed in this plan
+        self._headroom_us = [-1] * len(self._idle)
+        self._batch_room = [0] * len(self._idle)
+        self._added = [(0, 0)] * len(self._slots)  # (calls, context tokens) placed in this plan
 
         columns = waiting.columns[rows].T
         self._prompt, self._steps = columns[PROMPT], columns[OUTPUT] - 1
-        reserve = columns[RESERVE_PREDICTED]
-        if topology.never_evicts.any():
-            reserve = np.where(topology.never_evicts[:, None], columns[RESERVE_MAX], reserve)
-        self._kv_tokens = np.broadcast_to(self._prompt + reserve, (len(decode), len(rows)))
+        self._kv_tokens = columns[RESERVE_PREDICTED : RESERVE_MAX + 1] + self._prompt  # where engines evict; do not
         self._transfer_us = topology.transfer_us(self._prompt)
-        speed = ints(estimator.speed_ppm(p.spec.instance_id)[0] for p in prefill)
         hits = waiting.hits(topology) if aware else None
+        self._cached = hits[0][rows].T if hits is not None else None  # prompt tokens, (P, calls)
         if hits is None:
-            nominal_us, of = waiting.nominal_us(topology), topology.kind_of
-            fastest = ints(speed[of == kind].min() for kind in range(len(topology.kinds)))
-            self._new_tokens = np.broadcast_to(self._prompt, (len(prefill), len(rows)))
+            nominal_us, of, speed_ppm = waiting.nominal_us(topology), topology.kind_of, books.fastest_ppm
         else:
-            tokens, nominal_us = hits
-            of, fastest = np.arange(len(prefill)), speed
-            self._new_tokens = self._prompt - tokens[rows].T  # to be computed, (P, calls)
-        self._alone_us = nominal_us[rows].T[of] * speed[:, None] // PPM
-        self._extra_us = np.maximum(self._alone_us - (topology.floor_us * speed // PPM)[:, None], 0)  # in a batch
-        backlog_us = int((nominal_us * fastest // PPM).min(axis=1).sum())
-        self._batch_us = min(batch_us, backlog_us // len(prefill))
+            nominal_us, of, speed_ppm = hits[1], np.arange(len(self._idle)), books.speed_ppm
+        self._alone_us = nominal_us[rows].T[of] * books.speed_ppm[:, None] // PPM
+        backlog_us = int((nominal_us * speed_ppm // PPM).min(axis=1).sum())
+        self._batch_us = min(batch_us, backlog_us // len(self._idle))
         # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
         self._roomy = bool(
             topology.uniform
             and self._prompt.max() * len(rows) <= min(self._prefill_room)
-            and self._kv_tokens.max() * len(rows) <= min(self._decode_room)
+            and self._kv_tokens[1].max() * len(rows) <= min(self._decode_room)
             and min(self._slots) >= len(rows)
         )
         # When KV begins to move as far as P is concerned, (P, calls); wait for the link into D and decode there,
         # (D, calls); `NEVER_US` where there is no room.
-        self._leave_us = np.maximum(ints(self._free_us)[:, None] + self._alone_us, ints(self._egress_us)[:, None])
-        self._decode_us = self._steps * ints(self._step_us)[:, None] + ints(self._ingress_us)[:, None]
+        self._leave_us = np.maximum(free_us[:, None] + self._alone_us, books.prefill[EGRESS][:, None])
+        self._decode_us = self._steps * books.decode[STEP][:, None] + books.decode[INGRESS][:, None]
         if not self._roomy:
-            self._leave_us[self._prompt > ints(self._prefill_room)[:, None]] = NEVER_US
-            full = (self._kv_tokens > ints(self._decode_room)[:, None]) | (ints(self._slots)[:, None] <= 0)
-            self._decode_us[full] = NEVER_US
+            self._leave_us[self._prompt > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
+            full = self._kv_tokens[topology.never_evicts] > books.decode[DECODE_ROOM][:, None]
+            self._decode_us[full | (books.decode[SLOTS] <= 0)[:, None]] = NEVER_US
 
     @property
     def any_startable(self) -> bool:
@@ -136,15 +126,24 @@ class SimulatedState:
         return self._roomy or bool(self._pair_us(r).min() < NEVER_US)
 
     def _can_start(self, i: int) -> bool:
-        return self._idle[i] or self._headroom_us[i] > 0
+        return bool(self._idle[i]) or self._headroom_us[i] > 0
+
+    def _new_tokens(self, i: int) -> IntArray:
+        """Tokens of each prompt to be computed on P."""
+        new_tokens: IntArray = self._prompt if self._cached is None else self._prompt - self._cached[i]
+        return new_tokens
 
     def _joins(self, r: int, i: int) -> bool:
         """Whether call r would ride in the batch begun on P in this plan."""
-        return bool(self._extra_us[i, r] <= self._headroom_us[i] and self._new_tokens[i, r] <= self._batch_room[i])
+        headroom_us = self._headroom_us[i]
+        if headroom_us < 0 or self._alone_us[i, r] - self._floor_us[i] > headroom_us:
+            return False
+        return bool(self._new_tokens(i)[r] <= self._batch_room[i])
 
     def _added_us(self, r: int, i: int) -> int:
         """Prefill time call r adds to P."""
-        return int(self._extra_us[i, r] if self._joins(r, i) else self._alone_us[i, r])
+        alone_us = int(self._alone_us[i, r])
+        return max(alone_us - self._floor_us[i], 0) if self._joins(r, i) else alone_us
 
     def _move_us(self, r: int, i: int, j: int) -> int:
         """Time of its KV between free ends."""
@@ -157,16 +156,13 @@ class SimulatedState:
 
     def _placed(self, r: int, i: int, j: int) -> Placed:
         """The record of a call that starts now, with the best other pairs."""
-        pair_us = self._pair_us(r)
-        # Each of the best pairs has one of as many best prefill instances.
-        near = np.sort(smallest(pair_us.min(axis=1), OTHERS_MAX + 1))
-        pair_us = pair_us[near]
-        best = [divmod(pair, len(self._slots)) for pair in smallest(pair_us.ravel(), OTHERS_MAX + 1).tolist()]
-        finish_us = [int(pair_us[pair]) for pair in best]
+        near_i, near_j, pair_us = self._near(r)
+        best = smallest(pair_us.ravel(), OTHERS_MAX + 1)
+        pairs = [(near_i[pair // len(near_j)], near_j[pair % len(near_j)]) for pair in best.tolist()]
         candidates = [
-            self._candidate(r, int(near[n]), j, at_us)
-            for (n, j), at_us in zip(best, finish_us, strict=True)
-            if at_us < NEVER_US
+            self._candidate(r, *pair, finish_us)
+            for pair, finish_us in zip(pairs, pair_us.ravel()[best].tolist(), strict=True)
+            if finish_us < NEVER_US
         ]
         return Placed(
             self._calls[self._rows[r]],
@@ -176,6 +172,19 @@ class SimulatedState:
             tuple(candidates[1:]),
             self._move_us(r, i, j),
         )
+
+    def _near(self, r: int) -> tuple[list[int], list[int], IntArray]:
+        """Prefill and decode instances, in order, among which the best pairs of call r are, and its finish on each."""
+        # Each of the best pairs has one of as many best prefill instances, and of decode instances if all are linked.
+        if self._topology.uniform:
+            leave_us, decode_us = self._leave_us[:, r], self._decode_us[:, r]
+            near_i = np.sort(smallest(leave_us, OTHERS_MAX + 1))
+            near_j = np.sort(smallest(decode_us, OTHERS_MAX + 1))
+            pair_us = leave_us[near_i, None] + decode_us[near_j] + self._transfer_us[r]
+            return near_i.tolist(), near_j.tolist(), pair_us
+        pair_us = self._pair_us(r)
+        near_i = np.sort(smallest(pair_us.min(axis=1), OTHERS_MAX + 1))
+        return near_i.tolist(), list(range(len(self._slots))), pair_us[near_i]
 
     def _candidate(self, r: int, i: int, j: int, finish_us: int) -> Candidate:
         added_us = self._added_us(r, i)
@@ -190,10 +199,10 @@ class SimulatedState:
 
     def _apply(self, r: int, i: int, j: int) -> None:
         """Book call r on a pair."""
-        added_us, could = self._added_us(r, i), self._can_start(i)
-        new_tokens, kv_tokens = int(self._new_tokens[i, r]), int(self._kv_tokens[j, r])
+        joins, added_us, could = self._joins(r, i), self._added_us(r, i), self._can_start(i)
+        new_tokens, kv_tokens = int(self._new_tokens(i)[r]), int(self._kv_tokens[self._topology.never_evicts[j], r])
         local = bool(self._topology.local[i, j])
-        if self._joins(r, i):
+        if joins:
             self._headroom_us[i] -= added_us
             self._batch_room[i] -= new_tokens
         elif self._idle[i]:
@@ -201,7 +210,7 @@ class SimulatedState:
             self._batch_room[i] = int(self._topology.step_tokens[i]) - new_tokens
         else:
             self._headroom_us[i] = -1  # the plan goes on behind work that is not dispatched now
-        self._idle[i] = False
+        self._idle[i] = 0
         self._startable -= could and not self._can_start(i)
         self._free_us[i] += added_us
         self._prefill_room[i] -= kv_tokens if local else int(self._prompt[r])
@@ -220,15 +229,15 @@ class SimulatedState:
         """What the two instances of a placement mean to every call, as they are after it."""
         added_us = self._alone_us[i]
         if self._headroom_us[i] >= 0:
-            joins = (self._extra_us[i] <= self._headroom_us[i]) & (self._new_tokens[i] <= self._batch_room[i])
-            added_us = np.where(joins, self._extra_us[i], added_us)
+            extra_us = np.maximum(added_us - self._floor_us[i], 0)
+            joins = (extra_us <= self._headroom_us[i]) & (self._new_tokens(i) <= self._batch_room[i])
+            added_us = np.where(joins, extra_us, added_us)
         self._leave_us[i] = np.maximum(added_us + self._free_us[i], self._egress_us[i])
         self._decode_us[j] = self._steps * self._step_us[j] + self._ingress_us[j]
         if not self._roomy:
             self._leave_us[i, self._prompt > self._prefill_room[i]] = NEVER_US
-            if self._slots[j] <= 0:
-                self._decode_us[j] = NEVER_US
-            self._decode_us[j, self._kv_tokens[j] > self._decode_room[j]] = NEVER_US
+            full = self._kv_tokens[self._topology.never_evicts[j]] > self._decode_room[j]
+            self._decode_us[j, full if self._slots[j] > 0 else slice(None)] = NEVER_US
 
 
 def smallest(values: IntArray, count: int) -> IntArray:

@@ -1,4 +1,4 @@
-"""What does not change between plans: the usable instances of a model and the links between them."""
+"""The usable instances of a model, the links between them, and the books a plan begins with."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.instance.spec import Role
+from hexagent.core.policy.books import Books
 from hexagent.core.policy.order import IntArray
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.units import US_PER_S
@@ -19,7 +20,8 @@ class Topology:
     """Usable instances of one model: P for prefill, D for decode, and (P, D) arrays of their links.
 
     `pairs` says where KV can move: an instance that is not disaggregated only hands over to itself, and two
-    instances need the same KV precision. `setup_us` and `rate` (bytes/s) are those of the slower end.
+    instances need the same KV precision. `setup_us` and `rate` (bytes/s) are those of the slower end. Only `books`
+    change between plans.
     """
 
     def __init__(self, prefill: list[Instance], decode: list[Instance], estimator: Estimator) -> None:
@@ -32,7 +34,7 @@ class Topology:
         self.floor_us = ints(estimator.table(p.spec).prefill_us(1) for p in prefill)
         self.caches = any(p.cache is not None for p in prefill)
         self.step_tokens = ints(p.spec.max_step_tokens for p in prefill)
-        self.never_evicts = np.array([d.profile.never_evicts for d in decode], dtype=bool)
+        self.never_evicts = [int(d.profile.never_evicts) for d in decode]
         shape = (len(prefill), len(decode))
         self.setup_us, self.rate = np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
         self.local, self.pairs = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
@@ -47,6 +49,7 @@ class Topology:
         one_link = one_link and self.setup_us.min() == self.setup_us.max()
         # Any pair, one kind of link: the best decode instance of a call does not depend on where it is prefilled.
         self.uniform = bool(one_link and self.pairs.all() and not self.local.any())
+        self.books = Books(prefill, decode, self.floor_us, self.kind_of, estimator)
 
     def nominal_prefill_us(self, prompt_tokens: int) -> list[int]:
         """Table time of a prompt alone on each of `kinds`."""

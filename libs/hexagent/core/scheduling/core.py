@@ -300,9 +300,13 @@ class SchedulerCore:
 
     # --- planning ---------------------------------------------------------------------------------------------
     def _plan(self, now_us: int, effects: list[Effect]) -> None:
-        for model, waiting in self.waiting.items():
-            if not waiting:
-                continue
+        queues = [(model, waiting) for model, waiting in self.waiting.items() if waiting]
+        if not queues:
+            return
+        changed = self.ledger.changes()
+        for topology in self._topologies.values():
+            topology.books.update(changed)
+        for model, waiting in queues:
             topology = self._topology(model)
             if not topology.prefill or not topology.decode:
                 continue
@@ -323,6 +327,7 @@ class SchedulerCore:
         topology = self._topologies.get(model)
         if topology is None:
             topology = self._topologies[model] = Topology(*self.ledger.pool(model), self.estimator)
+            topology.books.update(())
         return topology
 
     def _dispatch(self, decision: Decision, waiting: int, now_us: int, effects: list[Effect]) -> None:

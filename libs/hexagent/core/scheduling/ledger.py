@@ -65,7 +65,6 @@ class Instance:
         "profile",
         "reserved_tokens",
         "spec",
-        "step",
         "suspect_until_us",
         "up",
     )
@@ -85,7 +84,6 @@ class Instance:
         self.pinned_tokens = 0  # prompts in prefill or waiting to be pulled
         self.reserved_tokens = 0
         self.context_sum = 0  # over `decoding`: prompt plus half the predicted output
-        self.step = (-1, 0, 0, 0)  # (calls bound, their context, snapshot, step time) of the last `next_step_us`
 
     @property
     def usable(self) -> bool:
@@ -95,10 +93,6 @@ class Instance:
     def load(self) -> int:
         """Calls dispatched here that have not left; prefill alone keeps one until its prompt is computed."""
         return len(self.decoding if self.spec.role is Role.BOTH else self.prefilling)
-
-    def prefill_free(self, now_us: int) -> int:
-        """When a call dispatched now could start: an overdue prediction counts as any moment now."""
-        return max(now_us, self.prefill_free_us) if self.prefilling else now_us
 
     @property
     def kv_free_tokens(self) -> int:
@@ -113,14 +107,8 @@ class Instance:
 
     def next_step_us(self, estimator: Estimator, calls: int = 0, context: int = 0) -> int:
         """Predicted step time with `calls` of `context` tokens in sum bound as well, and one more as is usual here."""
-        bound, revision = len(self.decoding), estimator.snapshot.revision
-        if not calls and self.step[:3] == (bound, self.context_sum, revision):
-            return self.step[3]
-        usual = (self.context_sum + context) // max(bound + calls, 1)
-        step_us = self.decode_step_us(estimator, calls + 1, context + usual)
-        if not calls:
-            self.step = (bound, self.context_sum, revision, step_us)
-        return step_us
+        usual = (self.context_sum + context) // max(len(self.decoding) + calls, 1)
+        return self.decode_step_us(estimator, calls + 1, context + usual)
 
     def kv_tokens_of(self, call: Call) -> int:
         """What the engine reserves for a call that decodes here: all it may need, or what is predicted."""
@@ -133,6 +121,7 @@ class Ledger:
     def __init__(self) -> None:
         self.instances: dict[str, Instance] = {}
         self.attempts: dict[Ticket, Attempt] = {}
+        self.changed: dict[str, Instance] = {}  # by id, since the last `changes`
         self.reuse = Reuse()
 
     def describe(self, spec: InstanceSpec) -> Instance:
@@ -163,8 +152,19 @@ class Ledger:
         prefill = [i for i in usable if i.spec.role in (Role.PREFILL, Role.BOTH)]
         return prefill, [i for i in usable if i.spec.role in (Role.DECODE, Role.BOTH)]
 
+    def changes(self) -> list[Instance]:
+        """Instances that hold more or less than the last time this was asked."""
+        changed = list(self.changed.values())
+        self.changed.clear()
+        return changed
+
+    def _change(self, *instances: Instance) -> None:
+        for instance in instances:
+            self.changed[instance.spec.instance_id] = instance
+
     def dispatched(self, attempt: Attempt, prefill_end_us: int, transfer_us: int) -> None:
         prefill, call = attempt.prefill, attempt.call
+        self._change(prefill)
         attempt.transfer_us = transfer_us
         self.attempts[attempt.ticket] = attempt
         attempt.prefill_end_us = prefill_end_us
@@ -187,6 +187,7 @@ class Ledger:
 
     def _bind(self, attempt: Attempt) -> None:
         decode = attempt.decode
+        self._change(decode)
         decode.decoding[attempt.ticket] = attempt
         decode.reserved_tokens += attempt.kv_tokens
         decode.context_sum += attempt.call.mean_context
@@ -195,6 +196,7 @@ class Ledger:
 
     def _unbind(self, attempt: Attempt) -> None:
         if attempt.decode.decoding.pop(attempt.ticket, None) is not None:
+            self._change(attempt.decode)
             attempt.decode.reserved_tokens -= attempt.kv_tokens
             attempt.decode.context_sum -= attempt.call.mean_context
             if attempt.phase < Phase.DECODING:
@@ -203,6 +205,7 @@ class Ledger:
     def prefill_ended(self, attempt: Attempt, at_us: int) -> None:
         """The slot is free; the prompt stays pinned until `kv_left`."""
         if attempt.prefill.prefilling.pop(attempt.ticket, None) is not None:
+            self._change(attempt.prefill)
             attempt.prefill_end_us = at_us
 
     def prefilled(self, attempt: Attempt, at_us: int, cached_tokens: int) -> None:
@@ -232,6 +235,7 @@ class Ledger:
     def kv_left(self, attempt: Attempt) -> None:
         """The decode side has the KV, or nobody needs it."""
         if attempt.phase < Phase.DECODING:
+            self._change(attempt.prefill, attempt.decode)
             if not attempt.local:
                 attempt.prefill.pinned_tokens -= attempt.call.prompt_tokens
             attempt.decode.ingress_us -= attempt.transfer_us
