@@ -9,6 +9,9 @@ import typer
 
 from hexagent import __version__
 from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_text, usage
+from hexagent.cli.options import Json
+from hexagent.cli.options import examples as _examples
+from hexagent.cli.simulate.commands import PAPER_EXAMPLES, bench_paper, sim
 from hexagent.core.errors import HexagentError
 
 app = typer.Typer(
@@ -22,7 +25,6 @@ app = typer.Typer(
 
 _PORT_HELP: Final = "Port of the dag-tracker; the scheduler, the estimator and the agents follow. 0 takes free ones."
 
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the table's rows as JSON.")]
 Cluster = Annotated[str, typer.Option("--cluster", help="A shipped cluster's name, or a cluster file.")]
 Policy = Annotated[str, typer.Option("--policy", help="Scheduling policy; default: the cluster file's.")]
 TimeScale = Annotated[
@@ -34,11 +36,6 @@ TraceFile = Annotated[
 PrefixCache = Annotated[
     bool | None, typer.Option(help="Engines reuse the KV of shared prefixes; default: the cluster file's.")
 ]
-
-
-def _examples(*lines: str) -> str:
-    """Example commands as the last part of a command's help."""
-    return "\n\n".join(("[bold]Examples[/bold]", *(f"  {line}" for line in lines)))
 
 
 @app.callback(invoke_without_command=True)
@@ -289,8 +286,12 @@ def replay(
         raise typer.Exit(EXIT_FAILED)
 
 
-bench = typer.Typer(name="bench", help="Measure the live system, and what is possible.", no_args_is_help=True)
+app.add_typer(sim)
+bench = typer.Typer(
+    name="bench", help="Measure the live system, policies in simulation, and what is possible.", no_args_is_help=True
+)
 app.add_typer(bench)
+bench.command("paper", epilog=PAPER_EXAMPLES)(bench_paper)
 
 
 @bench.command("control-plane", epilog=_examples("hexagent bench control-plane --json rows.json"))

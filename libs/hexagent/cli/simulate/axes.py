@@ -1,0 +1,129 @@
+"""Cells, seeds and policies from what the command line gives: comma-separated values, one cell for each combination."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hexagent.cli.failures import usage
+from hexagent.core.errors import HexagentError
+from hexagent.sim.experiment.cell import Cell, check_cell, cluster_of
+from hexagent.sim.experiment.policies import POLICIES
+from hexagent.sim.workloads.model import Workload
+from hexagent.sim.world import World
+
+SEED_MAX: Final = 1_000_000
+SEEDS_MAX: Final = 1_000  # in one experiment
+_SEEDS: Final = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+
+
+class Axes(NamedTuple):
+    """Options of `sim run` and `sim compare` as given."""
+
+    model: str
+    cluster: str
+    workload: str
+    trace: Path | None
+    world: str
+    engine_profile: str
+    load: str
+    arrivals: str
+    duration_s: float
+    workflows: int
+    noise: str
+    link: str
+    hardware: str
+
+
+def cells(axes: Axes) -> list[Cell]:
+    """Every combination, checked. The error's field is the option that is wrong."""
+    if bool(axes.workload) == (axes.trace is not None):
+        raise usage("--workload", "give either the name of a workload or --trace FILE")
+    workloads = _words(axes.workload, "--workload") if axes.trace is None else [axes.trace.stem]
+    made = []
+    with options_named({"workload": "--workload"}):
+        for model, cluster, workload, world, profile, load, arrivals, noise, link, hardware in product(
+            _words(axes.model, "model"),
+            _words(axes.cluster, "cluster"),
+            workloads,
+            _words(axes.world, "world"),
+            _words(axes.engine_profile, "engine_profile"),
+            _numbers(axes.load, "load"),
+            _words(axes.arrivals, "arrivals"),
+            _numbers(axes.noise, "noise"),
+            _numbers(axes.link, "link_gb_per_s"),
+            _words(axes.hardware, "hardware"),
+        ):
+            cell = Cell(
+                model,
+                cluster,
+                workload,
+                world,
+                profile,
+                load,
+                arrivals,
+                axes.duration_s,
+                axes.workflows,
+                noise,
+                link,
+                hardware,
+                str(axes.trace or ""),
+            )
+            check_cell(cell)
+            made.append(cell)
+    return made
+
+
+def policies(text: str, cell: Cell, option: str = "--policies") -> tuple[str, ...]:
+    """Names of known policies; "" = those compared by default in the cell's world."""
+    if not text:
+        return POLICIES[cell.world]
+    names = tuple(dict.fromkeys(_words(text, option)))
+    with options_named({"policy": option}):
+        for name in names:
+            World(cluster_of(cell), Workload("none", "", ()), name, 0)
+    return names
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Ascending seeds from `1`, `1-5` or `1,3,7-9`."""
+    found: set[int] = set()
+    for word in _words(text, "seeds"):
+        match = _SEEDS.fullmatch(word)
+        if match is None:
+            raise usage("seeds", f"{word!r} is neither a number nor a range such as 1-5")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if high > SEED_MAX:
+            raise usage("seeds", f"{high} is above {SEED_MAX}")
+        if low > high or high - low >= SEEDS_MAX:
+            raise usage("seeds", f"{word} holds none or more than {SEEDS_MAX} seeds")
+        found.update(range(low, high + 1))
+    if len(found) > SEEDS_MAX:
+        raise usage("seeds", f"names {len(found)} seeds, more than {SEEDS_MAX}")
+    return tuple(sorted(found))
+
+
+@contextlib.contextmanager
+def options_named(names: dict[str, str]) -> Iterator[None]:
+    """Errors name these options of the command instead of the library's fields."""
+    try:
+        yield
+    except HexagentError as error:
+        error.field = names.get(error.field, error.field)
+        raise
+
+
+def _words(text: str, option: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise usage(option, "names nothing")
+    return words
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(word) for word in _words(text, option)]
+    except ValueError:
+        raise usage(option, f"{text!r} is not a list of numbers") from None

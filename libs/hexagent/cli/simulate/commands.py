@@ -1,0 +1,211 @@
+"""`hexagent sim run`, `hexagent sim compare` and `hexagent bench paper`: parsing and help."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from hexagent.cli.options import Json, examples
+
+sim = typer.Typer(
+    name="sim", help="Run scheduling policies in the simulator: no GPU, no services.", no_args_is_help=True
+)
+
+PAPER_EXAMPLES: Final = examples(
+    "hexagent bench paper",
+    "hexagent bench paper --world both --seeds 101-110 --json rows.json",
+    "hexagent bench paper --full --out results      (again after Ctrl-C: it goes on)",
+)
+
+_SEEDS: Final = "1-99 are for tuning, 100 and up for reporting"
+
+Model = Annotated[str, typer.Option("--model", help="llama-3.1-70b, qwen3-235b-a22b, ...")]
+Cluster = Annotated[str, typer.Option("--cluster", help="hetero-1, hetero-2, homogeneous or mixed-3.")]
+WorkloadName = Annotated[str, typer.Option("--workload", help="sharegpt, bfcl, lats, mixed, ...")]
+Trace = Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Recorded workflows, JSON lines.")]
+World = Annotated[str, typer.Option("--world", help="policy-only: nothing is cached; full: engines reuse prefixes.")]
+Profile = Annotated[str, typer.Option("--engine-profile", help="What engines can do: trtllm-1.2.1, push, ...")]
+Load = Annotated[
+    str,
+    typer.Option("--load", help="Of the phase that is the bottleneck, 1 = always busy; 0: the workload's own rate."),
+]
+Arrivals = Annotated[str, typer.Option("--arrivals", help="fixed, poisson, gamma or gamma:CV.")]
+Duration = Annotated[
+    float,
+    typer.Option(
+        "--duration", min=0, help="Seconds of arrivals, the first tenth not judged; 0: the workload's own number."
+    ),
+]
+Workflows = Annotated[int, typer.Option("--workflows", min=0, help="How many, or read of a trace; 0: all it has.")]
+Noise = Annotated[str, typer.Option("--noise", help="Log error of all estimates, 0 to 2; engines stay as they are.")]
+Link = Annotated[str, typer.Option("--link", help="GB/s of each instance: 12.5, 25, 50.")]
+Hardware = Annotated[
+    str,
+    typer.Option("--hardware", help="tables, or slower-stack: decode twice, prefill 1.4 times as long as the tables."),
+]
+Processes = Annotated[int, typer.Option("--processes", min=1, help="Runs at a time.")]
+
+_PROCESSES: Final = os.cpu_count() or 1
+
+
+@sim.command(
+    "run",
+    epilog=examples(
+        "hexagent sim run --workload bfcl",
+        "hexagent sim run --workload mixed --policy fcfs:least-loaded --cluster hetero-2 --gantt gantt.png",
+        "hexagent sim run --trace FILE.jsonl --load 0.9 --arrivals poisson",
+    ),
+)
+def sim_run(
+    workload: WorkloadName = "",
+    trace: Trace = None,
+    policy: Annotated[str, typer.Option("--policy", help="NAME or NAME:DISPATCH.")] = "hexagent",
+    cluster: Cluster = "hetero-1",
+    model: Model = "llama-3.1-70b",
+    world: World = "policy-only",
+    engine_profile: Profile = "trtllm-1.2.1",
+    seed: Annotated[int, typer.Option("--seed", min=0, max=1_000_000, help=f"{_SEEDS}.")] = 1,
+    load: Load = "0",
+    arrivals: Arrivals = "fixed",
+    duration: Duration = 0.0,
+    workflows: Workflows = 0,
+    noise: Noise = "0",
+    link: Link = "25",
+    hardware: Hardware = "tables",
+    gantt: Annotated[Path, typer.Option("--gantt", metavar="FILE", help="Picture of what each instance did.")] = Path(
+        ".hexagent/gantt.png"
+    ),
+    json_file: Json = None,
+) -> None:
+    """Simulate one workload under one policy; say how late workflows were, by class, and draw what instances did."""
+    from hexagent.cli.failures import usage
+    from hexagent.cli.report import check_writable, write_json
+    from hexagent.cli.simulate.axes import Axes, cells, policies
+    from hexagent.cli.simulate.run import run_one
+    from hexagent.sim.experiment.run import Run
+
+    check_writable(json_file)
+    axes = Axes(
+        model,
+        cluster,
+        workload,
+        trace,
+        world,
+        engine_profile,
+        load,
+        arrivals,
+        duration,
+        workflows,
+        noise,
+        link,
+        hardware,
+    )
+    found = cells(axes)
+    names = policies(policy, found[0], "--policy")
+    if len(found) > 1 or len(names) != 1:
+        raise usage("sim run", "takes one value for each option; sim compare takes several")
+    write_json(json_file, "sim run", seed, [run_one(Run(found[0], names[0], seed), gantt)])
+
+
+@sim.command(
+    "compare",
+    epilog=examples(
+        "hexagent sim compare --workload bfcl --policies fcfs,fcfs:least-loaded,hexagent --seeds 1-3",
+        "hexagent sim compare --workload bfcl --load 0.3,0.6,0.9,1.2 --duration 300 --arrivals poisson",
+        "hexagent sim compare --trace FILE.jsonl --cluster hetero-1,hetero-2 --noise 0,0.1,0.3 --json rows.json",
+    ),
+)
+def sim_compare(
+    workload: WorkloadName = "",
+    trace: Trace = None,
+    names: Annotated[str, typer.Option("--policies", help="NAME or NAME:DISPATCH; default: all of the world.")] = "",
+    cluster: Cluster = "hetero-1",
+    model: Model = "llama-3.1-70b",
+    world: World = "policy-only",
+    engine_profile: Profile = "trtllm-1.2.1",
+    seed_list: Annotated[str, typer.Option("--seeds", help=f"Such as 1-5 or 1,3,7. {_SEEDS}.")] = "1-3",
+    load: Load = "0",
+    arrivals: Arrivals = "fixed",
+    duration: Duration = 0.0,
+    workflows: Workflows = 0,
+    noise: Noise = "0",
+    link: Link = "25",
+    hardware: Hardware = "tables",
+    processes: Processes = _PROCESSES,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Finished runs, tables and pictures; runs there are not repeated."),
+    ] = Path(".hexagent/compare"),
+    json_file: Json = None,
+) -> None:
+    """Simulate workloads under several policies and say which SLO scale each needs, with intervals.
+
+    All options but --duration and --workflows take several values with commas between; every combination is a cell.
+    """
+    from hexagent.cli.report import check_writable, write_json
+    from hexagent.cli.simulate.axes import Axes, cells, policies, seeds
+    from hexagent.cli.simulate.compare import Plan, run_plans
+    from hexagent.sim.experiment.paper import Experiment
+
+    check_writable(json_file)
+    given = seeds(seed_list)
+    axes = Axes(
+        model,
+        cluster,
+        workload,
+        trace,
+        world,
+        engine_profile,
+        load,
+        arrivals,
+        duration,
+        workflows,
+        noise,
+        link,
+        hardware,
+    )
+    plans = [Plan(Experiment(cell, given), policies(names, cell)) for cell in cells(axes)]
+    write_json(json_file, "sim compare", given[0], run_plans(plans, out, processes))
+
+
+def bench_paper(
+    world: Annotated[str, typer.Option("--world", help="policy-only, full or both.")] = "policy-only",
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Also homogeneous clusters, 5,000 workflows a cell, arrivals, loads, noise, links."
+        ),
+    ] = False,
+    seed_list: Annotated[str, typer.Option("--seeds", help=f"{_SEEDS}; --full goes on from the first.")] = "101-102",
+    engine_profile: Profile = "trtllm-1.2.1",
+    processes: Processes = _PROCESSES,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Finished runs, tables and pictures; runs there are not repeated."),
+    ] = Path(".hexagent/paper"),
+    json_file: Json = None,
+) -> None:
+    """The paper's evaluation: 2 models, 2 heterogeneous clusters, 4 workloads, every policy with both dispatches.
+
+    Tables of Req with intervals, changes from the strongest baseline beside the paper's, and pictures. Ctrl-C keeps
+    finished runs; the same command goes on.
+    """
+    from hexagent.cli.failures import usage
+    from hexagent.cli.report import check_writable, write_json
+    from hexagent.cli.simulate.axes import seeds
+    from hexagent.cli.simulate.compare import Plan, run_plans
+    from hexagent.sim.experiment.cell import WORLDS, check_cell
+    from hexagent.sim.experiment.paper import experiments
+    from hexagent.sim.experiment.policies import POLICIES
+
+    check_writable(json_file)
+    given = seeds(seed_list)
+    if world not in (*WORLDS, "both"):
+        raise usage("world", f"no world {world!r}; known: {', '.join(WORLDS)}, both")
+    worlds = list(WORLDS) if world == "both" else [world]
+    found = [experiment for name in worlds for experiment in experiments(name, engine_profile, given, full)]
+    for cell, _ in found:
+        check_cell(cell)
+    plans = [Plan(experiment, POLICIES[experiment.cell.world]) for experiment in found]
+    write_json(json_file, "bench paper", given[0], run_plans(plans, out, processes))

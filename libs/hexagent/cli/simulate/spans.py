@@ -1,0 +1,31 @@
+"""When each instance of a simulated run worked on which class of workflows."""
+
+from typing import NamedTuple
+
+from hexagent.sim.world import World
+
+
+class Span(NamedTuple):
+    """One call in one phase on one instance."""
+
+    instance: str
+    prefill: bool
+    start_us: int
+    end_us: int
+    workflow_class: str
+
+
+def spans_of(world: World) -> list[Span]:
+    """Of the calls of all workflows that the tracker remembers: the last 2,000 to finish."""
+    spans = []
+    for workflow_id in world.tracker.history.workflow_ids():
+        graph = world.tracker.history.record(workflow_id).graph
+        kind = graph.spec.workflow_class
+        for node in graph.nodes:
+            if node.outcome is None or not node.outcome.times.prefill_end_us:
+                continue
+            outcome, times = node.outcome, node.outcome.times
+            spans.append(Span(outcome.prefill_instance, True, times.prefill_start_us, times.prefill_end_us, kind))
+            if times.decode_start_us:
+                spans.append(Span(outcome.decode_instance, False, times.decode_start_us, times.end_us, kind))
+    return spans

@@ -1,0 +1,1 @@
+"""Experiments: what is run, how it is judged, and what the paper says."""

@@ -1,0 +1,125 @@
+"""A cell of an experiment: everything that determines its runs but policy and seed."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hexagent.core.errors import InvalidArgument, NotFound
+from hexagent.core.estimate.tables import model_figures
+from hexagent.core.instance.spec import PROFILES, ClusterSpec, LinkSpec
+from hexagent.core.units import MILLI, PPM, US_PER_S, ceil_div
+from hexagent.sim.clusters import CLUSTERS, LINK, named_cluster
+from hexagent.sim.conditions import Conditions
+from hexagent.sim.experiment.load import at_rate, capacity
+from hexagent.sim.workloads.arrivals import parse_arrivals
+from hexagent.sim.workloads.generators import GENERATORS, generate
+from hexagent.sim.workloads.model import Workload
+from hexagent.sim.workloads.options import WORKFLOWS_MAX, Options
+from hexagent.sim.workloads.trace import TraceOptions, read_trace
+
+WORLDS: Final = {"policy-only": False, "full": True}  # whether engines cache prefixes
+HARDWARE: Final = {  # true step times over the tables': prefill, decode, in ppm
+    "tables": (PPM, PPM),
+    "slower-stack": (1_400_000, 2_000_000),
+}
+LOAD_RANGE: Final = (0.01, 10.0)
+NOISE_RANGE: Final = (0.0, 2.0)
+LINK_RANGE: Final = (0.1, 1_000.0)  # GB/s
+DURATION_RANGE: Final = (1.0, 86_400.0)  # seconds
+WARM_UP: Final = 0.1  # share of `duration_s` whose arrivals are load but are not judged
+
+
+class Cell(NamedTuple):
+    """Defaults are the paper's burst: the workload's own size and rate, estimates that learn, links of 25 GB/s."""
+
+    model: str
+    cluster: str
+    workload: str  # a generator's name, or the trace's
+    world: str = "policy-only"  # a key of WORLDS
+    engine_profile: str = "trtllm-1.2.1"
+    load: float = 0.0  # of the bottleneck phase, see `load.capacity`; 0 = the workload's own arrival rate
+    arrivals: str = "fixed"
+    duration_s: float = 0.0  # arrivals go on for so long, the first WARM_UP of it is not judged; 0 = the own number
+    workflows: int = 0  # 0 = the workload's own number
+    noise: float = 0.0  # log error of estimates
+    link_gb_per_s: float = LINK.bytes_per_s / 1e9
+    hardware: str = "tables"  # a key of HARDWARE
+    trace: str = ""  # file; "" = generated
+
+    @property
+    def warm_up_us(self) -> int:
+        return round(self.duration_s * WARM_UP * US_PER_S)
+
+
+def check_cell(cell: Cell) -> None:
+    """`NotFound` lists the known names, `InvalidArgument` names the limit; `field` is the cell's."""
+    model_figures(cell.model)
+    _check_known("cluster", cell.cluster, CLUSTERS)
+    _check_known("world", cell.world, WORLDS)
+    _check_known("engine_profile", cell.engine_profile, PROFILES)
+    _check_known("hardware", cell.hardware, HARDWARE)
+    if not cell.trace:
+        _check_known("workload", cell.workload, GENERATORS)
+    parse_arrivals(cell.arrivals)
+    if cell.load:
+        _check_range("load", cell.load, LOAD_RANGE)
+    if cell.duration_s:
+        _check_range("duration_s", cell.duration_s, DURATION_RANGE)
+        if cell.trace or cell.workflows:
+            raise _bad("duration_s", "needs a generated workload, and makes as many workflows as it takes")
+    _check_range("noise", cell.noise, NOISE_RANGE)
+    _check_range("link_gb_per_s", cell.link_gb_per_s, LINK_RANGE)
+    cluster_of(cell)
+    if cell.trace:
+        read_trace(Path(cell.trace), TraceOptions(limit=1))
+
+
+def cluster_of(cell: Cell) -> ClusterSpec:
+    link = LinkSpec(round(cell.link_gb_per_s * 1e9), LINK.setup_us)
+    return named_cluster(cell.cluster, cell.model, cell.engine_profile, WORLDS[cell.world], link)
+
+
+def conditions_of(cell: Cell) -> Conditions:
+    return Conditions(*HARDWARE[cell.hardware], estimate_noise_ppm=round(cell.noise * PPM))
+
+
+def workload_of(cell: Cell, seed: int) -> Workload:
+    """The cell's workflows with their arrivals: the same for every policy."""
+    if cell.trace:
+        options = TraceOptions(limit=cell.workflows, arrivals=cell.arrivals, seed=seed)
+        workload = read_trace(Path(cell.trace), options)
+        return at_rate(workload, _rate_milli(cell, workload), cell.arrivals, seed) if cell.load else workload
+    generated = Options(workflows=cell.workflows, seed=seed, arrivals=cell.arrivals)
+    workload = generate(cell.workload, generated)
+    if not cell.load and not cell.duration_s:
+        return workload
+    rate_milli = _rate_milli(cell, workload)
+    if cell.duration_s:
+        count = ceil_div(round(cell.duration_s * rate_milli), MILLI)
+        if count > WORKFLOWS_MAX:
+            raise _bad("duration_s", f"asks for {count} workflows, more than {WORKFLOWS_MAX}")
+        workload = generate(cell.workload, generated._replace(workflows=count))
+    return at_rate(workload, rate_milli, cell.arrivals, seed)
+
+
+def _rate_milli(cell: Cell, workload: Workload) -> int:
+    if not cell.load:
+        return GENERATORS[cell.workload].rate_per_s * MILLI
+    return max(1, round(cell.load * capacity(workload, cluster_of(cell)).workflows_per_s * MILLI))
+
+
+def _check_known(field: str, name: str, names: Collection[str]) -> None:
+    if name not in names:
+        known = ", ".join(sorted(names))
+        what = field.replace("_", " ")
+        raise NotFound(f"no {what} {name!r}; known: {known}", reason=f"UNKNOWN_{field.upper()}", field=field)
+
+
+def _check_range(field: str, value: float, limits: tuple[float, float]) -> None:
+    low, high = limits
+    if not low <= value <= high:  # also refuses what is not a number
+        raise _bad(field, f"{value:g} is not between {low:g} and {high:g}")
+
+
+def _bad(field: str, what: str) -> InvalidArgument:
+    return InvalidArgument(what, reason="BAD_OPTION", field=field)

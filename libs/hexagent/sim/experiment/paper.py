@@ -1,0 +1,104 @@
+"""What HexAGenT's authors report (arXiv 2605.16637), and the experiments that stand beside it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from hexagent.core.units import ceil_div
+from hexagent.sim.experiment.cell import Cell
+from hexagent.sim.experiment.pooling import JUDGED, Pooled
+from hexagent.sim.workloads.generators import GENERATORS
+
+MODELS: Final = ("llama-3.1-70b", "qwen3-235b-a22b")
+HETEROGENEOUS: Final = ("hetero-1", "hetero-2")
+WORKLOADS: Final = ("sharegpt", "bfcl", "lats", "mixed")
+
+# Mean and largest reduction of Req95 and Req99 against the strongest baseline, from the abstract.
+MEAN: Final = {95: 0.201, 99: 0.330}
+LARGEST: Final = {95: 0.450, 99: 0.805}
+
+# Req at JUDGED percents by (model, workload) and policy, as two independent notes on the paper give them.
+REPORTED: Final[Mapping[tuple[str, str], Mapping[str, tuple[float, float]]]] = {
+    ("llama-3.1-70b", "sharegpt"): {"fcfs": (5.85, 7.43), "workflow-fcfs": (4.50, 6.22), "hexagent": (2.50, 2.60)},
+    ("llama-3.1-70b", "bfcl"): {"fcfs": (13.81, 17.23), "workflow-fcfs": (7.23, 9.80), "hexagent": (6.21, 6.34)},
+    ("qwen3-235b-a22b", "bfcl"): {"fcfs": (21.11, 26.89), "workflow-fcfs": (9.64, 11.67), "hexagent": (8.39, 8.57)},
+    ("qwen3-235b-a22b", "mixed"): {"fcfs": (11.15, 15.84), "workflow-fcfs": (10.30, 15.01), "hexagent": (3.48, 3.94)},
+}
+COMPARED: Final = (("hexagent", "fcfs"), ("hexagent", "workflow-fcfs"), ("workflow-fcfs", "fcfs"))
+
+SEEDS: Final = (101, 102)
+FULL_WORKFLOWS: Final = 5_000  # pooled in a cell
+STEADY_S: Final = 300.0
+STEADY_LOADS: Final = (0.3, 0.6, 0.9, 1.2, 1.5)
+
+
+class Comparison(NamedTuple):
+    """One policy's Req over another's, less 1, in the paper and here; both at JUDGED percents."""
+
+    policy: str
+    other: str
+    reported: tuple[float, ...]
+    here: tuple[float, ...]
+
+    @property
+    def differing(self) -> tuple[int, ...]:
+        """Percents at which the sign is another."""
+        return tuple(
+            [p for p, one, two in zip(JUDGED, self.reported, self.here, strict=True) if (one < 0) != (two < 0)]
+        )
+
+
+def comparisons(pool: Pooled) -> list[Comparison]:
+    """Beside each pair of policies that the paper reports for this model and workload."""
+    reported = REPORTED.get((pool.cell.model, pool.cell.workload), {})
+    made = []
+    for policy, other in COMPARED if reported else ():
+        ours, theirs = _as_published(policy), _as_published(other)
+        if ours in pool.policies and theirs in pool.policies:
+            in_paper = [one / two - 1 for one, two in zip(reported[policy], reported[other], strict=True)]
+            here = [pool.req(ours, percent).value / pool.req(theirs, percent).value - 1 for percent in JUDGED]
+            made.append(Comparison(policy, other, tuple(in_paper), tuple(here)))
+    return made
+
+
+def _as_published(policy: str) -> str:
+    """A baseline with the dispatch the paper seems to have given it."""
+    return policy if policy == "hexagent" else f"{policy}:least-loaded"
+
+
+class Experiment(NamedTuple):
+    """A cell with the seeds it is run with."""
+
+    cell: Cell
+    seeds: tuple[int, ...]
+
+
+def experiments(world: str, profile: str, seeds: Iterable[int], full: bool) -> list[Experiment]:
+    """Bursts as in the paper on its heterogeneous clusters; `full` adds the rest, and seeds for FULL_WORKFLOWS."""
+    given = tuple(seeds)
+    clusters = (*HETEROGENEOUS, "homogeneous") if full else HETEROGENEOUS
+    main = [
+        Experiment(Cell(model, cluster, workload, world, profile), _enough(workload, given) if full else given)
+        for model in MODELS
+        for cluster in clusters
+        for workload in WORKLOADS
+    ]
+    return main + ([Experiment(cell, given) for cell in _variants(world, profile)] if full else [])
+
+
+def _enough(workload: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """As many seeds as FULL_WORKFLOWS takes, from the first one on."""
+    return tuple(range(seeds[0], seeds[0] + ceil_div(FULL_WORKFLOWS, GENERATORS[workload].workflows)))
+
+
+def _variants(world: str, profile: str) -> list[Cell]:
+    """One axis at a time, on one cluster with one model."""
+    cells = []
+    for workload in WORKLOADS:
+        plain = Cell(MODELS[0], HETEROGENEOUS[0], workload, world, profile)
+        cells += [plain._replace(arrivals=arrivals) for arrivals in ("poisson", "gamma:2", "gamma:4")]
+        cells += [plain._replace(noise=noise) for noise in (0.1, 0.3, 0.6)]
+        cells += [plain._replace(link_gb_per_s=link) for link in (12.5, 50.0)]
+        cells += [plain._replace(hardware="slower-stack")]
+        steady = plain._replace(arrivals="poisson", duration_s=STEADY_S)
+        cells += [steady._replace(load=load) for load in STEADY_LOADS]
+    return cells

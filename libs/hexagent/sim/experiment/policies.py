@@ -1,0 +1,48 @@
+"""Which policies an experiment compares, and which of them are whose baselines."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from hexagent.core.policy.registry import RECIPES
+
+_PAPER: Final = ("fcfs", "workflow-fcfs", "workflow-llf", "atlas")  # the paper's baselines
+_OTHERS: Final = ("aggregated",)  # strong practice that the paper does not compare with
+CLAIRVOYANT: Final = "clairvoyant"
+
+
+def _policies(dispatch: str, *ours: str) -> tuple[str, ...]:
+    """Each baseline of the paper with placement by count, which the paper seems to use, and with `dispatch`."""
+    dispatches = ("least-loaded", dispatch)
+    return (*(f"{name}:{each}" for each in dispatches for name in _PAPER), *_OTHERS, *ours, CLAIRVOYANT)
+
+
+POLICIES: Final = {  # compared by default, by world
+    "policy-only": _policies("predicted-finish", "hexagent"),
+    "full": _policies("cache-aware", "hexagent", "hexagent:cache-aware"),
+}
+
+
+def dispatch_of(policy: str) -> str:
+    """How calls are placed, as the policy's name says or as it is meant when it does not say."""
+    order, _, dispatch = policy.partition(":")
+    return dispatch or next(iter(RECIPES[order].dispatchers))
+
+
+def predicts(policy: str) -> bool:
+    """Whether calls go where they are predicted to finish first."""
+    return dispatch_of(policy) in ("predicted-finish", "cache-aware")
+
+
+def published(policies: Sequence[str]) -> list[str]:
+    """The paper's baselines as it seems to have run them."""
+    return [name for name in strong(policies) if dispatch_of(name) == "least-loaded"]
+
+
+def strong(policies: Sequence[str]) -> list[str]:
+    """The paper's baselines with every dispatch."""
+    return [name for name in policies if name.partition(":")[0] in _PAPER]
+
+
+def every(policies: Sequence[str]) -> list[str]:
+    """All that is neither ours nor told the future."""
+    return [name for name in policies if name.partition(":")[0] in (*_PAPER, *_OTHERS)]

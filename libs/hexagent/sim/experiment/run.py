@@ -1,0 +1,111 @@
+"""One run of an experiment: a cell, a policy and a seed; what comes out of it in one row."""
+
+from typing import Final, NamedTuple
+
+from hexagent.sim.bounds.lower import lower_bound
+from hexagent.sim.experiment.cell import WORLDS, Cell, cluster_of, conditions_of, workload_of
+from hexagent.sim.experiment.policies import dispatch_of
+from hexagent.sim.metrics import WorkflowRow, summary
+from hexagent.sim.world import World
+
+Value = str | int | float | bool | None
+
+GOODPUT_SCALE: Final = 3.0  # goodput counts workflows that complete within this many horizons
+VARIANTS: Final = ("arrivals", "duration_s", "workflows", "noise", "link_gb_per_s", "hardware")
+
+
+class Run(NamedTuple):
+    cell: Cell
+    policy: str  # NAME or NAME:DISPATCH
+    seed: int
+
+    @property
+    def order(self) -> str:
+        """The policy's name without its dispatch."""
+        return self.policy.partition(":")[0]
+
+    @property
+    def dispatch(self) -> str:
+        return dispatch_of(self.policy)
+
+
+class Bound(NamedTuple):
+    """The lower bound on Req95 of any schedule of a cell's workload."""
+
+    cell: Cell
+    seed: int
+
+
+Task = Run | Bound
+
+
+class Outcome(NamedTuple):
+    """What a run leaves behind; times of decisions are those of the machine that ran it."""
+
+    run: Run
+    rows: tuple[WorkflowRow, ...]  # judged workflows, by arrival
+    decision_p50_ms: float
+    decision_p99_ms: float
+
+
+def world_of(run: Run) -> World:
+    """The simulated world of the run, ready to go."""
+    cell = run.cell
+    return World(
+        cluster_of(cell),
+        workload_of(cell, run.seed),
+        run.policy,
+        run.seed,
+        conditions=conditions_of(cell),
+    )
+
+
+def judged(run: Run, rows: tuple[WorkflowRow, ...]) -> tuple[WorkflowRow, ...]:
+    """The rows of workflows that arrived after the warm-up."""
+    return tuple([row for row in rows if row.arrival_us >= run.cell.warm_up_us])
+
+
+def bound_req95(bound: Bound) -> float | None:
+    """None where a warm-up is not judged: the bound is one for all workflows together."""
+    if bound.cell.warm_up_us:
+        return None
+    return lower_bound(cluster_of(bound.cell), workload_of(bound.cell, bound.seed), bound.seed).req95
+
+
+def row_of(outcome: Outcome, lower_bound_req95: float | None) -> dict[str, Value]:
+    """The run in one row. What of the cell is not as in the paper's burst follows as columns of its own.
+
+    `goodput` is the number of workflows that complete within GOODPUT_SCALE horizons, a second of `makespan_s`;
+    `decision_*_ms` is the processor time the scheduler core takes for an event that dispatches calls.
+    """
+    run, cell = outcome.run, outcome.run.cell
+    total = summary(outcome.rows)
+    # Without prefix caches the bound is one for fixed roles.
+    pools_as_one = run.order == "aggregated" and not WORLDS[cell.world]
+    timely = sum(row.stretch <= GOODPUT_SCALE for row in outcome.rows)
+    row: dict[str, Value] = {
+        "model": cell.model,
+        "cluster": cell.cluster,
+        "workload": cell.workload,
+        "world": cell.world,
+        "engine_profile": cell.engine_profile,
+        "policy": run.order,
+        "dispatch": run.dispatch,
+        "seed": run.seed,
+        "load": cell.load or None,
+        "workflows": total.workflows,
+        "req50": total.req50,
+        "req90": total.req90,
+        "req95": total.req95,
+        "req99": total.req99,
+        "req100": total.req100,
+        "req95_notool": total.req95_notool,
+        "req99_notool": total.req99_notool,
+        "makespan_s": total.makespan_s,
+        "goodput": timely / total.makespan_s if total.makespan_s else 0.0,
+        "lower_bound_req95": None if pools_as_one else lower_bound_req95,
+        "decision_p50_ms": outcome.decision_p50_ms,
+        "decision_p99_ms": outcome.decision_p99_ms,
+    }
+    usual = Cell._field_defaults
+    return row | {name: getattr(cell, name) for name in VARIANTS if getattr(cell, name) != usual[name]}

@@ -1,0 +1,173 @@
+"""The commands that simulate: what they write, what they do not run twice, what they refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hexagent.cli.failures import EXIT_USAGE
+from hexagent.cli.main import run_command
+from hexagent.cli.simulate import sweep
+from hexagent.cli.simulate.axes import seeds
+from hexagent.cli.simulate.execute import execute
+from hexagent.cli.simulate.store import Store, determinants
+from hexagent.cli.simulate.tables import headline_rows, markdown, sections
+from hexagent.core.errors import InvalidArgument
+from hexagent.sim.experiment import paper
+from hexagent.sim.experiment.cell import Cell
+from hexagent.sim.experiment.paper import Experiment
+from hexagent.sim.experiment.pooling import pooled
+from hexagent.sim.experiment.run import Run, Task
+from tests.sim.test_experiment import CELL, ROW, outcome
+
+SMALL = ["--cluster", "mixed-3", "--workload", "bfcl", "--workflows", "4"]
+
+
+def rows_of(path: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+def without_times(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [{name: value for name, value in row.items() if not name.startswith("decision")} for row in rows]
+
+
+def test_run_prints_a_summary_and_draws_the_instances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gantt, rows = tmp_path / "pictures" / "gantt.png", tmp_path / "rows.json"
+    assert run_command(["sim", "run", *SMALL, "--policy", "fcfs", "--gantt", str(gantt), "--json", str(rows)]) == 0
+    assert gantt.read_bytes().startswith(b"\x89PNG")
+    (row,) = rows_of(rows)
+    assert [name for name in row if name in ROW] == ROW
+    assert row["policy"] == "fcfs"
+    assert isinstance(row["decision_p99_ms"], float)
+    assert 0 < row["decision_p99_ms"] < 1_000
+    assert "bfcl" in capsys.readouterr().out
+
+
+def test_compare_runs_each_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, first, again = tmp_path / "out", tmp_path / "1.json", tmp_path / "2.json"
+    command = ["sim", "compare", *SMALL, "--policies", "fcfs:least-loaded,hexagent", "--out", str(out)]
+    command += ["--load", "0.5,1", "--arrivals", "poisson", "--processes", "1"]
+    assert run_command([*command, "--seeds", "1", "--json", str(first)]) == 0
+    assert {path.name for path in out.iterdir()} == {"runs", "tables.md", "attainment.png", "stretch.png", "load.png"}
+    ran: list[Task] = []
+
+    def counted(task: Task) -> dict[str, Any]:
+        ran.append(task)
+        return execute(task)
+
+    monkeypatch.setattr(sweep, "execute", counted)
+    assert run_command([*command, "--seeds", "1-2", "--json", str(again)]) == 0
+    assert len(ran) == 6
+    assert {task.seed for task in ran} == {2}
+    assert [row for row in rows_of(again) if row["seed"] == 1] == rows_of(first)
+    assert len(rows_of(again)) == 8
+    for path in (out / "runs").iterdir():
+        path.unlink()
+    assert run_command([*command, "--seeds", "1", "--json", str(again)]) == 0
+    assert without_times(rows_of(again)) == without_times(rows_of(first))
+
+
+def test_the_paper_s_evaluation_runs_in_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        paper,
+        "experiments",
+        lambda world, profile, seeds, full: [
+            Experiment(Cell("llama-3.1-70b", "hetero-1", "bfcl", world, workflows=3), seeds)
+        ],
+    )
+    rows = tmp_path / "rows.json"
+    command = ["bench", "paper", "--world", "both", "--seeds", "101", "--processes", "2"]
+    assert run_command([*command, "--out", str(tmp_path / "out"), "--json", str(rows)]) == 0
+    written = rows_of(rows)
+    assert [row["world"] for row in written].count("full") > 10
+    assert {"clairvoyant", "hexagent", "aggregated", "atlas"} <= {row["policy"] for row in written}
+    assert all(row["seed"] == 101 for row in written)
+
+
+def test_what_determines_a_run_is_in_its_key(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run = Run(CELL, "fcfs", 1)
+    store.put(run, {"rows": []})
+    assert store.get(run) is not None
+    others = [run._replace(policy="atlas"), run._replace(seed=2), run._replace(cell=CELL._replace(noise=0.1))]
+    assert all(store.get(other) is None for other in others)
+    assert {"version", "code", "cell", "policy", "seed"} == set(determinants(run))
+    trace = tmp_path / "trace.jsonl"
+    keys = []
+    for text in ("one", "two"):
+        trace.write_text(text)
+        keys.append(determinants(run._replace(cell=CELL._replace(trace=str(trace)))))
+    assert keys[0] != keys[1]
+    (path,) = (tmp_path / "runs").iterdir()
+    path.write_text("{broken")
+    assert store.get(run) is None
+
+
+def test_the_headline_stands_beside_the_paper_s() -> None:
+    cells = [CELL._replace(cluster=cluster, workflows=0) for cluster in ("hetero-1", "hetero-2")]
+    scales = [{"fcfs:least-loaded": [4.0], "hexagent": [2.0]}, {"fcfs:least-loaded": [4.0], "hexagent": [3.0]}]
+    pools = [
+        pooled(cell, {policy: [outcome(Run(cell, policy, 1), values)] for policy, values in each.items()})
+        for cell, each in zip(cells, scales, strict=True)
+    ]
+    *_, ours, theirs = headline_rows(pools)
+    assert (ours["policy"], ours["cells"], ours["mean95"], ours["largest99"]) == ("hexagent", 2, "-37.5%", "-50.0%")
+    assert [theirs[name] for name in ("mean95", "mean99", "largest95", "largest99")] == [
+        "-20.1%",
+        "-33.0%",
+        "-45.0%",
+        "-80.5%",
+    ]
+    text = markdown(sections(pools))
+    assert "| policy | bfcl |\n| --- | --- |\n| fcfs:least-loaded | 4.00 / 4.00 |" in text
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3", (3,)), ("1-3", (1, 2, 3)), ("7,1-2, 2", (1, 2, 7))])
+def test_seeds_are_numbers_and_ranges(text: str, expected: tuple[int, ...]) -> None:
+    assert seeds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-1", "1-5000", "-1", "1000001", "1-900,2000-2900"])
+def test_other_seeds_are_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument) as error:
+        seeds(text)
+    assert error.value.field == "seeds"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "said"),
+    [
+        (["run"], "--workload", "or --trace"),
+        (["run", "--workload", "nosuch"], "--workload", "known: bfcl"),
+        (["run", *SMALL, "--policy", "lifo"], "--policy", "known: fcfs"),
+        (["run", *SMALL, "--policy", "fcfs,atlas"], "sim run", "one value"),
+        (["run", *SMALL, "--load", "1,2"], "sim run", "sim compare takes several"),
+        (["run", "--trace", "/nonexistent.jsonl"], "--trace", "no trace file"),
+        (["compare", *SMALL, "--policies", "fcfs,lifo"], "--policies", "known: fcfs"),
+        (["compare", *SMALL, "--model", "gpt"], "--model", "known: llama"),
+        (["compare", *SMALL, "--cluster", "moon"], "--cluster", "known: hetero-1"),
+        (["compare", *SMALL, "--world", "flat"], "--world", "known: full, policy-only"),
+        (["compare", *SMALL, "--engine-profile", "steam"], "--engine-profile", "known: ideal"),
+        (["compare", *SMALL, "--seeds", "0-9999999"], "--seeds", "1000000"),
+        (["compare", *SMALL, "--load", "11"], "--load", "10"),
+        (["compare", *SMALL, "--load", "much"], "--load", "numbers"),
+        (["compare", *SMALL, "--noise", "3"], "--noise", "2"),
+        (["compare", *SMALL, "--link", "0"], "--link", "0.1"),
+        (["compare", *SMALL, "--duration", "5"], "--duration", "as many workflows"),
+        (["compare", *SMALL, "--out", "/proc/nosuch"], "--out", "/proc/nosuch"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_the_option_s_name(
+    arguments: list[str], option: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["sim", *arguments]) == EXIT_USAGE
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"hexagent: {option}")
+    assert said in line
+
+
+def test_bench_paper_knows_its_worlds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["bench", "paper", "--world", "flat"]) == EXIT_USAGE
+    assert "--world: no world 'flat'; known: policy-only, full, both" in capsys.readouterr().err
