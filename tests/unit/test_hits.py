@@ -80,7 +80,7 @@ def test_rows_follow_calls_and_beliefs() -> None:
                 d.finish(dispatch.ticket.call, NodeStatus.SUCCEEDED)
         waiting = d.core.waiting[MODEL] if d.core.waiting else None
         if waiting:
-            topology = d.core._topology(MODEL)
+            topology = d.core._topology(MODEL, False)
             kept = waiting.prefill_work(topology, True)
             tokens, nominal_us = Hits(topology, waiting.calls, len(waiting)).matrices(len(waiting), lambda call: 0)
             assert np.array_equal(kept.new_tokens, waiting.columns[:, PROMPT, None] - tokens)

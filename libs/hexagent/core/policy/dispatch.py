@@ -169,7 +169,7 @@ class LeastLoaded:
             end_us, tokens = end_us + added_us, tokens + int(new_tokens[row])
             kv_tokens += call.prompt_tokens
             chosen = Candidate(instance.spec.instance_id, decode.spec.instance_id, now_us, end_us, end_us, end_us)
-            placed = Placed(call, instance, decode, chosen, (), 0)
+            placed = Placed(call, instance, decode, chosen, (), added_us if decode is instance else 0)
             decisions.append(Decision(placed, int(scores[row]), len(decisions) + 1))
             del self._assigned[call.call_id]
         return False

@@ -27,7 +27,7 @@ class Placed(NamedTuple):
     decode: Instance
     chosen: Candidate
     others: tuple[Candidate, ...]  # best first
-    transfer_us: int  # of its KV between free ends
+    transfer_us: int  # of its KV between free ends; where there is none, of its prefill if that keeps others waiting
 
 
 class SimulatedState:

@@ -14,6 +14,7 @@ from hexagent.core.policy.hexagent import Hexagent
 from hexagent.core.policy.home import AtHome
 from hexagent.core.policy.order import Order
 from hexagent.core.policy.profile import DEFAULT, Profile
+from hexagent.core.policy.sticky import ConversationSticky
 from hexagent.core.policy.workflow_fcfs import WorkflowFcfs
 from hexagent.core.policy.workflow_llf import WorkflowLlf
 
@@ -58,6 +59,7 @@ ATLAS: Final[Dispatchers] = EITHER | {
     "least-loaded": lambda _, profile: AtHome(profile, profile.atlas_spread_tokens, NEVER_FULL),
 }
 AFFINITY: Final[Dispatchers] = {"prefix-affinity": lambda _, profile: PrefixAffinity(profile)}
+CONVERSATION: Final[Dispatchers] = {"conversation-sticky": lambda _, profile: ConversationSticky(profile)}
 STICKY: Final[Dispatchers] = {"sticky": lambda _, profile: AtHome(profile, 0, profile.sticky_excess_calls)}
 RECIPES: Final[dict[str, Recipe]] = {
     "fcfs": Recipe(lambda _, __: Fcfs(), EITHER),
@@ -65,6 +67,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "workflow-llf": Recipe(lambda _, __: WorkflowLlf(), EITHER),
     "atlas": Recipe(lambda _, profile: Atlas(profile), ATLAS),
     "prefix-affinity": Recipe(lambda _, __: Fcfs(), AFFINITY),
+    "conversation-sticky": Recipe(lambda _, __: Fcfs(), CONVERSATION),
     "aggregated": Recipe(lambda _, __: Fcfs(), STICKY),
     "hexagent": Recipe(lambda _, __: Hexagent(), PAPER),
     "clairvoyant": Recipe(_clairvoyant, {"cache-aware": PAPER["cache-aware"]}, clairvoyant=True),

@@ -19,9 +19,9 @@ def ints(values: Iterable[int]) -> IntArray:
 class Topology:
     """Usable instances of one model: P for prefill, D for decode, and (P, D) arrays of their links.
 
-    `pairs` says where KV can move: an instance that is not disaggregated only hands over to itself, and two
-    instances need the same KV precision. `setup_us` and `rate` (bytes/s) are those of the slower end. Only `books`
-    change between plans.
+    `pairs` says where KV can move: an instance that is not disaggregated, or a decode instance that prefills, only
+    hands over to itself, and two instances need the same KV precision. `setup_us` and `rate` (bytes/s) are those of
+    the slower end. Only `books` change between plans.
     """
 
     def __init__(self, prefill: list[Instance], decode: list[Instance], estimator: Estimator) -> None:
@@ -43,8 +43,8 @@ class Topology:
                 self.setup_us[i, j] = max(p.spec.link.setup_us, d.spec.link.setup_us)
                 self.rate[i, j] = min(p.spec.link.bytes_per_s, d.spec.link.bytes_per_s)
                 self.local[i, j] = p is d
-                mixed = Role.BOTH in (p.spec.role, d.spec.role)
-                self.pairs[i, j] = (p is d) if mixed else p.spec.kv_precision == d.spec.kv_precision
+                stays = p.spec.role is not Role.PREFILL or d.spec.role is Role.BOTH
+                self.pairs[i, j] = (p is d) if stays else p.spec.kv_precision == d.spec.kv_precision
         one_link = bool(prefill and decode) and self.rate.min() == self.rate.max()
         one_link = one_link and self.setup_us.min() == self.setup_us.max()
         # Any pair, one kind of link: the best decode instance of a call does not depend on where it is prefilled.

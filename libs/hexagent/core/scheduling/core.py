@@ -58,7 +58,8 @@ class SchedulerCore:
         self.policy: Policy = policy_by_name(policy, self.estimator, profile)
         self._profile = profile
         self._shadows = tuple(policy_by_name(name, self.estimator, tuned) for name, tuned in shadows)
-        self._topologies: dict[str, Topology] = {}  # by model, until instances change
+        # By model, and with or without prefill on decode instances; until instances change.
+        self._topologies: dict[tuple[str, bool], Topology] = {}
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
         self._held: dict[CallId, HeldTicket] = {}  # what agents run, as they say before the start
         self._starved: set[str] = set()  # models of which a call found no room for its KV in the last plan
@@ -307,12 +308,9 @@ class SchedulerCore:
         for topology in self._topologies.values():
             topology.books.update(changed)
         for model, waiting in queues:
-            topology = self._topology(model)
-            if not topology.prefill or not topology.decode:
-                continue
-            plan = self.policy.dispatcher.plan(self.policy.order, topology, waiting, now_us)
+            plan = self._planned(self.policy, model, now_us)
             for shadow in self._shadows:
-                other = shadow.dispatcher.plan(shadow.order, topology, waiting, now_us)
+                other = self._planned(shadow, model, now_us)
                 if _choices(other) != _choices(plan):
                     effects.append(Shadowed(shadow.name, now_us, _choices(plan), _choices(other)))
             if plan.starved:
@@ -323,10 +321,17 @@ class SchedulerCore:
             for decision in plan.decisions:
                 self._dispatch(decision, count, now_us, effects)
 
-    def _topology(self, model: str) -> Topology:
-        topology = self._topologies.get(model)
+    def _planned(self, policy: Policy, model: str, now_us: int) -> Plan:
+        topology = self._topology(model, policy.dispatcher.local_prefill)
+        if not topology.prefill or not topology.decode:
+            return Plan()
+        return policy.dispatcher.plan(policy.order, topology, self.waiting[model], now_us)
+
+    def _topology(self, model: str, local_prefill: bool) -> Topology:
+        topology = self._topologies.get((model, local_prefill))
         if topology is None:
-            topology = self._topologies[model] = Topology(*self.ledger.pool(model), self.estimator)
+            topology = Topology(*self.ledger.pool(model, local_prefill), self.estimator)
+            self._topologies[model, local_prefill] = topology
             topology.books.update(())
         return topology
 

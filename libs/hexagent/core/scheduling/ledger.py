@@ -40,7 +40,8 @@ class Attempt:
         self.cached_tokens = 0  # of the prompt, believed to be found
         self.phase = Phase.ACCEPTED
         self.prefill_end_us = 0  # predicted, then measured
-        self.transfer_us = 0  # predicted time KV occupies the decode side's link
+        # Predicted time it keeps its decode side from a further call: its KV on the link there, or its prefill there.
+        self.transfer_us = 0
         self.give_up_us = 0  # without an end by then it counts as lost
 
     @property
@@ -80,7 +81,7 @@ class Instance:
         self.decoding: dict[Ticket, Attempt] = {}  # bound here: waiting, in flight or decoding
         self.prefill_free_us = 0  # predicted end of the prefill work dispatched here
         self.egress_free_us = 0  # predicted end of the last transfer dispatched from here
-        self.ingress_us = 0  # predicted time of all transfers to here that have not ended
+        self.ingress_us = 0  # predicted time of all transfers to here, and prefills of its own, that have not ended
         self.pinned_tokens = 0  # prompts in prefill or waiting to be pulled
         self.reserved_tokens = 0
         self.context_sum = 0  # over `decoding`: prompt plus half the predicted output
@@ -146,10 +147,13 @@ class Ledger:
         instance.up = False
         instance.cache = None
 
-    def pool(self, model: str) -> tuple[list[Instance], list[Instance]]:
-        """Usable (prefill, decode) instances of a model, in order of id."""
+    def pool(self, model: str, local_prefill: bool = False) -> tuple[list[Instance], list[Instance]]:
+        """Usable (prefill, decode) instances of a model, in order of id.
+
+        With `local_prefill` decode instances that can prefill what they will decode are among the former as well.
+        """
         usable = [i for i in self.instances.values() if i.usable and i.spec.model == model]
-        prefill = [i for i in usable if i.spec.role in (Role.PREFILL, Role.BOTH)]
+        prefill = [i for i in usable if i.spec.role is not Role.DECODE or (local_prefill and i.profile.local_prefill)]
         return prefill, [i for i in usable if i.spec.role in (Role.DECODE, Role.BOTH)]
 
     def changes(self) -> list[Instance]:
@@ -211,6 +215,8 @@ class Ledger:
     def prefilled(self, attempt: Attempt, at_us: int, cached_tokens: int) -> None:
         """The prompt is computed, of which the engine had `cached_tokens` already."""
         self.prefill_ended(attempt, at_us)
+        if attempt.local:
+            self.kv_left(attempt)
         call, cache = attempt.call, attempt.prefill.cache
         if cache is not None:
             cache.computed(attempt.ticket, call.chain, call.prompt_tokens, cached_tokens)
