@@ -305,6 +305,11 @@ def test_steps_explain_the_busy_time_and_the_tokens(script: Script) -> None:
             decoded = sum(s.steps * s.decode_batch for s in steps)
             evicts = not PROFILES[script.profile].never_evicts  # a recomputed prompt yields a token outside decode
             assert decoded <= ended + sum(isinstance(e, Refused) for e in effects) * 200 if evicts else decoded == ended
+        shares = [e.decode_us for e in effects if isinstance(e, Ended)]
+        decoding_us = sum(step.duration_us for step in steps if step.decode_batch)
+        assert sum(shares) <= decoding_us
+        if not any((isinstance(e, Ended) and e.aborted) or isinstance(e, Refused) for e in effects):
+            assert decoding_us - sum(shares) <= len(shares), "each share is cut to a microsecond"
 
 
 @settings(max_examples=150, deadline=None)

@@ -200,10 +200,10 @@ def test_pull_takes_one_call_at_a_time_and_decodes_in_runs() -> None:
     assert m.advance(4_050) == (StepDone(4_050, 4_000, 4, (), 1, 103), DecodeStarted(b.ticket, 4_050))
     assert m.advance(10**6) == (
         StepDone(14_050, 10_000, 10, (), 2, 108),
-        Ended(b.ticket, 14_050, 11, False),
+        Ended(b.ticket, 14_050, 11, False, 5_000),  # ten steps that two calls shared
         StepDone(78_050, 64_000, 64, (), 1, 147),
         StepDone(100_050, 22_000, 22, (), 1, 190),
-        Ended(a.ticket, 100_050, 101, False),
+        Ended(a.ticket, 100_050, 101, False, 95_000),
     )
 
 
@@ -255,7 +255,7 @@ def test_an_aborted_decode_leaves_the_running_step() -> None:
     assert m.handle(Abort(ticket("a")), 2_500) == (Ended(ticket("a"), 2_500, 3, True),)
     assert m.load(2_500).decoding == 1
     assert m.advance(3_000) == (StepDone(3_000, 3_000, 3, (), 2, 102),)
-    assert told(m.advance(10**6)) == [Ended(ticket("b"), 49_000, 50, False)]
+    assert told(m.advance(10**6)) == [Ended(ticket("b"), 49_000, 50, False, 47_500)]
 
 
 def test_local_prefill_mixes_with_decode_and_stays() -> None:
@@ -269,7 +269,7 @@ def test_local_prefill_mixes_with_decode_and_stays() -> None:
         PrefillDone(ticket("b"), 16_000, 0, False),
         DecodeStarted(ticket("b"), 16_000),
     )
-    assert told(m.advance(18_000)) == [Ended(ticket("b"), 18_000, 3, False)]
+    assert told(m.advance(18_000)) == [Ended(ticket("b"), 18_000, 3, False, 1_000)]
 
 
 def test_pulled_kv_serves_a_later_local_prefill() -> None:
@@ -302,8 +302,8 @@ def test_the_youngest_gives_way_to_a_growing_call_and_computes_again() -> None:
     m.handle_all((Prefill(a, local=True), Prefill(b, local=True)), 0)
     effects = m.advance(10**6)
     assert [e for e in told(effects) if isinstance(e, Ended)] == [
-        Ended(a.ticket, 61_100, 60, False),
-        Ended(b.ticket, 61_100 + 430 + 6_000, 20, False),
+        Ended(a.ticket, 61_100, 60, False, 53_000),
+        Ended(b.ticket, 61_100 + 430 + 6_000, 20, False, 12_000),
     ]
     assert sum(isinstance(e, PrefillDone | DecodeStarted) for e in effects) == 4, "each once"
     again = [e for e in effects if isinstance(e, StepDone) and e.prefill_chunks][1:]

@@ -279,6 +279,7 @@ class Fleet:
             decode_instance=flight.decode,
             kv_bytes=flight.kv_bytes,
             times=CallTimes(**flight.times, end_us=self._now_us),
+            decode_us=effect.decode_us,
         )
         stored_us = self._latency.outcome_us
         self._schedule(self._now_us + stored_us, self._finish, outcome)

@@ -26,6 +26,7 @@ def call_result_to_proto(outcome: CallOutcome) -> workflow_pb2.CallResult:
         decode_instance=outcome.decode_instance,
         kv_bytes=outcome.kv_bytes,
         times=times_to_proto(outcome.times),
+        decode_us=outcome.decode_us,
     )
     if outcome.retry_after_us:
         message.retry_after.CopyFrom(duration_to_proto(outcome.retry_after_us))
@@ -52,4 +53,5 @@ def call_result_from_proto(message: workflow_pb2.CallResult, call: CallId) -> Ca
         decode_instance=message.decode_instance,
         kv_bytes=message.kv_bytes,
         times=times_from_proto(message.times),
+        decode_us=message.decode_us,
     )

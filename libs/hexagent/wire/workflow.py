@@ -201,6 +201,7 @@ def outcome_to_proto(outcome: CallOutcome) -> events_pb2.CallOutcome:
         decode_instance=outcome.decode_instance,
         kv_bytes=outcome.kv_bytes,
         times=times_to_proto(outcome.times),
+        decode_us=outcome.decode_us,
     )
 
 
@@ -222,6 +223,7 @@ def outcome_from_proto(message: events_pb2.CallOutcome) -> CallOutcome:
         decode_instance=message.decode_instance,
         kv_bytes=message.kv_bytes,
         times=times_from_proto(message.times),
+        decode_us=message.decode_us,
     )
 
 

@@ -37,8 +37,9 @@ class Account:
                 outcome.prefill_instance, 0
             )
         if times.decode_start_us and times.end_us:
-            # An outcome does not say with how many others the call shared its batch: the whole instance is counted.
-            self.decode_gpu_us += max(times.end_us - times.decode_start_us, 0) * gpus.get(outcome.decode_instance, 0)
+            # Of an engine that does not say with how many others the call shared its batch all is counted.
+            decode_us = outcome.decode_us or max(times.end_us - times.decode_start_us, 0)
+            self.decode_gpu_us += decode_us * gpus.get(outcome.decode_instance, 0)
 
 
 class Accounts:

@@ -363,5 +363,6 @@ class Attempts:
             prefill_instance=source,
             decode_instance=attempt.instance_id if times.decode_start_us else "",
             kv_bytes=prefilled.kv_bytes if times.transfer_end_us else 0,
+            decode_us=finished.decode_us,
         )
         await self._end(attempt, outcome, finished.text)

@@ -44,6 +44,7 @@ class Call:
         "seated",
         "send",
         "seq",
+        "shared",
         "source",
         "started",
         "target",
@@ -75,6 +76,7 @@ class Call:
         self.kv_ready = False
         self.started = False  # `DecodeStarted` is said
         self.generated = 0  # up to `join_step`
+        self.shared = 0  # of the time of the steps it decoded in, in parts of a microsecond, once out of the batch
         self.join_step = 0  # the batch's steps when it joined
         self.finish_step = 0  # the batch's steps when it will end
         self.grow_step = 0  # the batch's steps when it needs another block

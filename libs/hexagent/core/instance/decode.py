@@ -4,6 +4,8 @@ from heapq import heappop, heappush
 
 from hexagent.core.instance.call import Call
 
+SHARE_PARTS = 1 << 20  # of a microsecond: what a step's time is divided to
+
 
 class DecodeBatch:
     """Each step gives every member one token, so a member's count follows from the steps since it joined.
@@ -12,11 +14,12 @@ class DecodeBatch:
     is skipped.
     """
 
-    __slots__ = ("_context_offset", "_finish", "_grow", "_members", "block_tokens", "steps")
+    __slots__ = ("_context_offset", "_finish", "_grow", "_members", "block_tokens", "shared", "steps")
 
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
         self.steps = 0  # decode steps of the instance so far
+        self.shared = 0  # their times, each divided by the calls that got a token, in parts of a microsecond
         self._members: dict[int, Call] = {}  # by seq, in order of joining
         self._context_offset = 0  # sum of contexts = this + members x steps
         self._finish: list[tuple[int, int]] = []
@@ -43,8 +46,14 @@ class DecodeBatch:
         """Tokens at the last step boundary."""
         return call.generated + self.steps - call.join_step
 
+    def pass_steps(self, steps: int, step_us: int, calls: int) -> None:
+        """So many steps are over, each of which gave so many calls a token."""
+        self.steps += steps
+        self.shared += steps * step_us * SHARE_PARTS // calls
+
     def join(self, call: Call) -> None:
         call.join_step = self.steps
+        call.shared -= self.shared
         call.finish_step = self.steps + call.work.output_tokens - call.generated
         self._members[call.seq] = call
         self._context_offset += call.context - self.steps
@@ -56,6 +65,7 @@ class DecodeBatch:
         del self._members[call.seq]
         self._context_offset -= call.context - call.join_step
         call.generated += self.steps - call.join_step
+        call.shared += self.shared
 
     def watch_growth(self, call: Call) -> None:
         """Note when the call outgrows its blocks: a step of n tokens of context needs a place for each of them."""

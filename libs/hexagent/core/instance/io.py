@@ -149,6 +149,7 @@ class Ended(NamedTuple):
     at_us: int
     output_tokens: int  # generated here and before, first token included
     aborted: bool
+    decode_us: int = 0  # unless aborted: of each step it decoded in, the time divided by the calls that got a token
 
 
 class Refused(NamedTuple):

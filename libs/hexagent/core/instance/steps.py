@@ -1,7 +1,7 @@
 """Engine steps: what runs in them, how long they take and what they bring about."""
 
 from hexagent.core.instance.call import Call, Phase, RankedQueue, Residents
-from hexagent.core.instance.decode import DecodeBatch
+from hexagent.core.instance.decode import SHARE_PARTS, DecodeBatch
 from hexagent.core.instance.io import (
     DecodeStarted,
     Ended,
@@ -107,7 +107,7 @@ class StepEngine:
         if step is None or not step.steps:  # cut before it took any time
             return []
         if step.batch:
-            self.batch.steps += step.steps
+            self.batch.pass_steps(step.steps, step.step_us, step.batch)
         context = step.context + step.steps // 2
         out.append(StepDone(now_us, step.end_us - step.start_us, step.steps, step.chunks, step.batch, context))
         pinned: list[Call] = []
@@ -143,7 +143,7 @@ class StepEngine:
     def _end(self, call: Call, now_us: int, out: list[InstanceEffect]) -> None:
         self._residents.commit(call)
         self._residents.drop(call)
-        out.append(Ended(call.ticket, now_us, call.generated, False))
+        out.append(Ended(call.ticket, now_us, call.generated, False, call.shared // SHARE_PARTS))
 
     def form(self, now_us: int, out: list[InstanceEffect]) -> bool:
         """Start the next step if there is work. True if a call gave up its blocks: others may find room now."""

@@ -151,3 +151,4 @@ class CallOutcome(NamedTuple):
     decode_instance: str = ""
     kv_bytes: int = 0  # moved between instances, unscaled
     times: CallTimes = CallTimes()
+    decode_us: int = 0  # its share of the decode steps it was in, each divided by its batch; 0 = not known

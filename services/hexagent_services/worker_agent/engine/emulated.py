@@ -270,7 +270,7 @@ class EmulatedEngine:
         ended, total = run.ended, run.so_far(run.ended.output_tokens)
         if run.request.call.stream and total > said:
             yield Generated(ended.at_us, total - said, run.output.text(said, total))
-        yield Finished(ended.at_us, total, run.finish, run.output.text(0, total))
+        yield Finished(ended.at_us, total, run.finish, run.output.text(0, total), ended.decode_us)
 
     def _kv_bytes(self, run: _Run) -> int:
         return (run.request.prompt_tokens + run.request.delivered_tokens) * self._kv_bytes_per_token

@@ -75,6 +75,7 @@ class Finished(NamedTuple):
     output_tokens: int  # the first token included
     finish: FinishReason
     text: bytes  # the whole output
+    decode_us: int = 0  # its share of the decode steps it was in, each divided by its batch; 0 = not known
 
 
 DecodeEvent = DecodeStarted | Generated | Finished

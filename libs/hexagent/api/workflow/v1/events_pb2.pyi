@@ -576,6 +576,7 @@ class CallOutcome(_message.Message):
     DECODE_INSTANCE_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
+    DECODE_US_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """Which attempt, from 1; 0 = none was made."""
     status: _enums_pb2.NodeStatus.ValueType
@@ -602,6 +603,8 @@ class CallOutcome(_message.Message):
     """Instance that generated; empty = none."""
     kv_bytes: _builtins.int
     """KV bytes moved between instances, unscaled."""
+    decode_us: _builtins.int
+    """Its share of the decode steps it was in, each divided by the calls in it, microseconds; 0 = not known."""
     @_builtins.property
     def call(self) -> _ids_pb2.CallId:
         """The call."""
@@ -633,10 +636,11 @@ class CallOutcome(_message.Message):
         decode_instance: _builtins.str = ...,
         kv_bytes: _builtins.int = ...,
         times: _call_pb2.CallTimes | None = ...,
+        decode_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "output", b"output", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cached_tokens", b"cached_tokens", "call", b"call", "decode_instance", b"decode_instance", "finish_reason", b"finish_reason", "kv_bytes", b"kv_bytes", "message", b"message", "output", b"output", "output_body", b"output_body", "output_tokens", b"output_tokens", "prefill_instance", b"prefill_instance", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "retry_after_us", b"retry_after_us", "status", b"status", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cached_tokens", b"cached_tokens", "call", b"call", "decode_instance", b"decode_instance", "decode_us", b"decode_us", "finish_reason", b"finish_reason", "kv_bytes", b"kv_bytes", "message", b"message", "output", b"output", "output_body", b"output_body", "output_tokens", b"output_tokens", "prefill_instance", b"prefill_instance", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "retry_after_us", b"retry_after_us", "status", b"status", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -315,6 +315,7 @@ class CallResult(_message.Message):
     DECODE_INSTANCE_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
+    DECODE_US_FIELD_NUMBER: _builtins.int
     status: _enums_pb2.NodeStatus.ValueType
     """How, terminal."""
     attempt: _builtins.int
@@ -337,6 +338,8 @@ class CallResult(_message.Message):
     """Instance that generated; empty = none."""
     kv_bytes: _builtins.int
     """KV bytes moved between instances, unscaled."""
+    decode_us: _builtins.int
+    """Its share of the decode steps it was in, each divided by the calls in it, microseconds; 0 = not known."""
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
         """Model time after which a retry may be right; unset = nothing said."""
@@ -371,10 +374,11 @@ class CallResult(_message.Message):
         decode_instance: _builtins.str = ...,
         kv_bytes: _builtins.int = ...,
         times: _call_pb2.CallTimes | None = ...,
+        decode_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "output_body", b"output_body", "retry_after", b"retry_after", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cached_tokens", b"cached_tokens", "decode_instance", b"decode_instance", "finish_reason", b"finish_reason", "kv_bytes", b"kv_bytes", "message", b"message", "output", b"output", "output_body", b"output_body", "output_tokens", b"output_tokens", "prefill_instance", b"prefill_instance", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "retry_after", b"retry_after", "status", b"status", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cached_tokens", b"cached_tokens", "decode_instance", b"decode_instance", "decode_us", b"decode_us", "finish_reason", b"finish_reason", "kv_bytes", b"kv_bytes", "message", b"message", "output", b"output", "output_body", b"output_body", "output_tokens", b"output_tokens", "prefill_instance", b"prefill_instance", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "retry_after", b"retry_after", "status", b"status", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -782,7 +786,9 @@ class Usage(_message.Message):
     prefill_gpu_seconds: _builtins.float
     """GPU-seconds of prefill: time on the instance by its number of GPUs, model time."""
     decode_gpu_seconds: _builtins.float
-    """GPU-seconds of decode: this call's share of its batch by the instance's number of GPUs, model time."""
+    """GPU-seconds of decode: each call's share of its batch by the instance's number of GPUs, model time. Of a call whose
+    engine does not say with how many others it shared, all the time from its first decode step to its end.
+    """
     kv_bytes: _builtins.int
     """KV bytes moved, unscaled."""
     def __init__(
