@@ -220,15 +220,15 @@ def test_a_scheduler_without_an_oracle_refuses_to_be_clairvoyant() -> None:
 
 
 def test_aggregated_keeps_a_workflow_on_its_instance_until_that_is_overloaded() -> None:
-    """Up to 16 calls more than on the least loaded are borne."""
+    """Up to 4 calls more than on the least loaded are borne."""
     both = tuple(instance(f"b{i}", "h100", Role.BOTH) for i in range(2))
     desk = Desk(both, "aggregated")
     desk.start("w")
-    for number in range(18):
+    for number in range(6):
         desk.reveal("w", f"n{number:02}", now_us=number)
         if len(desk.dispatched) > number:
             desk.progress(desk.dispatched[number].ticket, Phase.PREFILLED)
-    assert [d.prefill_instance for d in desk.dispatched] == ["b0"] * 17 + ["b1"]
+    assert [d.prefill_instance for d in desk.dispatched] == ["b0"] * 5 + ["b1"]
     assert all(d.decode_instance == d.prefill_instance for d in desk.dispatched)
     desk.reveal("w", "moved", now_us=20)
     assert desk.dispatched[-1].prefill_instance == "b1"
