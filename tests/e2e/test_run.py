@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hexagent.sim.workloads.trace import read_trace
 from tests.e2e.local_stack import command
 
 pytestmark = pytest.mark.e2e
@@ -43,6 +44,8 @@ def test_chains_with_tools_complete(tmp_path: Path) -> None:
     names = [json.loads(line)["name"] for line in spans.read_text().splitlines()]
     assert names.count("invoke_workflow bfcl") == 5
     assert sum(name.startswith("chat ") for name in names) == sum(row["calls"] for row in rows)
+    imported = {w.workflow_id: len(w.items) for w in read_trace(spans).workflows}
+    assert imported == {row["workflow"]: row["calls"] for row in rows}
 
 
 def test_tree_search_with_joins_completes_under_another_policy(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "doctor")
         (["run", "--trace", "/nonexistent/x.jsonl"], "--trace", "no trace file"),
         (["run", "--trace", "x.jsonl", "--workflows", "3"], "--workflows", "--limit"),
         (["run", "bfcl", "--limit", "3"], "--limit", "--workflows"),
+        (["run", "bfcl", "--trace-format", "otel"], "--trace-format", "recorded traces"),
+        (["run", "--trace", "x.jsonl", "--trace-format", "csv"], "--trace-format", "known: recorded"),
         (["run", "bfcl", "--rate", "-1"], "--rate", "greater than or equal to 0"),
         (["run", "bfcl", "--rate", "fast"], "--rate", "number"),
         (["run", "bfcl", "--arrivals", "weekly"], "--arrivals", "fixed, poisson, gamma"),

@@ -121,8 +121,11 @@ def serve(
 def run(
     workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="sharegpt, bfcl, lats, mixed, ...")] = "",
     trace: Annotated[
-        Path | None, typer.Option("--trace", metavar="FILE", help="Recorded workflows, JSON lines.")
+        Path | None, typer.Option("--trace", metavar="FILE", help="Recorded workflows, JSON lines; docs/traces.md.")
     ] = None,
+    trace_format: Annotated[
+        str, typer.Option("--trace-format", help="recorded, mooncake, agentic or otel; default: recognised.")
+    ] = "",
     workflows: Annotated[int, typer.Option("--workflows", min=0, help="How many; 0: the workload's own.")] = 0,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Read this many of a trace; 0: all.")] = 0,
     rate: Annotated[float, typer.Option("--rate", min=0, help="Arrivals a second of model time; 0: its own.")] = 0.0,
@@ -153,7 +156,7 @@ def run(
     for option, value in (("policy", policy), ("trace_file", trace_file)):
         if address and value:
             raise usage(option, "is the running stack's own; leave it out with --address")
-    loaded = load(WorkloadOptions(workload, trace, workflows, limit, rate, arrivals, seed, gap_limit))
+    loaded = load(WorkloadOptions(workload, trace, workflows, limit, rate, arrivals, seed, gap_limit, trace_format))
     stack = StackOptions(cluster, policy, None, 0, time_scale, seed, prefix_cache=prefix_cache, trace_file=trace_file)
     if trace_file is not None:
         trace_file.unlink(missing_ok=True)  # of an earlier run; the services of this one append

@@ -24,6 +24,7 @@ class WorkloadOptions(NamedTuple):
     arrivals: str = "fixed"
     seed: int = 1
     gap_limit_s: float = GAP_LIMIT_S
+    trace_format: str = ""  # recognised
 
 
 def load(options: WorkloadOptions) -> Workload:
@@ -34,6 +35,8 @@ def load(options: WorkloadOptions) -> Workload:
             raise usage("workload", f"give the name of a workload ({known}) or --trace FILE")
         if options.limit:
             raise usage("limit", "is for recorded traces; use --workflows with a generated workload")
+        if options.trace_format:
+            raise usage("trace_format", "is for recorded traces")
         return generate(
             options.name,
             Options(
@@ -56,6 +59,7 @@ def load(options: WorkloadOptions) -> Workload:
             rate_per_s=options.rate_per_s,
             arrivals=options.arrivals,
             seed=options.seed,
+            format=options.trace_format,
             gap_limit_us=round(options.gap_limit_s * US_PER_S),
         ),
     )

@@ -1,4 +1,4 @@
-"""Reader of recorded traces: JSON lines, one workflow a line, in the format the traces' own README describes.
+"""Reader of traces: JSON lines in one of several formats, recognised by the first line.
 
 A delay that is not recorded (`tool_ms` null) is drawn, the same for all samples of a node and keyed by (seed, workflow,
 node). By `kind`: log-normal with p50 0.3 s and p90 13.6 s, cut at 60 s, where its name holds one of `HEAVY_KINDS`
@@ -8,18 +8,17 @@ A prompt that extends the output of a node with several samples extends that of 
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hexagent.core.errors import InvalidArgument, NotFound
+from hexagent.core.errors import InvalidArgument
 from hexagent.sim.workloads.arrivals import RATE_RANGE_MILLI, arrival_times, milli, parse_arrivals
 from hexagent.sim.workloads.model import ScriptedWorkflow, Workload, check_workflow
 from hexagent.sim.workloads.options import check_tenants, drawn_tenant
-from hexagent.sim.workloads.trace_nodes import Place, parse_line
+from hexagent.sim.workloads.trace_fields import Place
+from hexagent.sim.workloads.trace_formats import workflows_in
 from hexagent.sim.workloads.trace_script import TraceScript
 
-LINE_BYTES_MAX = 64 << 20
 RATE_DEFAULT_PER_S = 10  # the arrival rate most of the benchmark's workloads have
 
 
@@ -29,14 +28,15 @@ class TraceOptions(NamedTuple):
     arrivals: str = "fixed"  # fixed, poisson, gamma, gamma:CV: where arrivals are not recorded or replaced
     seed: int = 1
     tenants: tuple[str, ...] = ("default",)
+    format: str = ""  # a key of FORMATS; "" = recognised
     gap_limit_us: int = -1  # longer gaps of conversations are cut to it, 0 = back to back; -1 = as recorded
 
 
 def read_trace(path: Path, options: TraceOptions = TraceOptions()) -> Workload:
     """The workload recorded in `path`.
 
-    `NotFound` where there is no such file; `InvalidArgument` with reason BAD_TRACE, naming file, line and field, where
-    its content is not a trace.
+    `NotFound` where there is no such file or format; `InvalidArgument` with reason BAD_TRACE, naming file, line and
+    field, where its content is not a trace.
     """
     check_tenants(options.tenants)
     if options.limit < 0:
@@ -45,7 +45,7 @@ def read_trace(path: Path, options: TraceOptions = TraceOptions()) -> Workload:
         raise InvalidArgument("gap_limit_us: must be -1 or more", reason="BAD_OPTION", field="gap_limit_us")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "trace"
     script = TraceScript(name, options.seed, options.gap_limit_us)
-    recorded = _collected(path, options.limit, script)
+    recorded = _collected(path, options, script)
     scripts = script.scripts()
     times = _arrivals([workflow.arrival_us for workflow, _ in scripts], recorded, options)
     workflows = [
@@ -65,12 +65,12 @@ def read_trace(path: Path, options: TraceOptions = TraceOptions()) -> Workload:
     return Workload(name, f"trace {path.name}: {len(workflows)} workflows, seed {options.seed}", tuple(workflows))
 
 
-def _collected(path: Path, limit: int, script: TraceScript) -> bool:
+def _collected(path: Path, options: TraceOptions, script: TraceScript) -> bool:
     """Adds the file's workflows to `script`; whether their arrivals are recorded."""
     lines: dict[str, int] = {}
     recorded = False
-    for place, line in _lines(path):
-        workflow = parse_line(place, line)
+    for workflow in workflows_in(path, options.format):
+        place = workflow.place
         if workflow.workflow_id in lines:
             place.bad("id", f"repeats {workflow.workflow_id!r} of line {lines[workflow.workflow_id]}")
         if lines and (workflow.arrival_us >= 0) != recorded:
@@ -78,28 +78,11 @@ def _collected(path: Path, limit: int, script: TraceScript) -> bool:
         recorded = workflow.arrival_us >= 0
         lines[workflow.workflow_id] = place.line
         script.add(workflow)
-        if len(lines) == limit:
+        if len(lines) == options.limit:
             break
     if not lines:
         Place(path.name, 0).bad("line", "the file holds no workflow")
     return recorded
-
-
-def _lines(path: Path) -> Iterator[tuple[Place, bytes]]:
-    """The lines that are not blank."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(LINE_BYTES_MAX + 1):
-                number += 1
-                if len(line) > LINE_BYTES_MAX:
-                    Place(path.name, number).bad("line", f"is longer than {LINE_BYTES_MAX} bytes")
-                if not line.isspace():
-                    yield Place(path.name, number), line
-    except FileNotFoundError:
-        raise NotFound(f"no trace file {path}", reason="NO_TRACE", field="trace") from None
-    except OSError as error:
-        raise InvalidArgument(f"{path}: {error.strerror}", reason="BAD_TRACE", field="trace") from None
 
 
 def _arrivals(recorded_us: list[int], recorded: bool, options: TraceOptions) -> list[int]:

@@ -1,33 +1,14 @@
 """One line of a recorded trace, checked: the values it may hold and the error each bad one gives."""
 
 import heapq
-import json
-import math
-from typing import Any, NamedTuple, Never
+from typing import Any, NamedTuple
 
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.ids import checked_id
-from hexagent.core.units import US_PER_MS
+from hexagent.sim.workloads.trace_fields import TOKENS_MAX, Place, decoded, integer, kind_of, time_us
 
-TOKENS_MAX = 100_000_000  # of a prompt or an output
 SAMPLES_MAX = 1_024
 CALLS_MAX = 100_000  # of one workflow, samples counted
-MS_MAX = 10**15  # of a time: arrivals may count from 1970
-
-
-class Place(NamedTuple):
-    """Where in which file an error is."""
-
-    file: str
-    line: int  # from 1
-
-    def bad(self, field: str, what: str) -> Never:
-        raise InvalidArgument(
-            f"{self.file}:{self.line}: {field}: {what}",
-            reason="BAD_TRACE",
-            field=field,
-            details={"file": self.file, "line": str(self.line), "field": field},
-        )
 
 
 class TraceNode(NamedTuple):
@@ -44,6 +25,8 @@ class TraceNode(NamedTuple):
     gap_us: int
     kind: str
     samples: int
+    blocks: tuple[int, ...] = ()  # ids of the prompt's leading blocks where the trace has such
+    block_tokens: int = 0  # of each but the last, which may be shorter
 
 
 class TraceWorkflow(NamedTuple):
@@ -56,40 +39,28 @@ class TraceWorkflow(NamedTuple):
 
 def parse_line(place: Place, line: bytes) -> TraceWorkflow:
     """The workflow on one line; `InvalidArgument` (BAD_TRACE) names file, line and field."""
-    record = _decoded(place, line)
+    record = decoded(place, line)
     raw = record.get("nodes")
     if not isinstance(raw, list) or not raw:
         place.bad("nodes", "must be a list of at least one node")
     nodes = []
     for position, node in enumerate(raw):
         if not isinstance(node, dict):
-            place.bad(f"nodes[{position}]", f"must be an object, not {_kind_of(node)}")
+            place.bad(f"nodes[{position}]", f"must be an object, not {kind_of(node)}")
         nodes.append(_node(place, f"nodes[{position}]", node))
     calls = sum(node.samples for node in nodes)
     if calls > CALLS_MAX:
         place.bad("nodes", f"make {calls} calls, more than {CALLS_MAX}")
     ordered = _in_order(place, nodes)
-    arrival = _time(place, "arrival_ms", record.get("arrival_ms"))
+    arrival = time_us(place, "arrival_ms", record.get("arrival_ms"))
     conversation = any(node.get("gap_ms") is not None for node in raw)
     return TraceWorkflow(place, _workflow_id(place, record), arrival, ordered, conversation)
-
-
-def _decoded(place: Place, line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode(), parse_constant=lambda name: place.bad("line", f"holds {name}"))
-    except UnicodeDecodeError:
-        place.bad("line", "is not UTF-8")
-    except (ValueError, RecursionError) as error:
-        place.bad("line", f"is not JSON: {error}")
-    if not isinstance(record, dict):
-        place.bad("line", f"must be an object, not {_kind_of(record)}")
-    return record
 
 
 def _workflow_id(place: Place, record: dict[str, Any]) -> str:
     value = record.get("id")
     if not isinstance(value, str):
-        place.bad("id", "is missing" if value is None else f"must be a string, not {_kind_of(value)}")
+        place.bad("id", "is missing" if value is None else f"must be a string, not {kind_of(value)}")
     try:
         return checked_id(value, "id")
     except InvalidArgument as error:
@@ -99,50 +70,24 @@ def _workflow_id(place: Place, record: dict[str, Any]) -> str:
 def _node(place: Place, at: str, raw: dict[str, Any]) -> TraceNode:
     deps = raw.get("deps")
     if not isinstance(deps, list):
-        place.bad(f"{at}.deps", "is missing" if deps is None else f"must be a list, not {_kind_of(deps)}")
+        place.bad(f"{at}.deps", "is missing" if deps is None else f"must be a list, not {kind_of(deps)}")
     kind = raw.get("kind")
     if not isinstance(kind, str) or not kind:
         place.bad(f"{at}.kind", "is missing" if kind is None else "must be a name")
     prefix_of = raw.get("prefix_of")
     return TraceNode(
         at=at,
-        node_id=_integer(place, f"{at}.id", raw.get("id"), 0, TOKENS_MAX),
-        deps=tuple(_integer(place, f"{at}.deps", dep, 0, TOKENS_MAX) for dep in deps),
-        prompt=_integer(place, f"{at}.prompt", raw.get("prompt"), 1, TOKENS_MAX),
-        output=_integer(place, f"{at}.output", raw.get("output"), 1, TOKENS_MAX),
-        prefix_of=-1 if prefix_of is None else _integer(place, f"{at}.prefix_of", prefix_of, 0, TOKENS_MAX),
-        prefix=_integer(place, f"{at}.prefix", raw.get("prefix", 0), 0, TOKENS_MAX),
-        tool_us=_time(place, f"{at}.tool_ms", raw.get("tool_ms")),
-        gap_us=max(0, _time(place, f"{at}.gap_ms", raw.get("gap_ms"))),
+        node_id=integer(place, f"{at}.id", raw.get("id"), 0, TOKENS_MAX),
+        deps=tuple(integer(place, f"{at}.deps", dep, 0, TOKENS_MAX) for dep in deps),
+        prompt=integer(place, f"{at}.prompt", raw.get("prompt"), 1, TOKENS_MAX),
+        output=integer(place, f"{at}.output", raw.get("output"), 1, TOKENS_MAX),
+        prefix_of=-1 if prefix_of is None else integer(place, f"{at}.prefix_of", prefix_of, 0, TOKENS_MAX),
+        prefix=integer(place, f"{at}.prefix", raw.get("prefix", 0), 0, TOKENS_MAX),
+        tool_us=time_us(place, f"{at}.tool_ms", raw.get("tool_ms")),
+        gap_us=max(0, time_us(place, f"{at}.gap_ms", raw.get("gap_ms"))),
         kind=kind,
-        samples=_integer(place, f"{at}.samples", raw.get("samples", 1), 1, SAMPLES_MAX),
+        samples=integer(place, f"{at}.samples", raw.get("samples", 1), 1, SAMPLES_MAX),
     )
-
-
-def _integer(place: Place, field: str, value: object, low: int, high: int) -> int:
-    if value is None:
-        place.bad(field, "is missing")
-    if not isinstance(value, int) or isinstance(value, bool):
-        place.bad(field, f"must be an integer, not {_kind_of(value)}")
-    if not low <= value <= high:
-        place.bad(field, f"must be {low} to {high}, not {value}")
-    return value
-
-
-def _time(place: Place, field: str, value: object) -> int:
-    """Recorded milliseconds as microseconds, -1 where none are recorded."""
-    if value is None:
-        return -1
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        place.bad(field, f"must be a number or null, not {_kind_of(value)}")
-    if not math.isfinite(value) or not 0 <= value <= MS_MAX:
-        place.bad(field, f"must be 0 to {MS_MAX} ms, not {value}")
-    return round(value * US_PER_MS)
-
-
-def _kind_of(value: object) -> str:
-    names = {bool: "a boolean", dict: "an object", float: "a number with a fraction", int: "an integer"}
-    return {**names, list: "a list", str: "a string", type(None): "null"}.get(type(value), "something else")
 
 
 def _in_order(place: Place, nodes: list[TraceNode]) -> tuple[TraceNode, ...]:
@@ -184,12 +129,25 @@ def _known(place: Place, field: str, ids: tuple[int, ...], positions: dict[int, 
 
 def _topological(place: Place, field: str, nodes: list[TraceNode], needs: list[set[int]]) -> list[int]:
     """Positions in topological order, the smallest id first among those free."""
+    ids = [node.node_id for node in nodes]
+    order, loop = topological(needs, ids)
+    if loop:
+        cycle = " <- ".join(str(ids[position]) for position in [*loop, loop[0]])
+        place.bad(f"nodes[{loop[0]}].{field}", f"makes a cycle of nodes {cycle}")
+    return order
+
+
+def topological(needs: list[set[int]], ids: list[int]) -> tuple[list[int], list[int]]:
+    """Positions so that each stands after what it needs, the smallest id first among those free; and a cycle, if any.
+
+    Of a cycle each position is followed by one it needs.
+    """
     waiting = [len(need) for need in needs]
-    followers: list[list[int]] = [[] for _ in nodes]
+    followers: list[list[int]] = [[] for _ in needs]
     for position, need in enumerate(needs):
         for other in need:
             followers[other].append(position)
-    free = [(nodes[position].node_id, position) for position, count in enumerate(waiting) if not count]
+    free = [(ids[position], position) for position, count in enumerate(waiting) if not count]
     heapq.heapify(free)
     order = []
     while free:
@@ -198,16 +156,13 @@ def _topological(place: Place, field: str, nodes: list[TraceNode], needs: list[s
         for follower in followers[position]:
             waiting[follower] -= 1
             if not waiting[follower]:
-                heapq.heappush(free, (nodes[follower].node_id, follower))
-    if len(order) < len(nodes):
-        loop = _cycle(needs, set(range(len(nodes))) - set(order))
-        ids = " <- ".join(str(nodes[position].node_id) for position in [*loop, loop[0]])
-        place.bad(f"nodes[{loop[0]}].{field}", f"makes a cycle of nodes {ids}")
-    return order
+                heapq.heappush(free, (ids[follower], follower))
+    left = set(range(len(needs))) - set(order)
+    return order, _cycle(needs, left) if left else []
 
 
 def _cycle(needs: list[set[int]], left: set[int]) -> list[int]:
-    """Positions of one cycle among those `left`, each followed by one it needs."""
+    """Positions of one cycle among those `left`."""
     path = [min(left)]
     while (needed := min(needs[path[-1]] & left)) not in path:
         path.append(needed)

@@ -103,12 +103,23 @@ class TraceScript:
                 before |= ended[dep] | 1 << dep
             ended.append(before)
             _check_prefix(workflow, node, before)
-            shared = self._shared(workflow, node, prompts)
+            shared = self._blocks(node) if node.blocks else self._shared(workflow, node, prompts)
             fresh = node.prompt - sum(span.end - span.start for span in shared)
             source = f"{self._trace}/{workflow.workflow_id}/{node.node_id}"
             own = (Span(source, 0, fresh),) if fresh else ()
             prompts.append((*shared, *own))
         return prompts
+
+    def _blocks(self, node: TraceNode) -> tuple[Span, ...]:
+        """Blocks of one id are one text wherever they stand; the last one may end early."""
+        spans = []
+        for number, block in enumerate(node.blocks):
+            source = f"{self._trace}/block/{block}"
+            end = min(node.block_tokens, node.prompt - number * node.block_tokens)
+            if end < node.block_tokens:
+                self._cuts.setdefault(source, set()).add(end)
+            spans.append(Span(source, 0, end))
+        return tuple(spans)
 
     def _shared(self, workflow: TraceWorkflow, node: TraceNode, prompts: list[tuple[Span, ...]]) -> tuple[Span, ...]:
         """The spans `node` shares with the prompt it extends or with its kind's template."""
