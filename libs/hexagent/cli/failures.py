@@ -47,6 +47,7 @@ _OPTIONS: Final = {
     "time_scale": "--time-scale",
     "trace": "--trace",
     "trace_file": "--trace-file",
+    "trace_format": "--trace-format",
     "workflows": "--workflows",
     "workload": "WORKLOAD",
     "world": "--world",
