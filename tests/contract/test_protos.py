@@ -34,7 +34,6 @@ BY_TICKET = {"HandOff", "PullKv", "AbortCall", "Session"}
 ENVELOPES = {
     "WorkflowEventEnvelope",
     "CallOutcomeMessage",
-    "CallDispatched",
     "WorkflowUpdate",
     "DecisionBatch",
     "InstanceTelemetry",

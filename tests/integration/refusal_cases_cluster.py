@@ -7,7 +7,7 @@ import grpc
 from hexagent.api.common.v1 import ids_pb2
 from hexagent.api.estimator.v1 import estimator_service_pb2 as estimator
 from hexagent.api.scheduler.v1 import scheduler_service_pb2 as scheduler
-from hexagent.api.worker.v1 import attempt_pb2, telemetry_pb2
+from hexagent.api.worker.v1 import attempt_pb2
 from hexagent.api.worker.v1 import worker_service_pb2 as worker
 from tests.integration.refusal_cases import BAD_ID, INVALID, NOT_FOUND, OPEN, STATE, Call, Case, node_of
 
@@ -120,10 +120,6 @@ def worker_cases() -> list[Case]:
     def session(**first: Any) -> worker.SessionRequest:
         return worker.SessionRequest(**first)
 
-    def pull(**changes: Any) -> worker.PullKvRequest:
-        return worker.PullKvRequest(ticket=ticket, from_instance=DECODE[0], **changes)
-
-    link = telemetry_pb2.LinkDescription(bytes_per_s=1)
     no_call = attempt_pb2.AttemptSpec(ticket=ids_pb2.Ticket(attempt=1, epoch=1))
     return [
         row("Session", "no hello", session(), STATE, "NO_HELLO", "hello"),
@@ -134,14 +130,9 @@ def worker_cases() -> list[Case]:
         row("HandOff", "no ticket", hand_off(attempt=None), INVALID, "NO_TICKET", "attempt.ticket"),
         row("HandOff", "ticket of no call", hand_off(attempt=no_call), INVALID, "NO_TICKET", "attempt.ticket"),
         row("HandOff", "no first token", hand_off(first_tokens=0), INVALID, "NO_TOKEN", "first_tokens"),
-        row("HandOff", "unknown instance", hand_off(target_instance=NOBODY), NOT_FOUND, "UNKNOWN_INSTANCE",
-            "target_instance"),
         row("HandOff", "unreadable payload", hand_off(b"\xff\xff"), INVALID, "BAD_MESSAGE",
             "hexagent.api.common.v1.CallRequest"),
         row("PullKv", "no ticket", worker.PullKvRequest(), INVALID, "NO_TICKET", "ticket"),
-        row("PullKv", "ticket that is not held", pull(to_link=link),
-            NOT_FOUND,
-            "UNKNOWN_TICKET", "ticket"),
-        row("PullKv", "no link", pull(), INVALID, "BAD_LINK", "to_link.bytes_per_s"),
+        row("PullKv", "no link", worker.PullKvRequest(ticket=ticket), INVALID, "BAD_LINK", "to_link.bytes_per_s"),
         row("AbortCall", "no ticket", worker.AbortCallRequest(), INVALID, "NO_TICKET", "ticket"),
     ]  # fmt: skip

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import hexagent.client
-from hexagent.api.common.v1 import call_pb2
+from hexagent.api.common.v1 import call_pb2, enums_pb2
+from hexagent.api.scheduler.v1 import records_pb2
 from hexagent.client import Client
 from hexagent.core.errors import HexagentError
 from hexagent.core.ids import CallId, Ticket
@@ -26,11 +27,10 @@ from hexagent.runtime.clock import ModelClock
 from hexagent.runtime.cluster_file import load_cluster
 from hexagent.runtime.cluster_record import publish_record
 from hexagent.runtime.nats_server import NatsServer
+from hexagent.wire.codec import ticket_to_proto
 from hexagent.wire.segments import Segment, SegmentKind, SegmentRole, segment_to_bytes
 from hexagent.wire.tokens import TokenDelta, token_delta_to_bytes
 from hexagent.wire.workflow import (
-    CallDispatched,
-    dispatched_to_bytes,
     event_from_bytes,
     outcome_id,
     outcome_to_bytes,
@@ -41,6 +41,15 @@ pytestmark = pytest.mark.integration
 
 MODEL = "llama-3.1-70b"
 READY_S = 30.0
+
+
+def _decided(ticket: Ticket) -> bytes:
+    """The batch of decision records that says where a call runs."""
+    chosen = records_pb2.Candidate(prefill_instance="demo-p0", decode_instance="demo-d0")
+    record = records_pb2.DecisionRecord(
+        kind=enums_pb2.DECISION_KIND_DISPATCH, ticket=ticket_to_proto(ticket), chosen=chosen
+    )
+    return records_pb2.DecisionBatch(records=[record]).SerializeToString()
 
 
 class ClusterDouble:
@@ -91,8 +100,7 @@ class ClusterDouble:
         options = dict(request.engine_options)
         dispatched_us = self.clock.now_us()
         ticket = Ticket(call, 1, 1)
-        dispatch = CallDispatched(ticket, "demo-p0", "demo-d0", dispatched_us)
-        await self.bus.publish_core(subjects.DISPATCHED, dispatched_to_bytes(dispatch))
+        self.bus.publish_core(subjects.DECISION, _decided(ticket))
         if "test.hold" in options:
             await asyncio.Event().wait()
         words = options.get("test.text", f"output of {call.node_id}").encode().split(b" ")

@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-import nats
 import pytest
-from nats.aio.msg import Msg
 
 from hexagent.core.errors import (
     Aborted,
@@ -18,6 +16,7 @@ from hexagent.core.errors import (
 from hexagent.core.ids import CallId
 from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus, BusOptions, Feed, Message
+from hexagent.runtime.connection import Arrival, Connection
 from hexagent.runtime.nats_server import NatsServer
 from hexagent.runtime.publisher import AckedPublisher
 from hexagent.runtime.streams import EVENT_BYTES_MAX, MESSAGE_BYTES_MAX, StreamLimits
@@ -96,12 +95,13 @@ async def test_a_lost_answer_is_no_conflict(bus: Bus, wiped_streams: NatsServer)
     class Deaf(AckedPublisher):
         answers = 0
 
-        async def _on_answer(self, message: Msg) -> None:
+        def _on_answer(self, message: Arrival) -> None:
             self.answers += 1
             if self.answers > 1:
-                await super()._on_answer(message)
+                super()._on_answer(message)
 
-    connection = await nats.connect(wiped_streams.url)
+    connection = Connection()
+    await connection.connect(wiped_streams.url)
     publisher = Deaf(connection, 16)
     await publisher.start()
     headers = {"Nats-Msg-Id": "a", "Nats-Expected-Last-Subject-Sequence": "0"}
@@ -203,16 +203,16 @@ async def test_an_unfinished_batch_is_delivered_again_at_once(bus: Bus, wiped_st
 async def test_core_messages_reach_who_listens(bus: Bus, wiped_streams: NatsServer) -> None:
     heard: list[str] = []
 
-    async def on_report(message: Message) -> None:
+    def on_report(message: Message) -> None:
         if message.data == b"bad":
             raise ValueError("a handler's error does not end its subscription")
-        heard.append(subjects.instance_of(message.subject))
+        heard.append(subjects.agent_of(message.subject))
 
     async with await connect(wiped_streams.url) as listener:
         await listener.subscribe_core(subjects.ALL_TELEMETRY, on_report)
-        await bus.publish_core(subjects.telemetry("p-h100-0"), b"bad")
-        await bus.publish_core(subjects.telemetry("p-h100-0"), b"x")
-        await bus.publish_core(subjects.telemetry("d.a:1"), b"y")
+        bus.publish_core(subjects.telemetry("p-h100-0"), b"bad")
+        bus.publish_core(subjects.telemetry("p-h100-0"), b"x")
+        bus.publish_core(subjects.telemetry("d.a:1"), b"y")
         await _until(lambda: len(heard) == 2)
 
     assert heard == ["p-h100-0", "d.a:1"]

@@ -55,7 +55,10 @@ class Worker(stubs.WorkerServiceServicer):
                 await asyncio.sleep(0.3)
         return pb.AbortCallResponse()
 
-    async def PullKv(self, request: pb.PullKvRequest, context: Context) -> AsyncIterator[pb.PullKvResponse]:
+    async def PullKv(
+        self, request_iterator: AsyncIterator[pb.PullKvRequest], context: Context
+    ) -> AsyncIterator[pb.PullKvResponse]:
+        request = await anext(request_iterator)
         yield pb.PullKvResponse(data=b"x" * 10)
         if request.from_instance == "big":
             yield pb.PullKvResponse(data=bytes(MESSAGE_BYTES_MAX + 1))
@@ -151,7 +154,7 @@ async def test_a_stream_fails_with_a_typed_error_behind_its_messages(stack: Stac
 
     async def pull(source: str) -> None:
         with typed_errors():
-            async for response in stack.stub.PullKv(pb.PullKvRequest(from_instance=source)):
+            async for response in stack.stub.PullKv(iter([pb.PullKvRequest(from_instance=source)])):
                 received.append(response.data)  # noqa: PERF401  what came before the error counts
 
     with pytest.raises(InvalidArgument) as raised:

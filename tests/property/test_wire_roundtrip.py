@@ -56,11 +56,10 @@ TRIPS = [
     Trip(journal.JournalEntry, journal.journal_entry_to_bytes, journal.journal_entry_from_bytes),
     Trip(segments.Segment, segments.segment_to_bytes, segments.segment_from_bytes),
     Trip(telemetry.AgentAnnouncement, telemetry.announcement_to_bytes, telemetry.announcement_from_bytes),
-    Trip(telemetry.TelemetryReport, telemetry.telemetry_to_bytes, telemetry.telemetry_from_bytes),
+    Trip(telemetry.TelemetryReport, telemetry.telemetry_to_proto, telemetry.telemetry_from_proto),
     Trip(tokens.TokenDelta, tokens.token_delta_to_bytes, tokens.token_delta_from_bytes),
     Trip(worker.Attempt, worker.attempt_to_proto, worker.attempt_from_proto),
     Trip(worker.Command, worker.command_to_proto, worker.command_from_proto),
-    Trip(workflow.CallDispatched, workflow.dispatched_to_bytes, workflow.dispatched_from_bytes),
 ]
 NAMES = [getattr(trip.kind, "__name__", "Command") for trip in TRIPS]
 
@@ -102,6 +101,11 @@ def test_call_result_of_the_public_api(outcome: CallOutcome, body: segments.Segm
     outcome = outcome._replace(output_body=segments.segment_to_bytes(body) if body else b"")
     message = results.call_result_to_proto(outcome)
     assert results.call_result_from_proto(message, outcome.call) == outcome
+
+
+@given(st.lists(values_of(telemetry.TelemetryReport), max_size=2).map(tuple))
+def test_telemetry_of_an_agent(reports: tuple[telemetry.TelemetryReport, ...]) -> None:
+    assert telemetry.telemetry_from_bytes(telemetry.telemetry_to_bytes(reports)) == reports
 
 
 @given(st.lists(values_of(DecisionRecord), min_size=1, max_size=3).map(tuple), st.integers(0, INT32_MAX))

@@ -11,13 +11,12 @@ from typing import Final, NamedTuple
 
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from hexagent.core.errors import InvalidArgument, Unavailable
 from hexagent.runtime import subjects
+from hexagent.runtime.connection import Arrival, Connection
 from hexagent.runtime.feed import Feed, Message, Position, stream_missing
 from hexagent.runtime.kv import KvBucket
 from hexagent.runtime.publisher import AckedPublisher
@@ -46,13 +45,13 @@ class BusOptions(NamedTuple):
 
 
 Handler = Callable[[Sequence[Message]], Awaitable[None]]
-CoreHandler = Callable[[Message], Awaitable[None]]
+CoreHandler = Callable[[Message], None]
 
 
 class Bus:
     """Made by `Bus.connect`; close it with `close` or use it as `async with`."""
 
-    def __init__(self, connection: Client, options: BusOptions) -> None:
+    def __init__(self, connection: Connection, options: BusOptions) -> None:
         self._connection = connection
         self._options = options
         self._jetstream: JetStreamContext = connection.jetstream(timeout=API_WAIT_S)
@@ -67,7 +66,7 @@ class Bus:
     @classmethod
     async def connect(cls, options: BusOptions) -> "Bus":
         """Connect, trying again until the server is there. `Unavailable` (BUS_UNAVAILABLE) after `connect_s`."""
-        connection = Client()
+        connection = Connection()
         bus: Bus | None = None
 
         async def on_reconnected() -> None:
@@ -182,13 +181,11 @@ class Bus:
                 headers[_EXPECTED_SEQUENCE] = str(expected_sequence)
         return await self._publisher.send(subject, data, headers, self._options.deadline_s)
 
-    async def publish_core(self, subject: str, data: bytes) -> None:
-        """Send to whoever listens now. Not stored; dropped while the connection is lost."""
-        if not self._connection.is_connected:
-            return
+    def publish_core(self, subject: str, data: bytes) -> None:
+        """Send to whoever listens now, a stream among them; nobody answers. Dropped while the connection is lost."""
         try:
-            await self._connection.publish(subject, data)
-        except nats.errors.Error as error:
+            self._connection.send(subject, data)
+        except nats.errors.MaxPayloadError as error:
             log.info("dropped a message to %s: %r", subject, error)
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -216,25 +213,22 @@ class Bus:
             while True:
                 batch = await feed.next_batch()
                 await handler(batch)
-                await feed.ack(batch[-1])
+                feed.ack(batch[-1])
         finally:
             await feed.close()
 
-    async def subscribe_core(self, subject: str, handler: CoreHandler, queue: str = "") -> Subscription:
+    async def subscribe_core(self, subject: str, handler: CoreHandler) -> Subscription:
         """Call `handler` for each message on a core subject; what arrives while disconnected is lost.
 
         The server knows the subscription when this returns.
         Errors of the handler are logged; the subscription lives on. End it with `await subscription.unsubscribe()`.
         """
 
-        async def on_message(message: Msg) -> None:
-            try:
-                await handler(Message(message.subject, message.data, message.headers, reply=message.reply))
-            except Exception:
-                log.exception("handling a message on %s failed", message.subject)
+        def on_message(arrival: Arrival) -> None:
+            handler(Message(arrival.subject, arrival.data, reply=arrival.reply))
 
         try:
-            subscription = await self._connection.subscribe(subject, queue=queue, cb=on_message)
+            subscription = await self._connection.take(subject, on_message)
             # nats-py writes a ping ahead of what it has buffered: only the second one follows the subscription.
             await self._connection.flush()
             await self._connection.flush()
@@ -252,7 +246,7 @@ class Bus:
             return None
         except (nats.errors.Error, TimeoutError) as error:
             raise _unreachable(stream, error) from error
-        return Message(subject, found.data or b"", found.headers, found.seq or 0)
+        return Message(subject, found.data or b"", found.seq or 0)
 
     # -- buckets -------------------------------------------------------------------------------------------------
 

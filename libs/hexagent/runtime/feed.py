@@ -15,14 +15,12 @@ from typing import Final, NamedTuple
 
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 
 from hexagent.core.errors import FailedPrecondition, Unavailable
-from hexagent.runtime.publisher import raise_if_cancelled
+from hexagent.runtime.connection import Arrival, Connection, headers_of
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +29,7 @@ HEARTBEAT_S: Final = 1.0  # the server says this often that a quiet request stil
 SILENCE_S: Final = 3.5  # no message and no heartbeat for this long: open again
 REQUEST_BYTES_MAX: Final = 16 * 1024 * 1024  # that the server sends ahead of the reader
 ACK_WAIT_S: Final = 60.0  # handling a batch may take this long before it is delivered again
+ACK_DELAY_S: Final = 0.2  # an acknowledgement waits this long for later ones, which include it
 UNUSED_CONSUMER_S: Final = 60.0  # the server forgets an unnamed consumer after this
 REOPEN_WAIT_S: Final = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -42,11 +41,16 @@ class Message(NamedTuple):
 
     subject: str
     data: bytes
-    headers: Mapping[str, str] | None
     sequence: int = 0  # in the stream, from 1
     pending: int = 0  # messages stored behind this one when it was sent
     stored_ns: int = 0  # wall time, ns since the epoch
     reply: str = ""
+    header_block: bytes = b""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Read when asked for: most readers do not need them."""
+        return headers_of(self.header_block)
 
 
 class Position(NamedTuple):
@@ -62,7 +66,7 @@ class Position(NamedTuple):
 class Feed:
     """Made by `Bus.follow` and `Bus.consume`; one reader at a time."""
 
-    def __init__(self, connection: Client, jetstream: JetStreamContext, position: Position, batch_max: int) -> None:
+    def __init__(self, connection: Connection, jetstream: JetStreamContext, position: Position, batch_max: int) -> None:
         self._connection = connection
         self._jetstream = jetstream
         self._position = position
@@ -78,6 +82,9 @@ class Feed:
         self._queued_sequence = 0  # last put into the queue
         self._taken_sequence = 0  # last given to the reader
         self._acked_sequence = 0
+        self._unsent_ack = ""
+        self._unacked = 0  # messages given out since an acknowledgement was sent
+        self._ack_timer: asyncio.TimerHandle | None = None
         self._backlog = 0  # messages that were stored at the opening and are not yet given out
         self._heard_s = 0.0
         self._stale = False
@@ -122,18 +129,30 @@ class Feed:
         batch = [queue.popleft() for _ in range(min(len(queue), self._batch_max))]
         last = batch[-1]
         self._taken_sequence = last.sequence
+        self._unacked += len(batch)
         self._backlog = 0 if last.pending == 0 else max(0, self._backlog - len(batch))
         return batch
 
-    async def ack(self, message: Message) -> None:
+    def ack(self, message: Message) -> None:
         """Move a durable position behind `message`, which also acknowledges all messages before it.
 
-        Not confirmed: after a crash messages may be delivered again.
+        Not confirmed, and sent for several at a time: after a crash messages may be delivered again.
         """
         self._acked_sequence = max(self._acked_sequence, message.sequence)
-        if self._stale:
-            return  # delivery numbers start over when the consumer is opened again; it is acknowledged then
-        await self._send(message.reply, b"")
+        self._unsent_ack = message.reply
+        if self._unacked >= self._batch_max:
+            self._send_ack()
+        elif self._ack_timer is None:
+            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._send_ack)
+
+    def _send_ack(self) -> None:
+        """Not while stale: delivery numbers start over when the consumer is opened again, behind what is handled."""
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        if self._unsent_ack and not self._stale:
+            self._connection.send(self._unsent_ack, b"")
+        self._unsent_ack, self._unacked = "", 0
 
     @property
     def is_closed(self) -> bool:
@@ -144,6 +163,7 @@ class Feed:
         """End the feed; a waiting reader stops."""
         self._closed = True
         self._wake()
+        self._send_ack()
         await self._unsubscribe()
         if self._consumer and not self._position.durable and self._connection.is_connected:
             try:
@@ -176,11 +196,12 @@ class Feed:
         self._backlog = info.num_pending or 0
         self._expected = 1
         self._outstanding = 0
+        self._unsent_ack = ""
         self._stale = False
         self._heard_s = self._loop.time()
         self._inbox = self._connection.new_inbox()
-        self._subscription = await self._connection.subscribe(self._inbox, cb=self._on_message)
-        await self._request()
+        self._subscription = await self._connection.take(self._inbox, self._on_message)
+        self._request()
 
     async def _open_unnamed(self) -> ConsumerInfo:
         position = self._position
@@ -246,7 +267,7 @@ class Feed:
         self._stale = True
         self._wake()
 
-    async def _request(self) -> None:
+    def _request(self) -> None:
         missing = self._batch_max - self._outstanding
         request = {
             "batch": missing,
@@ -256,22 +277,15 @@ class Feed:
         }
         self._outstanding += missing
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._position.stream}.{self._consumer}"
-        await self._send(subject, json.dumps(request).encode(), self._inbox)
+        self._connection.send(subject, json.dumps(request).encode(), self._inbox)
 
-    async def _send(self, subject: str, data: bytes, reply: str = "") -> None:
-        try:
-            await self._connection.publish(subject, data, reply)
-        except nats.errors.Error as error:
-            raise Unavailable(f"cannot reach NATS: {error}", reason="BUS_UNAVAILABLE") from error
-        raise_if_cancelled()
-
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Arrival) -> None:
         self._heard_s = self._loop.time()
         if self._stale:
             return
         reply = message.reply
         if not reply.startswith("$JS.ACK."):
-            await self._on_status(message.headers or {})
+            self._on_status(message.header_block)
             return
         # $JS.ACK.[domain.account.]stream.consumer.deliveries.stream_seq.consumer_seq.time.pending[.random]
         tokens = reply.split(".")
@@ -285,16 +299,17 @@ class Feed:
         if sequence > self._queued_sequence:
             self._queued_sequence = sequence
             self._queue.append(
-                Message(message.subject, message.data, message.headers, sequence, pending, stored_ns, reply)
+                Message(message.subject, message.data, sequence, pending, stored_ns, reply, message.header_block)
             )
             self._wake()
         elif sequence <= self._acked_sequence:
-            await self._send(reply, b"")  # its acknowledgement was lost
+            self._connection.send(reply, b"")  # its acknowledgement was lost
         if self._outstanding * 2 <= self._batch_max:
-            await self._request()
+            self._request()
 
-    async def _on_status(self, headers: Mapping[str, str]) -> None:
+    def _on_status(self, header_block: bytes) -> None:
         """The server's word on a request: 100 heartbeat, 404 and 408 over, 409 over or cut short, 503 nobody there."""
+        headers = headers_of(header_block)
         status = headers.get("Status", "")
         description = headers.get("Description", "")
         if status == "100":
@@ -305,7 +320,7 @@ class Feed:
         unused = headers.get("Nats-Pending-Messages")
         self._outstanding = max(0, self._outstanding - int(unused)) if unused else 0
         if self._outstanding * 2 <= self._batch_max:
-            await self._request()
+            self._request()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

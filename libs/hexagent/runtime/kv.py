@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, NamedTuple
 
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from hexagent.core.errors import Aborted, AlreadyExists, InvalidArgument, ResourceExhausted, Unavailable
+from hexagent.runtime.connection import Arrival, Connection, headers_of
 from hexagent.runtime.feed import Feed, Message, Position
 from hexagent.runtime.publisher import AckedPublisher
 from hexagent.runtime.streams import MESSAGE_BYTES_MAX
@@ -45,7 +44,7 @@ class KvBucket:
     """
 
     def __init__(
-        self, name: str, connection: Client, publisher: AckedPublisher, open_feed: OpenFeed, deadline_s: float
+        self, name: str, connection: Connection, publisher: AckedPublisher, open_feed: OpenFeed, deadline_s: float
     ) -> None:
         self.name = name
         self._connection = connection
@@ -123,18 +122,18 @@ class KvBucket:
 
     async def _last(self, key: str) -> KvEntry | None:
         answer = await self._request(self._get_prefix + _checked_key(key))
-        headers = answer.headers or {}
+        headers = headers_of(answer.header_block)
         if "Nats-Sequence" not in headers:
             return None  # status 404
         deleted = headers.get(_OPERATION) in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers
         return KvEntry(key, None if deleted else answer.data, int(headers["Nats-Sequence"]))
 
-    async def _request(self, subject: str) -> Msg:
+    async def _request(self, subject: str) -> Arrival:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._deadline_s
         while (left_s := deadline_s - loop.time()) > 0:
             try:
-                return await self._connection.request(subject, b"", timeout=min(ATTEMPT_S, left_s))
+                return await self._connection.ask(subject, min(ATTEMPT_S, left_s))
             except nats.errors.NoRespondersError:
                 await asyncio.sleep(RETRY_WAIT_S)  # the server is starting
             except TimeoutError:
@@ -180,7 +179,7 @@ class KvWatch:
         await self.close()
 
     def _entry(self, message: Message) -> KvEntry:
-        headers = message.headers or {}
+        headers = message.headers
         deleted = headers.get(_OPERATION) in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers
         key = message.subject[self._prefix_chars :]
         return KvEntry(key, None if deleted else message.data, message.sequence)

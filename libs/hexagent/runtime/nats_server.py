@@ -126,6 +126,8 @@ class NatsServer:
         self._process = await asyncio.create_subprocess_exec(
             *argv, pass_fds=(self._lock_fd,), start_new_session=True,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            # With more than one processor every small message wakes threads that look for work and find none.
+            env={"GOMAXPROCS": "1", **os.environ},
         )  # fmt: skip
         try:
             async with asyncio.timeout(READY_S):

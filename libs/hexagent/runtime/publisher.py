@@ -8,10 +8,9 @@ from typing import Final
 
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from hexagent.core.errors import Aborted, HexagentError, Internal, ResourceExhausted, Unavailable
+from hexagent.runtime.connection import Arrival, Connection
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class AckedPublisher:
     one and takes later ones can the order differ; whoever needs more awaits each message.
     """
 
-    def __init__(self, connection: Client, in_flight_max: int) -> None:
+    def __init__(self, connection: Connection, in_flight_max: int) -> None:
         self._connection = connection
         self._jetstream = connection.jetstream(timeout=ACK_WAIT_S)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -73,7 +72,7 @@ class AckedPublisher:
     async def start(self) -> None:
         """Subscribe to the answers."""
         self._inbox = self._connection.new_inbox() + "."
-        await self._connection.subscribe(self._inbox + "*", cb=self._on_answer)
+        await self._connection.take(self._inbox + "*", self._on_answer)
         self._watcher = self._loop.create_task(self._watch(), name="bus-resend")
 
     async def send(
@@ -99,7 +98,7 @@ class AckedPublisher:
         flight = _Flight(subject, data, dict(headers) if headers else None, self._loop.create_future(), deadline)
         self._flights[token] = flight
         try:
-            await self._write(token, flight)
+            self._write(token, flight)
         except BaseException:
             self._land(token)
             raise
@@ -122,7 +121,7 @@ class AckedPublisher:
         while flights := [(token, flight) for token, flight in self._flights.items() if int(token) > last]:
             for token, flight in flights:
                 try:
-                    await self._transmit(token, flight)
+                    self._transmit(token, flight)
                 except HexagentError as error:
                     self._fail(token, flight, error)
             last = int(flights[-1][0])
@@ -146,17 +145,17 @@ class AckedPublisher:
         for token, flight in list(self._flights.items()):
             self._fail(token, flight, _unavailable(flight.subject))
 
-    async def _write(self, token: str, flight: _Flight) -> None:
+    def _write(self, token: str, flight: _Flight) -> None:
         if self._connection.is_closed or self._connection.is_draining:
             raise _unavailable(flight.subject)
         if self._connection.is_connected and not self._held:  # else `resend` follows when the connection is back
-            await self._transmit(token, flight)
+            self._transmit(token, flight)
 
-    async def _transmit(self, token: str, flight: _Flight) -> None:
+    def _transmit(self, token: str, flight: _Flight) -> None:
         flight.sent += 1
         flight.resend_at_s = self._loop.time() + ACK_WAIT_S
         try:
-            await self._connection.publish(flight.subject, flight.data, self._inbox + token, flight.headers)
+            self._connection.send(flight.subject, flight.data, self._inbox + token, flight.headers)
         except nats.errors.MaxPayloadError:
             raise ResourceExhausted(
                 f"a message of {len(flight.data)} bytes to {flight.subject} exceeds the server's maximum",
@@ -164,13 +163,8 @@ class AckedPublisher:
                 field="data",
                 details={"bytes": str(len(flight.data))},
             ) from None
-        except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError):
-            raise _unavailable(flight.subject) from None
-        except nats.errors.OutboundBufferLimitError:
-            return  # lost again, and the buffer is full; `resend` follows
-        raise_if_cancelled()
 
-    async def _on_answer(self, message: Msg) -> None:
+    def _on_answer(self, message: Arrival) -> None:
         token = message.subject.rpartition(".")[2]
         flight = self._flights.get(token)
         if flight is None:
@@ -178,7 +172,7 @@ class AckedPublisher:
         if flight.future.done():  # given up by its owner
             self._land(token)
             return
-        if message.headers and message.headers.get("Status") == "503":
+        if message.no_responders:
             # The stream is not up yet: the server answers for it a moment after it accepts connections.
             flight.resend_at_s = self._loop.time() + RESEND_CHECK_S
             return
@@ -208,7 +202,7 @@ class AckedPublisher:
                     self._fail(token, flight, _unavailable(flight.subject))
                 elif now_s >= flight.resend_at_s:
                     try:
-                        await self._write(token, flight)
+                        self._write(token, flight)
                     except HexagentError as error:
                         self._fail(token, flight, error)
 
@@ -247,13 +241,6 @@ class AckedPublisher:
         self._land(token)
         if not flight.future.done():
             flight.future.set_exception(error)
-
-
-def raise_if_cancelled() -> None:
-    """Raise what nats-py swallows: a cancellation that arrives while it flushes a full buffer."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _unavailable(subject: str) -> Unavailable:

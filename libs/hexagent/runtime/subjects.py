@@ -12,7 +12,7 @@ from hexagent.core.ids import CallId, checked_id
 WORKFLOW: Final = "WORKFLOW"  # what happened to workflows; the tracker writes, everyone derives state from it
 OUTCOMES: Final = "OUTCOMES"  # how attempts of calls ended; agents write, the tracker reads
 TOKENS: Final = "TOKENS"  # token deltas; agents write, tracker and gateway relay
-DECISIONS: Final = "DECISIONS"  # batches of decision records; the scheduler writes
+DECISIONS: Final = "DECISIONS"  # batches of decision records; the scheduler writes, the tracker learns what runs
 
 CLUSTER_BUCKET: Final = "CLUSTER"  # the cluster record and the agents' announcements
 SNAPSHOT_BUCKET: Final = "SNAPSHOT"  # estimator parameters by revision
@@ -22,7 +22,6 @@ ALL_WORKFLOWS: Final = "hexagent.workflow.*"
 ALL_OUTCOMES: Final = "hexagent.outcome.*"
 ALL_TOKENS: Final = "hexagent.token.*.*"
 DECISION: Final = "hexagent.decision"
-DISPATCHED: Final = "hexagent.dispatched"  # core subject: published, never awaited or stored
 ALL_TELEMETRY: Final = "hexagent.telemetry.*"  # core subjects
 
 CLUSTER_RECORD_KEY: Final = "record"
@@ -71,9 +70,9 @@ def workflow_tokens(workflow_id: str) -> str:
     return f"hexagent.token.{encoded(workflow_id)}.*"
 
 
-def telemetry(instance_id: str) -> str:
-    """Core subject of one instance's reports."""
-    return f"hexagent.telemetry.{encoded(instance_id)}"
+def telemetry(agent_id: str) -> str:
+    """Core subject of the reports of one agent's instances."""
+    return f"hexagent.telemetry.{encoded(agent_id)}"
 
 
 def agent_key(agent_id: str) -> str:
@@ -97,9 +96,9 @@ def call_of(subject: str) -> CallId:
     return CallId(decoded(tokens[2]), decoded(tokens[3]))
 
 
-def instance_of(subject: str) -> str:
-    """The instance id in a telemetry subject. `InvalidArgument` for other subjects."""
+def agent_of(subject: str) -> str:
+    """The agent id in a telemetry subject. `InvalidArgument` for other subjects."""
     tokens = subject.split(".")
     if len(tokens) != 3 or tokens[:2] != ["hexagent", "telemetry"]:
-        raise InvalidArgument(f"{subject[:80]!r} names no instance", reason="BAD_SUBJECT", field="subject")
+        raise InvalidArgument(f"{subject[:80]!r} names no agent", reason="BAD_SUBJECT", field="subject")
     return decoded(tokens[2])

@@ -1,5 +1,6 @@
 """What instances report of themselves, and the heartbeats of their agents."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hexagent.api.worker.v1 import telemetry_pb2
@@ -95,12 +96,14 @@ def telemetry_from_proto(message: telemetry_pb2.InstanceTelemetry) -> TelemetryR
     )
 
 
-def telemetry_to_bytes(report: TelemetryReport) -> bytes:
-    return to_bytes(telemetry_to_proto(report))
+def telemetry_to_bytes(reports: Sequence[TelemetryReport]) -> bytes:
+    """What one agent reports at once."""
+    return to_bytes(telemetry_pb2.AgentTelemetry(instances=[telemetry_to_proto(report) for report in reports]))
 
 
-def telemetry_from_bytes(data: bytes) -> TelemetryReport:
-    return telemetry_from_proto(parse(telemetry_pb2.InstanceTelemetry, data))
+def telemetry_from_bytes(data: bytes) -> tuple[TelemetryReport, ...]:
+    message = parse(telemetry_pb2.AgentTelemetry, data)
+    return tuple(telemetry_from_proto(report) for report in message.instances)
 
 
 def load_to_proto(load: InstanceLoad) -> telemetry_pb2.InstanceLoad:

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from hexagent.api.common.v1 import call_pb2, enums_pb2
 from hexagent.api.workflow.v1 import events_pb2
-from hexagent.core.ids import Ticket
 from hexagent.core.workflow.events import (
     CallFinished,
     NodesRevealed,
@@ -22,8 +21,6 @@ from hexagent.wire.codec import (
     call_id_to_proto,
     enum_of,
     parse,
-    ticket_from_proto,
-    ticket_to_proto,
     to_bytes,
 )
 from hexagent.wire.nodes import node_from_record, node_to_record, terms_from_record, terms_to_record
@@ -47,16 +44,6 @@ class OutcomeEnvelope(NamedTuple):
     event_id: str
     sequence: int  # among the outcomes of its publisher, from 1
     publisher: str
-
-
-class CallDispatched(NamedTuple):
-    """A call was handed to an agent."""
-
-    ticket: Ticket
-    prefill_instance: str
-    decode_instance: str  # "" = chosen at prefill end
-    at_us: int
-    sequence: int = 0
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -273,29 +260,4 @@ def times_from_proto(message: call_pb2.CallTimes) -> CallTimes:
         decode_start_us=message.decode_start_us,
         first_token_us=message.first_token_us,
         end_us=message.end_us,
-    )
-
-
-# --- dispatches -------------------------------------------------------------------------------------------
-def dispatched_to_bytes(dispatched: CallDispatched) -> bytes:
-    return to_bytes(
-        events_pb2.CallDispatched(
-            event_id=str(dispatched.ticket),
-            sequence=dispatched.sequence,
-            occurred_at_us=dispatched.at_us,
-            ticket=ticket_to_proto(dispatched.ticket),
-            prefill_instance=dispatched.prefill_instance,
-            decode_instance=dispatched.decode_instance,
-        )
-    )
-
-
-def dispatched_from_bytes(data: bytes) -> CallDispatched:
-    message = parse(events_pb2.CallDispatched, data)
-    return CallDispatched(
-        ticket_from_proto(message.ticket),
-        message.prefill_instance,
-        message.decode_instance,
-        message.occurred_at_us,
-        message.sequence,
     )

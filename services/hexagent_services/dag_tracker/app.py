@@ -144,7 +144,7 @@ async def _rebuild(bus: Bus, writer: Writer) -> None:
         async for batch in feed.backlog():
             for message in batch:
                 try:
-                    writer.replay(event_from_bytes(message.data), message.sequence, message.headers or {})
+                    writer.replay(event_from_bytes(message.data), message.sequence, message.headers)
                 except HexagentError as error:
                     log.error("message %d of the stream is no event: %s", message.sequence, error)
             count += len(batch)

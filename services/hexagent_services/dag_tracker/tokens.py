@@ -40,7 +40,7 @@ class TokenSource:
                     if delta is not None:
                         yield delta
 
-    async def _on_delta(self, message: Message) -> None:
+    def _on_delta(self, message: Message) -> None:
         workflow_id = subjects.workflow_of(message.subject)
         if self._relay.watched(workflow_id):
             delta = _parsed(message)
@@ -76,12 +76,6 @@ class TokenPositions:
         if self._take(delta):
             updates.append(Update(tokens=delta))
         return updates
-
-    async def rest(self, node_id: str, output_tokens: int) -> list[Update]:
-        """What is missing of an output of `output_tokens` that has begun to arrive and has ended."""
-        if 0 < self._offsets.get((node_id, 0), 0) < output_tokens:
-            return await self._missed(node_id)
-        return []
 
     async def _missed(self, node_id: str) -> list[Update]:
         subject = subjects.token(CallId(self._workflow_id, node_id))

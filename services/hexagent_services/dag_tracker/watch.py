@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 
-from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.workflow.v1 import workflow_service_pb2
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.ids import checked_id
@@ -33,7 +32,7 @@ class Watches:
 
         Updates carry the sequence of the event behind them, several may share it, and a message never splits what
         one event caused. Where the client was away, a node is shown where it is now, without what it passed
-        through. Tokens of a call come before its end.
+        through. Tokens of a call come before its end, which brings those that are missing.
         """
         workflow_id = checked_id(request.workflow_id, "workflow_id")
         graph = self._writer.graph(workflow_id)
@@ -86,15 +85,13 @@ class Watches:
 
 
 async def _with_tokens(updates: list[Update], positions: TokenPositions) -> list[Update]:
-    """The updates with every token once, in order and before the end of its call."""
+    """The updates with every token delta once and in order; the end of a call has its whole output."""
     out: list[Update] = []
     for update in updates:
         if update.HasField("tokens"):
             out += await positions.next(update.tokens)
-            continue
-        if update.HasField("node") and update.node.status == enums_pb2.NODE_STATUS_SUCCEEDED:
-            out += await positions.rest(update.node.node_id, update.node.result.output_tokens)
-        out.append(update)
+        else:
+            out.append(update)
     return out
 
 

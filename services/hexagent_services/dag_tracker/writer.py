@@ -52,18 +52,20 @@ class Writer:
         self._clock = clock
         self._observer = observer
 
-    def do(self, command: Command, trace_context: Mapping[str, str] = NO_TRACE) -> None:
-        """Change the state and send its events; errors as `Tracker.handle`, which then has changed nothing.
+    def do(self, command: Command, trace_context: Mapping[str, str] = NO_TRACE) -> bool:
+        """Change the state and send its events; gives whether there are any.
 
-        Whoever answers a client waits for `events.settled` of the workflow first. Calls that end without an outcome
-        need no message of their own: the scheduler sees their events. `trace_context` is what the client sent along
-        with the start of a workflow.
+        Errors as `Tracker.handle`, which then has changed nothing. Whoever answers a client waits for
+        `events.settled` of the workflow first. Calls that end without an outcome need no message of their own: the
+        scheduler sees their events. `trace_context` is what the client sent along with the start of a workflow.
         """
-        for effect in self.tracker.handle(command, self._clock.now_us()):
+        effects = self.tracker.handle(command, self._clock.now_us())
+        for effect in effects:
             if isinstance(effect, Publish):
                 self._write(effect.event, trace_context)
         if isinstance(command, RecordDispatch):
             self._show_dispatch(command)
+        return bool(effects)
 
     def replay(self, envelope: EventEnvelope, stored_at: int, trace_context: Mapping[str, str]) -> None:
         """Take in a stored event at the start; one whose workflow has lost its beginning is passed over.

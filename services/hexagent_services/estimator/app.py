@@ -42,8 +42,9 @@ async def main(app: App[EstimatorSettings]) -> None:
     app.at_stop(Stage.NOT_READY, "health", lambda: server.set_ready(False))
     app.at_stop(Stage.CLOSE, "server", lambda: server.stop(settings.stop_grace_s))
 
-    async def on_telemetry(message: Message) -> None:
-        learner.observe_telemetry(telemetry_from_bytes(message.data).telemetry)
+    def on_telemetry(message: Message) -> None:
+        for report in telemetry_from_bytes(message.data):
+            learner.observe_telemetry(report.telemetry)
 
     await bus.subscribe_core(subjects.ALL_TELEMETRY, on_telemetry)
     feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS)

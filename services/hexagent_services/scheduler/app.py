@@ -73,9 +73,9 @@ async def main(app: App[SchedulerSettings]) -> None:
     app.at_stop(Stage.FLUSH, "records", publisher.flush)
     app.at_stop(Stage.CLOSE, "server", lambda: server.stop(settings.stop_grace_s))
 
-    async def on_telemetry(message: Message) -> None:
-        telemetry = telemetry_from_bytes(message.data).telemetry
-        loads[telemetry.instance_id] = (telemetry.load, telemetry.at_us)
+    def on_telemetry(message: Message) -> None:
+        for report in telemetry_from_bytes(message.data):
+            loads[report.telemetry.instance_id] = (report.telemetry.load, report.telemetry.at_us)
 
     feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS)
     async for batch in feed.backlog():

@@ -9,7 +9,6 @@ from hexagent.core.workflow.model import SegmentRef
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.journal import JournalWriter
 from hexagent.wire.worker import BindCommand, Command, CordonCommand, attempt_of, dispatch_of
-from hexagent.wire.workflow import CallDispatched
 from hexagent_services.scheduler.outbox import Outboxes
 from hexagent_services.scheduler.publisher import Publisher
 from hexagent_services.scheduler.traces import Traces
@@ -87,9 +86,6 @@ class Driver:
             now_us=now_us,
         )
         self._send(effect.prefill_instance, dispatch_of(effect, attempt, self._address(effect.decode_instance)))
-        self._publisher.dispatched(
-            CallDispatched(effect.ticket, effect.prefill_instance, effect.decode_instance, now_us)
-        )
 
     def _send(self, instance_id: str, command: Command) -> None:
         self._outboxes.put(self._agent(instance_id), command)

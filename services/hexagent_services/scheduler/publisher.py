@@ -1,4 +1,4 @@
-"""What the scheduler publishes: dispatches as they happen, decision records in batches, its own refusals."""
+"""What the scheduler publishes: decision records in batches, its own refusals."""
 
 import asyncio
 from collections import OrderedDict
@@ -10,27 +10,29 @@ from hexagent.core.workflow.model import CallOutcome
 from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus
 from hexagent.wire.scheduler import records_to_bytes
-from hexagent.wire.workflow import CallDispatched, dispatched_to_bytes, outcome_id, outcome_to_bytes
+from hexagent.wire.workflow import outcome_id, outcome_to_bytes
 
-BATCH_S: Final = 0.25  # wall time between two batches of records
+BATCH_S: Final = 0.1  # wall time that a record waits for more; watchers learn from it that a call runs
 BATCH_MAX: Final = 500  # records a message; about 400 bytes each
 REMEMBERED_CALLS: Final = 20_000  # whose records `ExplainCall` answers from memory
 
 
 class Publisher:
-    """`record`, `dispatched` and `outcome` only queue; `run` sends."""
+    """`record` and `outcome` only queue; `run` sends."""
 
     def __init__(self, bus: Bus, scheduler_id: str, epoch: int) -> None:
         self._bus = bus
         self._scheduler_id = scheduler_id
         self._epoch = epoch
         self._records: list[DecisionRecord] = []
+        self._wake = asyncio.Event()
         self._by_call: OrderedDict[CallId, list[DecisionRecord]] = OrderedDict()
-        self._queue: asyncio.Queue[CallDispatched | CallOutcome] = asyncio.Queue()
+        self._refusals: asyncio.Queue[CallOutcome] = asyncio.Queue()
         self._sequence = 0
 
     def record(self, record: DecisionRecord) -> None:
         self._records.append(record)
+        self._wake.set()
         self._by_call.setdefault(record.ticket.call, []).append(record)
         while len(self._by_call) > REMEMBERED_CALLS:
             self._by_call.popitem(last=False)
@@ -39,31 +41,26 @@ class Publisher:
         """Decisions about one of the last calls, in order."""
         return tuple(self._by_call.get(call, ()))
 
-    def dispatched(self, dispatched: CallDispatched) -> None:
-        self._queue.put_nowait(dispatched)
-
     def outcome(self, outcome: CallOutcome) -> None:
-        self._queue.put_nowait(outcome)
+        self._refusals.put_nowait(outcome)
 
     async def run(self) -> None:
         """Send until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._send_queued())
+            tasks.create_task(self._send_refusals())
             tasks.create_task(self._send_records())
 
-    async def _send_queued(self) -> None:
+    async def _send_refusals(self) -> None:
         while True:
-            item = await self._queue.get()
+            outcome = await self._refusals.get()
             self._sequence += 1
-            if isinstance(item, CallDispatched):
-                data = dispatched_to_bytes(item._replace(sequence=self._sequence))
-                await self._bus.publish_core(subjects.DISPATCHED, data)
-            else:
-                data = outcome_to_bytes(item, publisher=self._scheduler_id, sequence=self._sequence)
-                await self._bus.publish(subjects.outcome(item.call.workflow_id), data, msg_id=outcome_id(item))
+            data = outcome_to_bytes(outcome, publisher=self._scheduler_id, sequence=self._sequence)
+            await self._bus.publish(subjects.outcome(outcome.call.workflow_id), data, msg_id=outcome_id(outcome))
 
     async def _send_records(self) -> None:
         while True:
+            await self._wake.wait()
+            self._wake.clear()
             await asyncio.sleep(BATCH_S)
             await self.flush()
 

@@ -64,7 +64,7 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     app.at_stop(Stage.INTAKE, "intake", agent.drain)
     app.at_stop(Stage.DRAIN, "attempts", attempts.drained)
     app.at_stop(Stage.FLUSH, "outcomes", bus.flush)
-    app.start(report_telemetry(engines, bus, clock, settings.telemetry_period_s), "telemetry")
+    app.start(report_telemetry(settings.agent_id, engines, bus, clock, settings.telemetry_period_s), "telemetry")
     key = subjects.agent_key(settings.agent_id)
     await bus.bucket(subjects.CLUSTER_BUCKET).put(key, announcement_to_bytes(agent.announcement()))
     await server.set_ready(True)

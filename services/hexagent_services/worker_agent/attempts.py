@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Final
 
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
-from hexagent.core.errors import HexagentError, InvalidArgument, NotFound, Unsupported
+from hexagent.core.errors import HexagentError, InvalidArgument, Unsupported
 from hexagent.core.ids import Ticket
 from hexagent.core.scheduling.effects import CancelAttempt
 from hexagent.core.scheduling.events import HeldTicket, Phase
@@ -117,17 +117,13 @@ class Attempts:
     async def hand_off(self, request: pb.HandOffRequest) -> str:
         """Take over a prefilled call for decoding: "" or the reason for a no. Idempotent by ticket.
 
-        `NotFound` (UNKNOWN_INSTANCE), `InvalidArgument` for a payload that is no request.
+        `InvalidArgument` for a payload that is no request.
         """
         engine = self._engines.get(request.target_instance)
         spec = attempt_from_proto(request.attempt)
         ticket = spec.ticket
         if engine is None:
-            raise NotFound(
-                f"no instance {request.target_instance[:140]!r} here; known: {', '.join(self._engines)}",
-                reason="UNKNOWN_INSTANCE",
-                field="target_instance",
-            )
+            return "UNKNOWN_INSTANCE"
         if (ticket, request.target_instance) in self._live:
             return ""
         attempt = LiveAttempt(spec, engine, Phase.PREFILLED)
@@ -262,7 +258,7 @@ class Attempts:
             return
         prefilled = await attempt.engine.prefill(request)
         self._report_prefilled(attempt, prefilled)
-        await self._publish_first(attempt, request, prefilled)
+        self._publish_first(attempt, request, prefilled)
         if prefilled.finish is not FinishReason.NONE:
             text = request.delivered_text + prefilled.first_text
             tokens = request.delivered_tokens + bool(prefilled.first_text)
@@ -304,7 +300,7 @@ class Attempts:
         prefilled = await anext(events)
         assert isinstance(prefilled, Prefilled)
         self._report_prefilled(attempt, prefilled)
-        await self._publish_first(attempt, request, prefilled)
+        self._publish_first(attempt, request, prefilled)
         await self._generate(attempt, prefilled, attempt.instance_id, events)
 
     def _report_prefilled(self, attempt: LiveAttempt, prefilled: Prefilled) -> None:
@@ -317,10 +313,10 @@ class Attempts:
             cached_tokens=prefilled.cached_tokens,
         )
 
-    async def _publish_first(self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled) -> None:
+    def _publish_first(self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled) -> None:
         if request.call.stream and prefilled.first_text:
             last = prefilled.finish is not FinishReason.NONE
-            await self._results.tokens(attempt.ticket, request.delivered_tokens, 1, prefilled.first_text, last)
+            self._results.tokens(attempt.ticket, request.delivered_tokens, 1, prefilled.first_text, last)
 
     async def _generate(
         self,
@@ -342,7 +338,7 @@ class Attempts:
                     )
                     self._reports.progress(attempt.ticket, Phase.DECODING, attempt.instance_id, event.at_us)
                 case Generated():
-                    await self._results.tokens(attempt.ticket, offset, event.tokens, event.text, False)
+                    self._results.tokens(attempt.ticket, offset, event.tokens, event.text, False)
                     offset += event.tokens
                 case Finished():
                     await self._succeed(attempt, prefilled, source, event, times)

@@ -1,5 +1,6 @@
-"""Calls to other agents: hand-offs, pulls and aborts, over one channel an address."""
+"""What this agent asks of others: hand-offs, pulls and aborts, over one channel an address."""
 
+import asyncio
 from typing import Final
 
 import grpc
@@ -11,33 +12,42 @@ from hexagent.core.instance.spec import InstanceSpec
 from hexagent.runtime.grpc_client import open_channel
 from hexagent.wire.cluster import link_to_proto
 from hexagent.wire.codec import ticket_to_proto
-from hexagent.wire.status import from_rpc_error
 from hexagent_services.worker_agent.engine.port import EngineRefused, KvPiece
+from hexagent_services.worker_agent.line import Line
 
 HAND_OFF_S: Final = 5.0  # wall time; the peer only queues the call
 ABORT_S: Final = 2.0
 
 
+class Peer:
+    """One agent."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = open_channel(address)
+        self.stub: stubs.WorkerServiceAsyncStub = stubs.WorkerServiceStub(self.channel)
+        self.offers = Line[pb.HandOffRequest, pb.HandOffResponse](self.stub.HandOff)
+        self.pulls = Line[pb.PullKvRequest, pb.PullKvResponse](self.stub.PullKv, lambda chunk: chunk.last)
+
+
 class Peers:
     def __init__(self) -> None:
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._stubs: dict[str, stubs.WorkerServiceAsyncStub] = {}
+        self._peers: dict[str, Peer] = {}
 
-    def _stub(self, address: str) -> "stubs.WorkerServiceAsyncStub":
-        stub = self._stubs.get(address)
-        if stub is None:
-            channel = self._channels[address] = open_channel(address)
-            stub = self._stubs[address] = stubs.WorkerServiceStub(channel)
-        return stub
+    def _peer(self, address: str) -> Peer:
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._peers[address] = Peer(address)
+        return peer
 
     async def hand_off(self, address: str, request: pb.HandOffRequest) -> str:
         """Offer a prefilled call; "" when it was taken, else why not. An agent that does not answer says no."""
         try:
-            response = await self._stub(address).HandOff(request, timeout=HAND_OFF_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
-                return from_rpc_error(error).reason
-            return f"UNREACHABLE_{error.code().name}"
+            async with asyncio.timeout(HAND_OFF_S):
+                response = await self._peer(address).offers.ask(request)
+        except TimeoutError:
+            return "UNREACHABLE_DEADLINE_EXCEEDED"
+        except ConnectionError as error:
+            return f"UNREACHABLE_{error}"
         return "" if response.accepted else response.reason
 
     async def pull(self, address: str, ticket: Ticket, source: str, target: InstanceSpec) -> KvPiece:
@@ -49,21 +59,21 @@ class Peers:
             to_link=link_to_proto(target.link),
         )
         try:
-            async for piece in self._stub(address).PullKv(request):
-                if piece.last:
-                    return KvPiece(b"", True, piece.kv_bytes, piece.start_us, piece.end_us)
-        except grpc.aio.AioRpcError as error:
-            raise EngineRefused(f"KV_LOST_{error.code().name}") from error
-        raise EngineRefused("KV_LOST")
+            end = await self._peer(address).pulls.ask(request)
+        except ConnectionError as error:
+            raise EngineRefused(f"KV_LOST_{error}") from error
+        if end.reason:
+            raise EngineRefused(f"KV_LOST_{end.reason}")
+        return KvPiece(b"", True, end.kv_bytes, end.start_us, end.end_us)
 
     async def abort(self, address: str, ticket: Ticket, instance_id: str, reason: str) -> None:
         """Tell a peer that an attempt is over; a peer that does not answer finds out by itself."""
         request = pb.AbortCallRequest(ticket=ticket_to_proto(ticket), instance_id=instance_id, reason=reason)
         try:
-            await self._stub(address).AbortCall(request, timeout=ABORT_S)
+            await self._peer(address).stub.AbortCall(request, timeout=ABORT_S)
         except grpc.aio.AioRpcError:
             return
 
     async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
+        for peer in self._peers.values():
+            await peer.channel.close()

@@ -1,7 +1,9 @@
-"""Telemetry of every instance, a few times a second of wall time, on core NATS."""
+"""Telemetry of the agent's instances, a few times a second of wall time, on core NATS."""
 
 import asyncio
+from typing import Final
 
+from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus
@@ -9,15 +11,24 @@ from hexagent.runtime.clock import Clock
 from hexagent.wire.telemetry import TelemetryReport, telemetry_to_bytes
 from hexagent_services.worker_agent.engine.port import Engine
 
+REPEAT_S: Final = 5.0  # wall time after which an instance is reported again though nothing changed
 
-async def report_telemetry(engines: dict[str, Engine], bus: Bus, clock: Clock, period_s: float) -> None:
-    """Publish one report an instance and period, until cancelled."""
-    sequence = 0
+
+async def report_telemetry(agent_id: str, engines: dict[str, Engine], bus: Bus, clock: Clock, period_s: float) -> None:
+    """Publish once a period what is new of any instance, until cancelled."""
+    last: dict[str, tuple[InstanceLoad, int]] = {}  # load and sequence of each instance's last report
+    periods = 0
     while True:
         await asyncio.sleep(period_s)
-        sequence += 1
+        periods += 1
+        everything = periods % max(1, round(REPEAT_S / period_s)) == 0
+        reports: list[TelemetryReport] = []
         for instance_id, engine in engines.items():
             load, samples = engine.load(), engine.take_samples()
-            telemetry = Telemetry(instance_id, clock.now_us(), load, *samples)
-            report = TelemetryReport(telemetry, sequence)
-            await bus.publish_core(subjects.telemetry(instance_id), telemetry_to_bytes(report))
+            known, sequence = last.get(instance_id, (None, 0))
+            if everything or load != known or any(samples):
+                last[instance_id] = (load, sequence + 1)
+                telemetry = Telemetry(instance_id, clock.now_us(), load, *samples)
+                reports.append(TelemetryReport(telemetry, sequence + 1))
+        if reports:
+            bus.publish_core(subjects.telemetry(agent_id), telemetry_to_bytes(reports))

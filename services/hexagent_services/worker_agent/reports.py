@@ -1,11 +1,14 @@
 """What the agent tells its scheduler: progress of attempts, batched."""
 
 import asyncio
+from typing import Final
 
 from hexagent.api.worker.v1 import worker_service_pb2
 from hexagent.core.ids import Ticket
 from hexagent.core.scheduling.events import CallProgress, Phase
 from hexagent.wire.worker import progress_to_proto
+
+LAZY_S: Final = 0.02  # wall time that what nobody waits for is kept, to travel with what somebody does
 
 
 class Reports:
@@ -14,6 +17,7 @@ class Reports:
     def __init__(self) -> None:
         self._pending: list[worker_service_pb2.Report] = []
         self._wake = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
         self._session = 0
         self._attached = False
 
@@ -36,13 +40,18 @@ class Reports:
 
     async def next_batch(self, session: int) -> list[worker_service_pb2.Report] | None:
         """Everything reported since the last batch, at least one; None once the session is over."""
-        while session == self._session and not self._pending:
-            self._wake.clear()
+        while session == self._session:
             await self._wake.wait()
-        if session != self._session:
-            return None
-        batch, self._pending = self._pending, []
-        return batch
+            if session != self._session:
+                break
+            self._wake.clear()
+            if self._alarm is not None:
+                self._alarm.cancel()
+                self._alarm = None
+            batch, self._pending = self._pending, []
+            if batch:
+                return batch
+        return None
 
     def progress(
         self,
@@ -59,4 +68,7 @@ class Reports:
             return
         progress = CallProgress(ticket, phase, instance_id, at_us, cached_tokens, output_tokens, reason)
         self._pending.append(worker_service_pb2.Report(progress=progress_to_proto(progress)))
-        self._wake.set()
+        if phase is not Phase.DECODING:  # which frees the prefill side's KV: no slot that a call may wait for
+            self._wake.set()
+        elif self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_later(LAZY_S, self._wake.set)

@@ -23,11 +23,11 @@ class Results:
         self._agent_id = agent_id
         self._sequence = 0  # of outcomes
 
-    async def tokens(self, ticket: Ticket, offset: int, tokens: int, text: bytes, last: bool) -> None:
+    def tokens(self, ticket: Ticket, offset: int, tokens: int, text: bytes, last: bool) -> None:
         """Publish output tokens `offset` to `offset + tokens`."""
         delta = TokenDelta(ticket.call, ticket.attempt, offset, tokens, text, last=last)
-        # Not awaited: a stored delta is only a convenience for readers who come back.
-        await self._bus.publish_soon(subjects.token(ticket.call), token_delta_to_bytes(delta))
+        # Nobody waits for it to be stored, or sends it again: the end of the call brings the whole output.
+        self._bus.publish_core(subjects.token(ticket.call), token_delta_to_bytes(delta))
 
     async def delivered(self, call: CallId) -> tuple[int, bytes]:
         """Output tokens of a call that were published by earlier attempts, and their text."""

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
 from hexagent.api.common.v1 import ids_pb2
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
 from hexagent.api.worker.v1 import worker_service_pb2_grpc as stubs
-from hexagent.core.errors import Aborted, FailedPrecondition, HexagentError, NotFound, Unavailable
+from hexagent.core.errors import Aborted, HexagentError, Unavailable
 from hexagent.core.scheduling.effects import CancelAttempt
 from hexagent.core.scheduling.events import HeldTicket, InstanceUp
 from hexagent.runtime.clock import Clock
@@ -26,11 +26,14 @@ from hexagent.wire.worker import (
     welcome_to_proto,
 )
 from hexagent_services.worker_agent.agent import Agent
-from hexagent_services.worker_agent.engine.port import EngineRefused
+from hexagent_services.worker_agent.engine.port import EngineAborted, EngineRefused
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Chunks = asyncio.Queue[pb.PullKvResponse | HexagentError | None]  # an error or None is the end
 
 log = logging.getLogger(__name__)
+
+CHUNKS_MAX: Final = 8  # of KV that wait to be sent on one stream; about 1 MiB each
 
 
 @guarded
@@ -114,34 +117,74 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         )
         return welcome_to_proto(self._agent.agent_id, ups)
 
-    async def HandOff(self, request: pb.HandOffRequest, context: Context) -> pb.HandOffResponse:
-        _check_ticket(request.attempt.ticket, "attempt.ticket")
-        if request.first_tokens < 1:
-            raise bad("NO_TOKEN", "first_tokens", "a hand-off comes with its first token")
-        if self._agent.draining:
-            return pb.HandOffResponse(accepted=False, reason="DRAINING")
-        reason = await self._agent.attempts.hand_off(request)
-        return pb.HandOffResponse(accepted=not reason, reason=reason)
+    async def HandOff(
+        self, request_iterator: AsyncIterator[pb.HandOffRequest], context: Context
+    ) -> AsyncIterator[pb.HandOffResponse]:
+        async for request in request_iterator:
+            _check_ticket(request.attempt.ticket, "attempt.ticket")
+            if request.first_tokens < 1:
+                raise bad("NO_TOKEN", "first_tokens", "a hand-off comes with its first token")
+            reason = "DRAINING" if self._agent.draining else await self._agent.attempts.hand_off(request)
+            yield pb.HandOffResponse(accepted=not reason, reason=reason, number=request.number)
 
-    async def PullKv(self, request: pb.PullKvRequest, context: Context) -> AsyncIterator[pb.PullKvResponse]:
-        _check_ticket(request.ticket, "ticket")
-        if request.to_link.bytes_per_s < 1:
-            raise bad("BAD_LINK", "to_link.bytes_per_s", f"must be at least 1; got {request.to_link.bytes_per_s}")
-        offset = 0
+    async def PullKv(
+        self, request_iterator: AsyncIterator[pb.PullKvRequest], context: Context
+    ) -> AsyncIterator[pb.PullKvResponse]:
+        chunks: Chunks = asyncio.Queue(CHUNKS_MAX)
+        reader = asyncio.create_task(self._send_pulled(request_iterator, chunks))
+        try:
+            while (chunk := await chunks.get()) is not None:
+                if isinstance(chunk, HexagentError):
+                    raise chunk
+                yield chunk
+        finally:
+            reader.cancel()
+
+    async def _send_pulled(self, requests: AsyncIterator[pb.PullKvRequest], chunks: Chunks) -> None:
+        """Answer every request, several at a time; a wrong one is the end of all."""
+        sending: set[asyncio.Task[None]] = set()
+        try:
+            async for request in requests:
+                _check_ticket(request.ticket, "ticket")
+                if request.to_link.bytes_per_s < 1:
+                    text = f"must be at least 1; got {request.to_link.bytes_per_s}"
+                    raise bad("BAD_LINK", "to_link.bytes_per_s", text)
+                task = asyncio.create_task(self._send_kv(request, chunks))
+                sending.add(task)
+                task.add_done_callback(sending.discard)
+            await asyncio.gather(*sending)
+            await chunks.put(None)
+        except HexagentError as error:
+            await chunks.put(error)
+        finally:
+            for task in sending:
+                task.cancel()
+
+    async def _send_kv(self, request: pb.PullKvRequest, chunks: Chunks) -> None:
+        offset, reason = 0, ""
         try:
             async for piece in self._agent.attempts.send_kv(request):
-                yield pb.PullKvResponse(
-                    offset=offset,
-                    data=piece.data,
-                    last=piece.last,
-                    kv_bytes=piece.kv_bytes,
-                    start_us=piece.start_us,
-                    end_us=piece.end_us,
+                await chunks.put(
+                    pb.PullKvResponse(
+                        offset=offset,
+                        data=piece.data,
+                        last=piece.last,
+                        kv_bytes=piece.kv_bytes,
+                        start_us=piece.start_us,
+                        end_us=piece.end_us,
+                        number=request.number,
+                    )
                 )
                 offset += len(piece.data)
         except EngineRefused as error:
-            kind = NotFound if error.reason == "UNKNOWN_TICKET" else FailedPrecondition
-            raise kind(f"no KV of this ticket here: {error.reason}", reason=error.reason, field="ticket") from error
+            reason = error.reason
+        except EngineAborted:
+            reason = "ABORTED"
+        except Exception:
+            log.exception("the KV of %s cannot be sent", ticket_from_proto(request.ticket))
+            reason = "AGENT_ERROR"
+        if reason:
+            await chunks.put(pb.PullKvResponse(last=True, reason=reason, number=request.number))
 
     async def AbortCall(self, request: pb.AbortCallRequest, context: Context) -> pb.AbortCallResponse:
         _check_ticket(request.ticket, "ticket")

@@ -9,5 +9,5 @@ class WorkerAgentSettings(Settings):
     service: ClassVar[str] = "worker-agent"
 
     agent_id: str = setting("", "", "Which of the cluster's agents this is.", min_length=1)
-    telemetry_period_s: float = setting(0.5, "s", "Wall time between two reports of an instance.", ge=0.1, le=10)
+    telemetry_period_s: float = setting(0.5, "s", "Wall time between two reports of what changed.", ge=0.1, le=10)
     faults: str = setting("", "", "Fault plan for drills: KIND:INSTANCE[=VALUE][@FROM[-TO]], comma-separated.")

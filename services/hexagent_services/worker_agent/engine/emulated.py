@@ -29,7 +29,7 @@ from hexagent.core.instance.io import DecodeStarted as ModelDecodeStarted
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.samples import SampleBuffer, Samples
-from hexagent.core.instance.spec import InstanceSpec, LinkSpec
+from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role
 from hexagent.core.instance.telemetry import TransferSample
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import ModelClock
@@ -48,6 +48,7 @@ from hexagent_services.worker_agent.engine.port import (
     Prefilled,
 )
 
+TIMER_S: Final = 0.001  # wall time that the event loop's timers resolve; below it they turn into a loop without pause
 PIECE_S: Final = 0.02  # wall time between two pieces of a streamed output
 CHUNK_BYTES: Final = 1 << 20  # of a KV transfer's messages
 
@@ -106,6 +107,14 @@ class _Run:
         self._changed.clear()
         self.check()
 
+    async def change_within(self, wait_s: float) -> None:
+        """`change`, or the end of a wait."""
+        timer = asyncio.get_running_loop().call_later(wait_s, self._changed.set)
+        try:
+            await self.change()
+        finally:
+            timer.cancel()
+
     def check(self) -> None:
         if self.refused:
             raise EngineRefused(self.refused)
@@ -149,6 +158,8 @@ class EmulatedEngine:
         self._timer: asyncio.TimerHandle | None = None
         self._samples = SampleBuffer()
         self._frozen = False
+        # Somebody may wait for a first token; nobody does so closely for what a decode step brings.
+        self._least_wait_s = TIMER_S if spec.role is Role.DECODE else 0.0
 
     def freeze(self, frozen: bool) -> None:
         """While frozen nothing makes progress and nothing is lost; afterwards what is overdue happens at once."""
@@ -170,12 +181,12 @@ class EmulatedEngine:
             raise EngineRefused("UNKNOWN_TICKET")
         self._send(SendKv(ticket, to_instance, to_link.bytes_per_s, to_link.setup_us))
         left = max(1, self._kv_bytes(run) // self._byte_divisor)
-        while left > 0:  # the bytes travel while the modelled transfer runs
-            yield KvPiece(bytes(min(left, CHUNK_BYTES)), False)
+        while left > CHUNK_BYTES:  # the bytes travel while the modelled transfer runs
+            yield KvPiece(bytes(CHUNK_BYTES), False)
             left -= CHUNK_BYTES
         while run.sent is None:
             await run.change()
-        yield KvPiece(b"", True, run.sent.kv_bytes, run.sent.start_us, run.sent.end_us)
+        yield KvPiece(bytes(left), True, run.sent.kv_bytes, run.sent.start_us, run.sent.end_us)
 
     def reserve(self, request: EngineRequest, source_instance: str) -> None:
         run = self._open(request)
@@ -258,8 +269,7 @@ class EmulatedEngine:
         ticket, said = run.request.ticket, run.so_far(1)
         if run.request.call.stream:
             while run.ended is None:
-                await asyncio.sleep(PIECE_S)
-                run.check()
+                await run.change_within(PIECE_S)
                 now_us = self._clock.now_us()
                 tokens = run.so_far(self._model.generated(ticket, now_us))  # none once it has ended
                 if tokens > said:
@@ -267,10 +277,8 @@ class EmulatedEngine:
                     said = tokens
         while run.ended is None:
             await run.change()
-        ended, total = run.ended, run.so_far(run.ended.output_tokens)
-        if run.request.call.stream and total > said:
-            yield Generated(ended.at_us, total - said, run.output.text(said, total))
-        yield Finished(ended.at_us, total, run.finish, run.output.text(0, total), ended.decode_us)
+        total = run.so_far(run.ended.output_tokens)
+        yield Finished(run.ended.at_us, total, run.finish, run.output.text(0, total), run.ended.decode_us)
 
     def _kv_bytes(self, run: _Run) -> int:
         return (run.request.prompt_tokens + run.request.delivered_tokens) * self._kv_bytes_per_token
@@ -297,7 +305,7 @@ class EmulatedEngine:
             self._timer = None
         due_us = self._model.next_due_us()
         if due_us is not None:
-            delay_s = max(self._clock.to_wall_s(due_us - now_us), 0.0)
+            delay_s = max(self._clock.to_wall_s(due_us - now_us), self._least_wait_s)
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._flush)
 
     def _take(self, effects: tuple[InstanceEffect, ...]) -> None:

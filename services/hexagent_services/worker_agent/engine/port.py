@@ -56,7 +56,10 @@ class HandedOver(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """Output since the last piece. `text` is UTF-8 that may be cut anywhere between characters."""
+    """Output since the last piece; what comes with the end is in `Finished` alone.
+
+    `text` is UTF-8 that may be cut anywhere between characters.
+    """
 
     at_us: int
     tokens: int

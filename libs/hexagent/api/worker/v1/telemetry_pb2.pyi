@@ -404,7 +404,7 @@ Global___DeviceSample: _TypeAlias = DeviceSample  # noqa: Y015
 
 @_typing.final
 class InstanceTelemetry(_message.Message):
-    """One instance's report, a few times a second of wall time."""
+    """One instance's report."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -477,6 +477,32 @@ class InstanceTelemetry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceTelemetry: _TypeAlias = InstanceTelemetry  # noqa: Y015
+
+@_typing.final
+class AgentTelemetry(_message.Message):
+    """What an agent publishes on core NATS a few times a second: the instances of which there is something new, and from
+    time to time all of them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceTelemetry]:
+        """One report an instance."""
+
+    def __init__(
+        self,
+        *,
+        instances: _abc.Iterable[Global___InstanceTelemetry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentTelemetry: _TypeAlias = AgentTelemetry  # noqa: Y015
 
 @_typing.final
 class AgentAnnouncement(_message.Message):

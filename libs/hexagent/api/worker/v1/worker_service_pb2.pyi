@@ -289,6 +289,7 @@ class HandOffRequest(_message.Message):
     KV_READY_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
     SOURCE_LINK_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     source_instance: _builtins.str
     """Instance that holds, or will hold, the KV."""
     source_address: _builtins.str
@@ -309,6 +310,8 @@ class HandOffRequest(_message.Message):
     """KV bytes to move, unscaled."""
     kv_ready: _builtins.bool
     """False under push until prefill has ended; a second request for the ticket then says so."""
+    number: _builtins.int
+    """Place among the requests of its stream, from 1."""
     @_builtins.property
     def attempt(self) -> _attempt_pb2.AttemptSpec:
         """The attempt."""
@@ -347,10 +350,11 @@ class HandOffRequest(_message.Message):
         kv_ready: _builtins.bool = ...,
         times: _call_pb2.CallTimes | None = ...,
         source_link: _telemetry_pb2.LinkDescription | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "source_link", b"source_link", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cached_tokens", b"cached_tokens", "first_text", b"first_text", "first_token_ids", b"first_token_ids", "first_tokens", b"first_tokens", "kv_bytes", b"kv_bytes", "kv_ready", b"kv_ready", "opaque_state", b"opaque_state", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "source_address", b"source_address", "source_instance", b"source_instance", "source_link", b"source_link", "target_instance", b"target_instance", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cached_tokens", b"cached_tokens", "first_text", b"first_text", "first_token_ids", b"first_token_ids", "first_tokens", b"first_tokens", "kv_bytes", b"kv_bytes", "kv_ready", b"kv_ready", "number", b"number", "opaque_state", b"opaque_state", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "source_address", b"source_address", "source_instance", b"source_instance", "source_link", b"source_link", "target_instance", b"target_instance", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,19 +368,23 @@ class HandOffResponse(_message.Message):
 
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     accepted: _builtins.bool
     """The call is taken: it waits for blocks, or has them."""
     reason: _builtins.str
-    """Stable cause of a no: KV_TOO_SMALL, DRAINING."""
+    """Stable cause of a no: KV_TOO_SMALL, DRAINING, UNKNOWN_INSTANCE."""
+    number: _builtins.int
+    """Of the request it answers."""
     def __init__(
         self,
         *,
         accepted: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "number", b"number", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -392,10 +400,13 @@ class PullKvRequest(_message.Message):
     FROM_INSTANCE_FIELD_NUMBER: _builtins.int
     TO_INSTANCE_FIELD_NUMBER: _builtins.int
     TO_LINK_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     from_instance: _builtins.str
     """Instance that holds the KV."""
     to_instance: _builtins.str
     """Instance that receives it."""
+    number: _builtins.int
+    """Place among the requests of its stream, from 1."""
     @_builtins.property
     def ticket(self) -> _ids_pb2.Ticket:
         """The attempt."""
@@ -411,10 +422,11 @@ class PullKvRequest(_message.Message):
         from_instance: _builtins.str = ...,
         to_instance: _builtins.str = ...,
         to_link: _telemetry_pb2.LinkDescription | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket", "to_link", b"to_link"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_instance", b"from_instance", "ticket", b"ticket", "to_instance", b"to_instance", "to_link", b"to_link"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_instance", b"from_instance", "number", b"number", "ticket", b"ticket", "to_instance", b"to_instance", "to_link", b"to_link"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,6 +444,8 @@ class PullKvResponse(_message.Message):
     KV_BYTES_FIELD_NUMBER: _builtins.int
     START_US_FIELD_NUMBER: _builtins.int
     END_US_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Scaled bytes before this chunk."""
     data: _builtins.bytes
@@ -444,6 +458,10 @@ class PullKvResponse(_message.Message):
     """Model time the transfer started, microseconds."""
     end_us: _builtins.int
     """Model time the transfer ended, microseconds; 0 before the last chunk."""
+    number: _builtins.int
+    """Of the request it answers."""
+    reason: _builtins.str
+    """With the last chunk: stable cause why no KV came: UNKNOWN_TICKET, ABORTED; empty = it came."""
     def __init__(
         self,
         *,
@@ -453,10 +471,12 @@ class PullKvResponse(_message.Message):
         kv_bytes: _builtins.int = ...,
         start_us: _builtins.int = ...,
         end_us: _builtins.int = ...,
+        number: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end_us", b"end_us", "kv_bytes", b"kv_bytes", "last", b"last", "offset", b"offset", "start_us", b"start_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end_us", b"end_us", "kv_bytes", b"kv_bytes", "last", b"last", "number", b"number", "offset", b"offset", "reason", b"reason", "start_us", b"start_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,12 +41,12 @@ class WorkerServiceStub:
                 request_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.SessionRequest.SerializeToString,
                 response_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.SessionResponse.FromString,
                 _registered_method=True)
-        self.HandOff = channel.unary_unary(
+        self.HandOff = channel.stream_stream(
                 '/hexagent.api.worker.v1.WorkerService/HandOff',
                 request_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.HandOffRequest.SerializeToString,
                 response_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.HandOffResponse.FromString,
                 _registered_method=True)
-        self.PullKv = channel.unary_stream(
+        self.PullKv = channel.stream_stream(
                 '/hexagent.api.worker.v1.WorkerService/PullKv',
                 request_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvRequest.SerializeToString,
                 response_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvResponse.FromString,
@@ -77,17 +77,19 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def HandOff(self, request, context):
-        """A prefill agent asks a decode agent to take a call over; idempotent by ticket. A no is an answer, not an error.
-        NOT_FOUND: no such instance. ABORTED: the epoch is older than the newest seen. INVALID_ARGUMENT: unreadable payload.
+    def HandOff(self, request_iterator, context):
+        """A prefill agent's one stream to a decode agent: each request offers a call, each response is the answer to one, in
+        any order. Idempotent by ticket. A no is an answer, not an error.
+        INVALID_ARGUMENT ends the stream: an offer that no agent makes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def PullKv(self, request, context):
-        """A decode agent pulls a call's KV from the agent that holds it; the last chunk releases the pinned blocks.
-        NOT_FOUND: the ticket is not held. ABORTED: it was cancelled. FAILED_PRECONDITION: prefill has not ended.
+    def PullKv(self, request_iterator, context):
+        """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
+        order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer.
+        INVALID_ARGUMENT ends the stream: a request that no agent makes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,12 +118,12 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.SessionRequest.FromString,
                     response_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.SessionResponse.SerializeToString,
             ),
-            'HandOff': grpc.unary_unary_rpc_method_handler(
+            'HandOff': grpc.stream_stream_rpc_method_handler(
                     servicer.HandOff,
                     request_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.HandOffRequest.FromString,
                     response_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.HandOffResponse.SerializeToString,
             ),
-            'PullKv': grpc.unary_stream_rpc_method_handler(
+            'PullKv': grpc.stream_stream_rpc_method_handler(
                     servicer.PullKv,
                     request_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvRequest.FromString,
                     response_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvResponse.SerializeToString,
@@ -177,7 +179,7 @@ class WorkerService:
             _registered_method=True)
 
     @staticmethod
-    def HandOff(request,
+    def HandOff(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -187,8 +189,8 @@ class WorkerService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/hexagent.api.worker.v1.WorkerService/HandOff',
             hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.HandOffRequest.SerializeToString,
@@ -204,7 +206,7 @@ class WorkerService:
             _registered_method=True)
 
     @staticmethod
-    def PullKv(request,
+    def PullKv(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -214,8 +216,8 @@ class WorkerService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/hexagent.api.worker.v1.WorkerService/PullKv',
             hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvRequest.SerializeToString,

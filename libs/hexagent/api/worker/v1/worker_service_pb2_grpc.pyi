@@ -40,13 +40,15 @@ class WorkerServiceStub:
     holds `hello`, the first response `welcome`; a newer session ends the older one.
     ABORTED: the epoch is older than the newest seen. FAILED_PRECONDITION: no hello.
     """
-    HandOff: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.HandOffRequest, _worker_service_pb2.HandOffResponse]
-    """A prefill agent asks a decode agent to take a call over; idempotent by ticket. A no is an answer, not an error.
-    NOT_FOUND: no such instance. ABORTED: the epoch is older than the newest seen. INVALID_ARGUMENT: unreadable payload.
+    HandOff: _grpc.StreamStreamMultiCallable[_worker_service_pb2.HandOffRequest, _worker_service_pb2.HandOffResponse]
+    """A prefill agent's one stream to a decode agent: each request offers a call, each response is the answer to one, in
+    any order. Idempotent by ticket. A no is an answer, not an error.
+    INVALID_ARGUMENT ends the stream: an offer that no agent makes.
     """
-    PullKv: _grpc.UnaryStreamMultiCallable[_worker_service_pb2.PullKvRequest, _worker_service_pb2.PullKvResponse]
-    """A decode agent pulls a call's KV from the agent that holds it; the last chunk releases the pinned blocks.
-    NOT_FOUND: the ticket is not held. ABORTED: it was cancelled. FAILED_PRECONDITION: prefill has not ended.
+    PullKv: _grpc.StreamStreamMultiCallable[_worker_service_pb2.PullKvRequest, _worker_service_pb2.PullKvResponse]
+    """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
+    order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer.
+    INVALID_ARGUMENT ends the stream: a request that no agent makes.
     """
     AbortCall: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.AbortCallRequest, _worker_service_pb2.AbortCallResponse]
     """One agent tells another to give an attempt up and free its blocks; unknown tickets are a no-op.
@@ -67,13 +69,15 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     holds `hello`, the first response `welcome`; a newer session ends the older one.
     ABORTED: the epoch is older than the newest seen. FAILED_PRECONDITION: no hello.
     """
-    HandOff: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.HandOffRequest, _worker_service_pb2.HandOffResponse]  # type: ignore[assignment]
-    """A prefill agent asks a decode agent to take a call over; idempotent by ticket. A no is an answer, not an error.
-    NOT_FOUND: no such instance. ABORTED: the epoch is older than the newest seen. INVALID_ARGUMENT: unreadable payload.
+    HandOff: _aio.StreamStreamMultiCallable[_worker_service_pb2.HandOffRequest, _worker_service_pb2.HandOffResponse]  # type: ignore[assignment]
+    """A prefill agent's one stream to a decode agent: each request offers a call, each response is the answer to one, in
+    any order. Idempotent by ticket. A no is an answer, not an error.
+    INVALID_ARGUMENT ends the stream: an offer that no agent makes.
     """
-    PullKv: _aio.UnaryStreamMultiCallable[_worker_service_pb2.PullKvRequest, _worker_service_pb2.PullKvResponse]  # type: ignore[assignment]
-    """A decode agent pulls a call's KV from the agent that holds it; the last chunk releases the pinned blocks.
-    NOT_FOUND: the ticket is not held. ABORTED: it was cancelled. FAILED_PRECONDITION: prefill has not ended.
+    PullKv: _aio.StreamStreamMultiCallable[_worker_service_pb2.PullKvRequest, _worker_service_pb2.PullKvResponse]  # type: ignore[assignment]
+    """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
+    order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer.
+    INVALID_ARGUMENT ends the stream: a request that no agent makes.
     """
     AbortCall: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.AbortCallRequest, _worker_service_pb2.AbortCallResponse]  # type: ignore[assignment]
     """One agent tells another to give an attempt up and free its blocks; unknown tickets are a no-op.
@@ -101,21 +105,23 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def HandOff(
         self,
-        request: _worker_service_pb2.HandOffRequest,
+        request_iterator: _MaybeAsyncIterator[_worker_service_pb2.HandOffRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_worker_service_pb2.HandOffResponse, _abc.Awaitable[_worker_service_pb2.HandOffResponse]]:
-        """A prefill agent asks a decode agent to take a call over; idempotent by ticket. A no is an answer, not an error.
-        NOT_FOUND: no such instance. ABORTED: the epoch is older than the newest seen. INVALID_ARGUMENT: unreadable payload.
+    ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.HandOffResponse], _abc.AsyncIterator[_worker_service_pb2.HandOffResponse]]:
+        """A prefill agent's one stream to a decode agent: each request offers a call, each response is the answer to one, in
+        any order. Idempotent by ticket. A no is an answer, not an error.
+        INVALID_ARGUMENT ends the stream: an offer that no agent makes.
         """
 
     @_abc_1.abstractmethod
     def PullKv(
         self,
-        request: _worker_service_pb2.PullKvRequest,
+        request_iterator: _MaybeAsyncIterator[_worker_service_pb2.PullKvRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.PullKvResponse], _abc.AsyncIterator[_worker_service_pb2.PullKvResponse]]:
-        """A decode agent pulls a call's KV from the agent that holds it; the last chunk releases the pinned blocks.
-        NOT_FOUND: the ticket is not held. ABORTED: it was cancelled. FAILED_PRECONDITION: prefill has not ended.
+        """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
+        order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer.
+        INVALID_ARGUMENT ends the stream: a request that no agent makes.
         """
 
     @_abc_1.abstractmethod

@@ -689,52 +689,10 @@ class CallOutcomeMessage(_message.Message):
 Global___CallOutcomeMessage: _TypeAlias = CallOutcomeMessage  # noqa: Y015
 
 @_typing.final
-class CallDispatched(_message.Message):
-    """A call was handed to an agent; published by the scheduler, awaited by nobody."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EVENT_ID_FIELD_NUMBER: _builtins.int
-    SEQUENCE_FIELD_NUMBER: _builtins.int
-    OCCURRED_AT_US_FIELD_NUMBER: _builtins.int
-    TICKET_FIELD_NUMBER: _builtins.int
-    PREFILL_INSTANCE_FIELD_NUMBER: _builtins.int
-    DECODE_INSTANCE_FIELD_NUMBER: _builtins.int
-    event_id: _builtins.str
-    """Unique id of the event."""
-    sequence: _builtins.int
-    """Place among the scheduler's dispatches of its epoch, from 1."""
-    occurred_at_us: _builtins.int
-    """Model time of the dispatch, microseconds."""
-    prefill_instance: _builtins.str
-    """Instance that computes the prompt."""
-    decode_instance: _builtins.str
-    """Instance that generates; empty = chosen at prefill end."""
-    @_builtins.property
-    def ticket(self) -> _ids_pb2.Ticket:
-        """The attempt."""
-
-    def __init__(
-        self,
-        *,
-        event_id: _builtins.str = ...,
-        sequence: _builtins.int = ...,
-        occurred_at_us: _builtins.int = ...,
-        ticket: _ids_pb2.Ticket | None = ...,
-        prefill_instance: _builtins.str = ...,
-        decode_instance: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_instance", b"decode_instance", "event_id", b"event_id", "occurred_at_us", b"occurred_at_us", "prefill_instance", b"prefill_instance", "sequence", b"sequence", "ticket", b"ticket"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CallDispatched: _TypeAlias = CallDispatched  # noqa: Y015
-
-@_typing.final
 class TokenDelta(_message.Message):
-    """A stretch of generated tokens, coalesced to one message per 20 ms of wall time and call."""
+    """A stretch of generated tokens, coalesced to one message per 20 ms of wall time and call; the last stretch of an
+    output may come with the outcome alone.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
