@@ -10,7 +10,7 @@ from hexagent.core.estimate.tables import load_table
 from hexagent.core.instance.spec import ClusterSpec, TenantSpec
 from hexagent.sim.experiment import paper
 from hexagent.sim.experiment.bootstrap import interval, required_scales, resampled_scales
-from hexagent.sim.experiment.cell import LOAD_RANGE, Cell, check_cell, workload_of
+from hexagent.sim.experiment.cell import LOAD_RANGE, Cell, check_cell, cluster_of, workload_of
 from hexagent.sim.experiment.load import at_rate, capacity
 from hexagent.sim.experiment.policies import POLICIES, every, published, strong
 from hexagent.sim.experiment.pooling import pooled, reduction, underloaded
@@ -91,6 +91,9 @@ def test_a_rate_keeps_the_order_of_arrival() -> None:
         ({"world": "flat"}, "known: full, policy-only"),
         ({"engine_profile": "steam"}, "known: ideal"),
         ({"hardware": "abacus"}, "known: slower-stack, tables"),
+        ({"tp": 3}, "not one of 1, 2, 4, 8"),
+        ({"tools": -1.0}, "between 0 and 100"),
+        ({"spread": 3.0}, "between 0.001 and 2"),
         ({"load": LOAD_RANGE[1] + 1}, "between 0.01 and 10"),
         ({"load": math.nan}, "between 0.01 and 10"),
         ({"noise": -0.1}, "between 0 and 2"),
@@ -104,6 +107,17 @@ def test_a_cell_that_cannot_be_names_the_field_and_the_limit(changes: dict[str, 
     with pytest.raises(HexagentError, match=said) as error:
         check_cell(CELL._replace(**changes))  # type: ignore[arg-type]
     assert error.value.field == next(iter(changes))
+
+
+def test_what_the_paper_leaves_open_can_be_set() -> None:
+    plain = workload_of(CELL, 1)
+    slow = workload_of(CELL._replace(tools=2.0), 1)
+    times = [[i.tool_us for w in load.workflows for i in w.items] for load in (plain, slow)]
+    assert sum(times[0])
+    assert times[1] == [2 * tool_us for tool_us in times[0]]
+    alike = workload_of(CELL._replace(spread=0.001), 1)
+    assert len({len(w.items) for w in alike.workflows}) < len({len(w.items) for w in plain.workflows})
+    assert {spec.tp for spec in cluster_of(CELL._replace(tp=2)).instances} == {2}
 
 
 def test_a_row_has_the_published_names_and_says_what_is_unusual() -> None:

@@ -42,13 +42,15 @@ def named_cluster(
     profile: str = "trtllm-1.2.1",
     prefix_cache: bool = False,
     link: LinkSpec = LINK,
+    tp: int = 0,
 ) -> ClusterSpec:
-    """The cluster `name` serving `model`; `NotFound` lists the known names."""
+    """The cluster `name` serving `model` on `tp` GPUs an instance, 0 = `TENSOR_PARALLEL`; `NotFound` lists the known
+    names."""
     pools = CLUSTERS.get(name)
     if pools is None:
         known = ", ".join(sorted(CLUSTERS))
         raise NotFound(f"no cluster {name!r}; known: {known}", reason="UNKNOWN_CLUSTER", field="cluster")
-    tp = TENSOR_PARALLEL.get(model, 4)
+    tp = tp or TENSOR_PARALLEL.get(model, 4)
     instances = [
         InstanceSpec(
             instance_id=f"{role.name.lower()}-{gpu}-{number}",

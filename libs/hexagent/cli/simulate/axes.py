@@ -2,10 +2,10 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hexagent.cli.failures import usage
 from hexagent.core.errors import HexagentError
@@ -35,44 +35,37 @@ class Axes(NamedTuple):
     noise: str
     link: str
     hardware: str
+    tp: str
+    tools: str
+    spread: str
 
 
 def cells(axes: Axes) -> list[Cell]:
     """Every combination, checked. The error's field is the option that is wrong."""
     if bool(axes.workload) == (axes.trace is not None):
         raise usage("--workload", "give either the name of a workload or --trace FILE")
-    workloads = _words(axes.workload, "--workload") if axes.trace is None else [axes.trace.stem]
-    made = []
+    choices: dict[str, Sequence[Any]] = {
+        "model": _words(axes.model, "model"),
+        "cluster": _words(axes.cluster, "cluster"),
+        "workload": _words(axes.workload, "--workload") if axes.trace is None else [axes.trace.stem],
+        "world": _words(axes.world, "world"),
+        "engine_profile": _words(axes.engine_profile, "engine_profile"),
+        "load": _numbers(axes.load, "load"),
+        "arrivals": _words(axes.arrivals, "arrivals"),
+        "duration_s": [axes.duration_s],
+        "workflows": [axes.workflows],
+        "noise": _numbers(axes.noise, "noise"),
+        "link_gb_per_s": _numbers(axes.link, "link_gb_per_s"),
+        "hardware": _words(axes.hardware, "hardware"),
+        "tp": _whole_numbers(axes.tp, "tp"),
+        "tools": _numbers(axes.tools, "tools"),
+        "spread": _numbers(axes.spread, "spread"),
+        "trace": [str(axes.trace or "")],
+    }
+    made = [Cell(**dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
     with options_named({"workload": "--workload"}):
-        for model, cluster, workload, world, profile, load, arrivals, noise, link, hardware in product(
-            _words(axes.model, "model"),
-            _words(axes.cluster, "cluster"),
-            workloads,
-            _words(axes.world, "world"),
-            _words(axes.engine_profile, "engine_profile"),
-            _numbers(axes.load, "load"),
-            _words(axes.arrivals, "arrivals"),
-            _numbers(axes.noise, "noise"),
-            _numbers(axes.link, "link_gb_per_s"),
-            _words(axes.hardware, "hardware"),
-        ):
-            cell = Cell(
-                model,
-                cluster,
-                workload,
-                world,
-                profile,
-                load,
-                arrivals,
-                axes.duration_s,
-                axes.workflows,
-                noise,
-                link,
-                hardware,
-                str(axes.trace or ""),
-            )
+        for cell in made:
             check_cell(cell)
-            made.append(cell)
     return made
 
 
@@ -120,6 +113,13 @@ def _words(text: str, option: str) -> list[str]:
     if not words:
         raise usage(option, "names nothing")
     return words
+
+
+def _whole_numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text, option)]
+    except ValueError:
+        raise usage(option, f"{text!r} is not a list of whole numbers") from None
 
 
 def _numbers(text: str, option: str) -> list[float]:

@@ -44,6 +44,11 @@ Hardware = Annotated[
     str,
     typer.Option("--hardware", help="tables, or slower-stack: decode twice, prefill 1.4 times as long as the tables."),
 ]
+TensorParallel = Annotated[str, typer.Option("--tp", help="GPUs of an instance; 0: 4 for 70B, 8 for 235B.")]
+Tools = Annotated[str, typer.Option("--tools", help="Times the workload's tool times, 0 to 100.")]
+Spread = Annotated[
+    str, typer.Option("--spread", help="Log standard deviation of calls a workflow; -1: the workload's own.")
+]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Runs at a time.")]
 
 _PROCESSES: Final = os.cpu_count() or 1
@@ -73,6 +78,9 @@ def sim_run(
     noise: Noise = "0",
     link: Link = "25",
     hardware: Hardware = "tables",
+    tp: TensorParallel = "0",
+    tools: Tools = "1",
+    spread: Spread = "-1",
     gantt: Annotated[Path, typer.Option("--gantt", metavar="FILE", help="Picture of what each instance did.")] = Path(
         ".hexagent/gantt.png"
     ),
@@ -100,6 +108,9 @@ def sim_run(
         noise,
         link,
         hardware,
+        tp,
+        tools,
+        spread,
     )
     found = cells(axes)
     names = policies(policy, found[0], "--policy")
@@ -132,6 +143,9 @@ def sim_compare(
     noise: Noise = "0",
     link: Link = "25",
     hardware: Hardware = "tables",
+    tp: TensorParallel = "0",
+    tools: Tools = "1",
+    spread: Spread = "-1",
     processes: Processes = _PROCESSES,
     out: Annotated[
         Path,
@@ -164,6 +178,9 @@ def sim_compare(
         noise,
         link,
         hardware,
+        tp,
+        tools,
+        spread,
     )
     plans = [Plan(Experiment(cell, given), policies(names, cell)) for cell in cells(axes)]
     write_json(json_file, "sim compare", given[0], run_plans(plans, out, processes))

@@ -14,7 +14,7 @@ from hexagent.sim.experiment.load import at_rate, capacity
 from hexagent.sim.workloads.arrivals import parse_arrivals
 from hexagent.sim.workloads.generators import GENERATORS, generate
 from hexagent.sim.workloads.model import Workload
-from hexagent.sim.workloads.options import WORKFLOWS_MAX, Options
+from hexagent.sim.workloads.options import SIGMA_MAX_MILLI, WORKFLOWS_MAX, Options
 from hexagent.sim.workloads.trace import TraceOptions, read_trace
 
 WORLDS: Final = {"policy-only": False, "full": True}  # whether engines cache prefixes
@@ -25,6 +25,8 @@ HARDWARE: Final = {  # true step times over the tables': prefill, decode, in ppm
 LOAD_RANGE: Final = (0.01, 10.0)
 NOISE_RANGE: Final = (0.0, 2.0)
 LINK_RANGE: Final = (0.1, 1_000.0)  # GB/s
+TOOLS_RANGE: Final = (0.0, 100.0)
+SPREAD_RANGE: Final = (0.001, SIGMA_MAX_MILLI / MILLI)
 DURATION_RANGE: Final = (1.0, 86_400.0)  # seconds
 WARM_UP: Final = 0.1  # share of `duration_s` whose arrivals are load but are not judged
 
@@ -44,6 +46,9 @@ class Cell(NamedTuple):
     noise: float = 0.0  # log error of estimates
     link_gb_per_s: float = LINK.bytes_per_s / 1e9
     hardware: str = "tables"  # a key of HARDWARE
+    tp: int = 0  # GPUs of an instance; 0 = what the model is served with by default
+    tools: float = 1.0  # times the workload's tool times
+    spread: float = -1.0  # log standard deviation of calls a workflow; -1 = the workload's own
     trace: str = ""  # file; "" = generated
 
     @property
@@ -69,6 +74,11 @@ def check_cell(cell: Cell) -> None:
             raise _bad("duration_s", "needs a generated workload, and makes as many workflows as it takes")
     _check_range("noise", cell.noise, NOISE_RANGE)
     _check_range("link_gb_per_s", cell.link_gb_per_s, LINK_RANGE)
+    _check_range("tools", cell.tools, TOOLS_RANGE)
+    if cell.spread != Cell._field_defaults["spread"]:
+        _check_range("spread", cell.spread, SPREAD_RANGE)
+        if cell.trace:
+            raise _bad("spread", "needs a generated workload")
     cluster_of(cell)
     if cell.trace:
         read_trace(Path(cell.trace), TraceOptions(limit=1))
@@ -76,7 +86,7 @@ def check_cell(cell: Cell) -> None:
 
 def cluster_of(cell: Cell) -> ClusterSpec:
     link = LinkSpec(round(cell.link_gb_per_s * 1e9), LINK.setup_us)
-    return named_cluster(cell.cluster, cell.model, cell.engine_profile, WORLDS[cell.world], link)
+    return named_cluster(cell.cluster, cell.model, cell.engine_profile, WORLDS[cell.world], link, cell.tp)
 
 
 def conditions_of(cell: Cell) -> Conditions:
@@ -85,11 +95,26 @@ def conditions_of(cell: Cell) -> Conditions:
 
 def workload_of(cell: Cell, seed: int) -> Workload:
     """The cell's workflows with their arrivals: the same for every policy."""
+    workload = _arriving(cell, seed)
+    if cell.tools == 1.0:
+        return workload
+    return workload._replace(
+        workflows=tuple(
+            [
+                w._replace(items=tuple([i._replace(tool_us=round(i.tool_us * cell.tools)) for i in w.items]))
+                for w in workload.workflows
+            ]
+        )
+    )
+
+
+def _arriving(cell: Cell, seed: int) -> Workload:
     if cell.trace:
         options = TraceOptions(limit=cell.workflows, arrivals=cell.arrivals, seed=seed)
         workload = read_trace(Path(cell.trace), options)
         return at_rate(workload, _rate_milli(cell, workload), cell.arrivals, seed) if cell.load else workload
-    generated = Options(workflows=cell.workflows, seed=seed, arrivals=cell.arrivals)
+    sigma_milli = round(max(cell.spread, 0.0) * MILLI)
+    generated = Options(workflows=cell.workflows, seed=seed, arrivals=cell.arrivals, calls_sigma_milli=sigma_milli)
     workload = generate(cell.workload, generated)
     if not cell.load and not cell.duration_s:
         return workload

@@ -11,7 +11,7 @@ from hexagent.sim.world import World
 Value = str | int | float | bool | None
 
 GOODPUT_SCALE: Final = 3.0  # goodput counts workflows that complete within this many horizons
-VARIANTS: Final = ("arrivals", "duration_s", "workflows", "noise", "link_gb_per_s", "hardware")
+VARIANTS: Final = ("arrivals", "duration_s", "workflows", "noise", "link_gb_per_s", "hardware", "tp", "tools", "spread")
 
 
 class Run(NamedTuple):
