@@ -12,7 +12,7 @@ from hexagent.sim.experiment import paper
 from hexagent.sim.experiment.bootstrap import interval, required_scales, resampled_scales
 from hexagent.sim.experiment.cell import LOAD_RANGE, Cell, check_cell, cluster_of, workload_of
 from hexagent.sim.experiment.load import at_rate, capacity
-from hexagent.sim.experiment.policies import POLICIES, every, published, strong
+from hexagent.sim.experiment.policies import POLICIES, ours, published, strong
 from hexagent.sim.experiment.pooling import pooled, reduction, underloaded
 from hexagent.sim.experiment.run import Bound, Outcome, Run, bound_req95, judged, row_of, world_of
 from hexagent.sim.metrics import WorkflowRow, required_scale
@@ -132,6 +132,20 @@ def test_a_row_has_the_published_names_and_says_what_is_unusual() -> None:
     assert (unusual["load"], unusual["noise"]) == (0.9, 0.3)
 
 
+@pytest.mark.parametrize(
+    ("policy", "world", "dispatch"),
+    [
+        ("fcfs", "policy-only", "predicted-finish"),
+        ("fcfs", "full", "cache-aware"),
+        ("hexagent", "full", "predicted-finish"),
+        ("atlas:least-loaded", "full", "least-loaded"),
+        ("aggregated", "full", "sticky"),
+    ],
+)
+def test_a_row_says_how_calls_were_placed(policy: str, world: str, dispatch: str) -> None:
+    assert Run(CELL._replace(world=world), policy, 1).dispatch == dispatch
+
+
 def test_the_bound_for_fixed_roles_is_not_claimed_for_pools_made_one() -> None:
     rows = {
         world: row_of(outcome(Run(CELL._replace(world=world), "aggregated", 1), [1.0]), 0.5)
@@ -158,7 +172,7 @@ def test_baselines_are_told_apart() -> None:
     names = POLICIES["full"]
     assert len(published(names)) == 4
     assert len(strong(names)) == 8
-    assert [name for name in names if name not in every(names)] == ["hexagent", "hexagent:cache-aware", "clairvoyant"]
+    assert ours(names) == ["hexagent", "hexagent:cache-aware", "clairvoyant"]
 
 
 # --- bootstrap and pooling ------------------------------------------------------------------------------------------

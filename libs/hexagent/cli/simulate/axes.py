@@ -73,7 +73,7 @@ def policies(text: str, cell: Cell, option: str = "--policies") -> tuple[str, ..
     """Names of known policies; "" = those compared by default in the cell's world."""
     if not text:
         return POLICIES[cell.world]
-    names = tuple(dict.fromkeys(_words(text, option)))
+    names = tuple(_words(text, option))
     with options_named({"policy": option}):
         for name in names:
             World(cluster_of(cell), Workload("none", "", ()), name, 0)
@@ -109,7 +109,7 @@ def options_named(names: dict[str, str]) -> Iterator[None]:
 
 
 def _words(text: str, option: str) -> list[str]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not words:
         raise usage(option, "names nothing")
     return words
@@ -124,6 +124,6 @@ def _whole_numbers(text: str, option: str) -> list[int]:
 
 def _numbers(text: str, option: str) -> list[float]:
     try:
-        return [float(word) for word in _words(text, option)]
+        return list(dict.fromkeys(float(word) for word in _words(text, option)))
     except ValueError:
         raise usage(option, f"{text!r} is not a list of numbers") from None

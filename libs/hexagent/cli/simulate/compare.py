@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from hexagent.cli.report import Row, console, error_console, say, table_of
 from hexagent.cli.simulate.execute import outcome_from
@@ -14,8 +14,6 @@ from hexagent.sim.experiment.cell import Cell
 from hexagent.sim.experiment.paper import Experiment
 from hexagent.sim.experiment.pooling import Pooled, pooled
 from hexagent.sim.experiment.run import Bound, Outcome, Run, Task, row_of
-
-PANELS_MAX: Final = 24  # cells in a picture
 
 
 class Plan(NamedTuple):
@@ -66,9 +64,11 @@ def _kept(plan: Plan, store: Store) -> tuple[list[Outcome], dict[int, float | No
 
 
 def _draw(pools: Sequence[Pooled], out: Path) -> None:
-    """Bursts by SLO scale and stretch, steady cells by load."""
-    bursts = [pool for pool in pools if pool.cell == Cell(*pool.cell[:5], trace=pool.cell.trace)] or list(pools)
-    draw_attainment(bursts[:PANELS_MAX], out / "attainment.png")
-    draw_stretches(bursts[:PANELS_MAX], out / "stretch.png")
+    """The cells as in the paper's burst, or all if there are none, by world; and what has a load over the load."""
+    bursts = [pool for pool in pools if pool.cell == Cell(*pool.cell[:5], trace=pool.cell.trace)] or pools
+    for world in dict.fromkeys(pool.cell.world for pool in bursts):
+        here = [pool for pool in bursts if pool.cell.world == world]
+        draw_attainment(here, out / f"attainment-{world}.png")
+        draw_stretches(here, out / f"stretch-{world}.png")
     if any(pool.cell.load for pool in pools):
         draw_loads(pools, out / "load.png")

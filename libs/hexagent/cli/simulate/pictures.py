@@ -16,7 +16,7 @@ from hexagent.core.errors import InvalidArgument
 from hexagent.core.policy.registry import RECIPES
 from hexagent.sim.experiment.pooling import Pooled
 
-_COLOURS: Final = ("#7f7f7f", "#bcbd22", "#e377c2", "#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#17becf")
+_COLOURS: Final = ("#7f7f7f", "#bcbd22", "#e377c2", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf")
 _EMPHASIS: Final = {"hexagent": "#d62728", "hexagent-plus": "#9a0000", "clairvoyant": "#000000"}
 _COLUMNS: Final = 4
 _PANEL: Final = (3.4, 2.6)  # inches

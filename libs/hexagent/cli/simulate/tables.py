@@ -9,7 +9,7 @@ from hexagent.cli.report import Row, shown
 from hexagent.sim.experiment import paper
 from hexagent.sim.experiment.bootstrap import Interval
 from hexagent.sim.experiment.cell import Cell
-from hexagent.sim.experiment.policies import every, published, strong
+from hexagent.sim.experiment.policies import every, ours, published, strong
 from hexagent.sim.experiment.pooling import JUDGED, Pooled, Reduction, reduction, underloaded
 from hexagent.sim.experiment.run import VARIANTS
 
@@ -24,24 +24,45 @@ class Section(NamedTuple):
 BASELINES: Final = {"as published": published, "every dispatch": strong, "every baseline": every}
 
 
+COLUMNS_MAX: Final = 6  # of a matrix, beside the policy
+
+
 def name_of(cell: Cell) -> str:
-    """The cell in a few words; what is as in the paper's burst is left out."""
-    return ", ".join([cell.model, cell.cluster, cell.workload, *_unusual(cell)])
+    return ", ".join(_words(cell))
 
 
 def sections(pools: Sequence[Pooled]) -> list[Section]:
     """The tables that sum up an experiment."""
-    groups: dict[str, list[Pooled]] = {}
-    for pool in pools:
-        groups.setdefault(_group(pool.cell), []).append(pool)
+    usual = [pool for pool in pools if pool.cell == Cell(*pool.cell[:5])]
     calm: list[Row] = [{"cell": name_of(pool.cell)} for pool in pools if underloaded(pool)]
     parts = [
-        *(Section(f"Req95 / Req99: {name}", matrix_rows(group)) for name, group in groups.items()),
-        Section("Mean and largest change over heterogeneous cells from the strongest baseline", headline_rows(pools)),
-        Section("Beside the paper's table: Req95 / Req99 of one policy over another's, less 1", sign_rows(pools)),
+        *matrices(pools),
+        Section("Mean and largest change over heterogeneous cells from the strongest baseline", headline_rows(usual)),
+        Section("Beside the paper's table: Req95 / Req99 of one policy over another's, less 1", sign_rows(usual)),
         Section("Underloaded: each policy that predicts finishes is within 10 % of the clairvoyant", calm),
     ]
     return [part for part in parts if part.rows]
+
+
+def matrices(pools: Sequence[Pooled]) -> list[Section]:
+    """Req95 / Req99, one row a policy and one column a cell: cells of one cluster that vary in the same axes."""
+    groups: dict[tuple[object, ...], list[Pooled]] = {}
+    for pool in pools:
+        cell = pool.cell
+        groups.setdefault((cell.model, cell.cluster, cell.world, cell.engine_profile, *_varied(cell)), []).append(pool)
+    parts = []
+    for group in groups.values():
+        workloads = dict.fromkeys(pool.cell.workload for pool in group)
+        wide = len(group) > COLUMNS_MAX
+        for part in [[p for p in group if p.cell.workload == name] for name in workloads] if wide else [group]:
+            words = [_words(pool.cell) for pool in part]
+            shared = [word for word in words[0] if all(word in others for others in words)]
+            names = [
+                ", ".join(word for word in own if word not in shared) or pool.cell.workload
+                for own, pool in zip(words, part, strict=True)
+            ]
+            parts.append(Section(f"Req95 / Req99: {', '.join(shared)}", _matrix_rows(part, names)))
+    return parts
 
 
 def cell_sections(pools: Sequence[Pooled]) -> list[Section]:
@@ -60,16 +81,14 @@ def cell_sections(pools: Sequence[Pooled]) -> list[Section]:
     ]
 
 
-def matrix_rows(pools: Sequence[Pooled]) -> list[Row]:
-    """One row a policy, one column a workload."""
+def _matrix_rows(pools: Sequence[Pooled], names: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     for policy in dict.fromkeys(name for pool in pools for name in pool.policies):
-        cells = {
-            pool.cell.workload: " / ".join(f"{pool.req(policy, percent).value:.2f}" for percent in JUDGED)
-            for pool in pools
-            if policy in pool.policies
-        }
-        rows.append({"policy": policy, **{pool.cell.workload: cells.get(pool.cell.workload) for pool in pools}})
+        row: dict[str, str | None] = {"policy": policy}
+        for name, pool in zip(names, pools, strict=True):
+            known = policy in pool.policies
+            row[name] = " / ".join(f"{pool.req(policy, p).value:.2f}" for p in JUDGED) if known else None
+        rows.append(row)
     return rows
 
 
@@ -94,19 +113,19 @@ def change_rows(pools: Sequence[Pooled], policy: str, which: str) -> list[Row]:
 
 
 def headline_rows(pools: Sequence[Pooled]) -> list[Row]:
-    """Means and maxima over the cells as in the paper's burst on heterogeneous clusters, beside the paper's."""
-    usual = [pool for pool in pools if pool.cell == Cell(*pool.cell[:5]) and pool.cell.cluster in paper.HETEROGENEOUS]
+    """Means and maxima over the cells with heterogeneous clusters, beside the paper's."""
+    usual = [pool for pool in pools if pool.cell.cluster in paper.HETEROGENEOUS]
     rows: list[Row] = []
-    for world in dict.fromkeys(pool.cell.world for pool in usual):
-        here = [pool for pool in usual if pool.cell.world == world]
+    for world, profile in dict.fromkeys((pool.cell.world, pool.cell.engine_profile) for pool in usual):
+        here = [pool for pool in usual if (pool.cell.world, pool.cell.engine_profile) == (world, profile)]
         for policy, which in product(_ours(here), BASELINES):
             if reductions := [found for pool in here if (found := _reductions(pool, policy, which))]:
-                head: Row = {"world": world, "policy": policy, "baselines": which, "cells": len(reductions)}
-                rows.append({**head, **_mean_and_largest(reductions)})
+                head: Row = {"world": world, "engine": profile, "policy": policy, "baselines": which}
+                rows.append({**head, "cells": len(reductions), **_mean_and_largest(reductions)})
     if rows:
+        head = {"world": "", "engine": "", "policy": "the paper's hexagent", "baselines": "its own", "cells": None}
         figures = {f"mean{percent}": _change(paper.MEAN[percent]) for percent in JUDGED}
-        figures |= {f"largest{percent}": _change(paper.LARGEST[percent]) for percent in JUDGED}
-        rows.append({"world": "paper", "policy": "hexagent", "baselines": "its own", "cells": None, **figures})
+        rows.append({**head, **figures, **{f"largest{percent}": _change(paper.LARGEST[percent]) for percent in JUDGED}})
     return rows
 
 
@@ -136,8 +155,7 @@ def _markdown_table(rows: Sequence[Row]) -> str:
 
 
 def _ours(pools: Sequence[Pooled]) -> list[str]:
-    """Policies that are nobody's baseline."""
-    return [name for name in dict.fromkeys(n for pool in pools for n in pool.policies) if not every([name])]
+    return ours(tuple(dict.fromkeys(name for pool in pools for name in pool.policies)))
 
 
 def _reductions(pool: Pooled, policy: str, which: str) -> Mapping[int, Reduction]:
@@ -167,15 +185,18 @@ def _change(share: float) -> str:
     return f"{round(-share, 3) + 0.0:+.1%}"
 
 
-def _group(cell: Cell) -> str:
-    return ", ".join([cell.model, cell.cluster, *_unusual(cell)])
-
-
-def _unusual(cell: Cell) -> list[str]:
+def _words(cell: Cell) -> list[str]:
+    """The cell in words; what is as in the paper's burst is left out."""
     usual = Cell._field_defaults
-    named = [cell.world] if cell.world != usual["world"] else []
-    named += [cell.engine_profile] if cell.engine_profile != usual["engine_profile"] else []
-    return named + [f"{key} {getattr(cell, key)}" for key in ("load", *VARIANTS) if getattr(cell, key) != usual[key]]
+    named = [getattr(cell, name) for name in ("world", "engine_profile") if getattr(cell, name) != usual[name]]
+    values = {name: getattr(cell, name) for name in _varied(cell)}
+    varied = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()]
+    return [cell.model, cell.cluster, cell.workload, *named, *varied]
+
+
+def _varied(cell: Cell) -> list[str]:
+    """Axes on which the cell is not as in the paper's burst."""
+    return [name for name in ("load", *VARIANTS) if getattr(cell, name) != Cell._field_defaults[name]]
 
 
 def _ranges(seeds: Sequence[int]) -> str:

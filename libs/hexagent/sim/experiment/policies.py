@@ -6,19 +6,21 @@ from typing import Final
 from hexagent.core.policy.registry import RECIPES
 
 _PAPER: Final = ("fcfs", "workflow-fcfs", "workflow-llf", "atlas")  # the paper's baselines
-_OTHERS: Final = ("aggregated",)  # strong practice that the paper does not compare with
 CLAIRVOYANT: Final = "clairvoyant"
 
 
-def _policies(dispatch: str, *ours: str) -> tuple[str, ...]:
+def _paper(dispatch: str) -> tuple[str, ...]:
     """Each baseline of the paper with placement by count, which the paper seems to use, and with `dispatch`."""
-    dispatches = ("least-loaded", dispatch)
-    return (*(f"{name}:{each}" for each in dispatches for name in _PAPER), *_OTHERS, *ours, CLAIRVOYANT)
+    return tuple(f"{name}:{each}" for each in ("least-loaded", dispatch) for name in _PAPER)
 
 
 POLICIES: Final = {  # compared by default, by world
-    "policy-only": _policies("predicted-finish", "hexagent"),
-    "full": _policies("cache-aware", "hexagent", "hexagent:cache-aware"),
+    "policy-only": (*_paper("predicted-finish"), "aggregated", "hexagent", CLAIRVOYANT),
+    "full": (
+        *_paper("cache-aware"),
+        *("prefix-affinity", "conversation-sticky", "aggregated"),
+        *("hexagent", "hexagent:cache-aware", CLAIRVOYANT),
+    ),
 }
 
 
@@ -44,5 +46,11 @@ def strong(policies: Sequence[str]) -> list[str]:
 
 
 def every(policies: Sequence[str]) -> list[str]:
-    """All that is neither ours nor told the future."""
-    return [name for name in policies if name.partition(":")[0] in (*_PAPER, *_OTHERS)]
+    """All that is not of this project or told the future."""
+    return [name for name in policies if not name.startswith("hexagent") and name != CLAIRVOYANT]
+
+
+def ours(policies: Sequence[str]) -> list[str]:
+    """The others, whose reductions are stated."""
+    baselines = every(policies)
+    return [name for name in policies if name not in baselines]

@@ -26,7 +26,9 @@ class Run(NamedTuple):
 
     @property
     def dispatch(self) -> str:
-        return dispatch_of(self.policy)
+        """Where nothing is cached, `cache-aware` is `predicted-finish`."""
+        dispatch = dispatch_of(self.policy)
+        return "predicted-finish" if dispatch == "cache-aware" and not WORLDS[self.cell.world] else dispatch
 
 
 class Bound(NamedTuple):
