@@ -46,6 +46,11 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "doctor")
         (["explain", "a b/c"], "CALL", "letters, digits"),
         (["explain", "a/b", "--address", "nowhere"], "--address", "host:port"),
         (["run", "bfcl", "--nosuch"], "--nosuch", "No such option"),
+        (["bench", "fidelity", "--workloads", "bfcl,nosuch"], "--workloads", "known: bfcl, lats"),
+        (["bench", "fidelity", "--policies", "nosuch"], "--policies", "known: fcfs"),
+        (["bench", "fidelity", "--policies", ","], "--policies", "names none"),
+        (["bench", "fidelity", "--time-scale", "5"], "--time-scale", "at most 2"),
+        (["bench", "fidelity", "--picture", "/nonexistent/x.png"], "--picture", "cannot write"),
         (["nosuch"], "nosuch", "No such command"),
     ],
 )

@@ -52,6 +52,7 @@ _OPTIONS: Final = {
     "trace_file": "--trace-file",
     "trace_format": "--trace-format",
     "workflows": "--workflows",
+    "workloads": "--workloads",
     "workload": "WORKLOAD",
     "world": "--world",
 }

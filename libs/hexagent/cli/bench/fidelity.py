@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Final, NamedTuple
@@ -87,6 +88,9 @@ async def run_fidelity(options: FidelityOptions) -> list[Pair]:
     """Every workload under every policy, live and then simulated."""
     if not 0 < options.time_scale <= TIME_SCALE_MAX:
         raise usage("time_scale", f"must be above 0 and at most {TIME_SCALE_MAX:g}; got {options.time_scale:g}")
+    for name in ("workloads", "policies"):
+        if not getattr(options, name):
+            raise usage(name, "names none")
     workloads = [_workload(name, options) for name in options.workloads]
     stacks = {policy: _stack(options, policy) for policy in options.policies}
     pairs: list[Pair] = []
@@ -127,8 +131,8 @@ async def _pair(workload: Workload, policy: str, stack: StackOptions) -> Pair:
     progress = RunProgress(f"{workload.name}, {policy}, live", error_console())
     with tempfile.TemporaryDirectory(prefix="hexagent-") as folder:
         run = await on_own_stack(RunOptions(stack._replace(data_dir=Path(folder))), workload, progress)
-        (journal,) = (Path(folder) / SCHEDULER / "journal").iterdir()
-        latency = measured_latency(read_journal(journal), run.trips)
+        journals = sorted((Path(folder) / SCHEDULER / "journal").iterdir())  # more than one after a restart
+        latency = measured_latency(chain.from_iterable(map(read_journal, journals)), run.trips)
     for error in run.errors:
         say(error)
     config = LocalStack(stack, say).config
@@ -142,16 +146,8 @@ def simulated(cluster: ClusterSpec, workload: Workload, policy: str, latency: La
         cluster, workload, policy, cluster.seed, latency, snapshot_period_us=round(SNAPSHOT_PERIOD_US * time_scale)
     )
     rows = world.run().rows
-    conversations = {script.workflow_id for script in workload.workflows if script.conversation}
-    spent = {
-        row.workflow: spent_on(
-            timelines_of(world.tracker.history.record(row.workflow).graph),
-            row.jct_us,
-            with_tools=row.workflow not in conversations,
-        )
-        for row in rows
-    }
-    return Driven(rows, spent)
+    graphs = {row.workflow: world.tracker.history.record(row.workflow).graph for row in rows}
+    return Driven(rows, {row.workflow: spent_on(timelines_of(graphs[row.workflow]), row.jct_us) for row in rows})
 
 
 def completed(pairs: Sequence[Pair]) -> bool:

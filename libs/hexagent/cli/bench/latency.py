@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from statistics import mean
 
 from hexagent.cli.program import Trip
@@ -17,7 +16,7 @@ from hexagent.wire.journal import JournalEntry
 def measured_latency(journal: Iterable[JournalEntry], trips: Sequence[Trip]) -> Latency:
     """Mean model time of each way; a way that nothing went has the simulator's own."""
     ways: dict[str, list[int]] = defaultdict(list)
-    outcomes: list[CallOutcome] = []
+    moved: list[CallOutcome] = []  # with a hand-off
     by_call = {trip.call: trip for trip in trips}
     for _, now_us, event in journal:
         if isinstance(event, CallProgress) and event.phase is Phase.PREFILLED:
@@ -29,31 +28,25 @@ def measured_latency(journal: Iterable[JournalEntry], trips: Sequence[Trip]) -> 
             revealed = [by_call.get(CallId(event.workflow_id, node.node_id)) for node in event.nodes]
             ways["request_us"] += [event.at_us - trip.issued_us for trip in revealed if trip is not None]
         elif isinstance(event, CallFinished) and (ended := by_call.get(event.outcome.call)) is not None:
-            outcomes.append(event.outcome)
             ways["outcome_us"].append(event.at_us - ended.ended_us)
             ways["update_us"].append(ended.received_us - event.at_us)
-    # Schedulers dispatch to idle engines alone, so a prompt waits for nothing but its way there.
-    ways["dispatch_us"] = [o.times.prefill_start_us - o.times.dispatched_us for o in outcomes]
-    ways["agent_us"] = [us // 2 for us in undisturbed_hand_offs_us(outcomes)]
+            if event.outcome.times.transfer_start_us:
+                moved.append(event.outcome)
+    # Prefill instances are dispatched to when idle, so that a prompt waits for nothing but its way there.
+    ways["dispatch_us"] = [o.times.prefill_start_us - o.times.dispatched_us for o in moved]
+    ways["agent_us"] = _agent_ways_us(moved)
     return Latency()._replace(**{name: max(round(mean(values)), 0) for name, values in ways.items() if values})
 
 
-def undisturbed_hand_offs_us(outcomes: Sequence[CallOutcome]) -> list[int]:
-    """From prefill end to the transfer's start, of calls whose two instances had no other KV to hand over meanwhile:
-    the offer to the decode side and its request for the KV."""
-    moved = sorted((o for o in outcomes if o.times.transfer_start_us), key=lambda o: (o.times.prefill_end_us, o.call))
-    at: dict[str, list[CallOutcome]] = defaultdict(list)
-    for outcome in moved:
-        for instance_id in (outcome.prefill_instance, outcome.decode_instance):
-            at[instance_id].append(outcome)
-    disturbed: set[CallId] = set()
-    for here in at.values():
-        latest_us = 0  # until when those before had to do with the instance's links
-        for outcome, following in zip_longest(here, here[1:]):
-            times = outcome.times
-            if latest_us > times.prefill_end_us or (
-                following is not None and following.times.prefill_end_us < times.transfer_start_us
-            ):
-                disturbed.add(outcome.call)
-            latest_us = max(latest_us, times.decode_start_us)
-    return [o.times.transfer_start_us - o.times.prefill_end_us for o in moved if o.call not in disturbed]
+def _agent_ways_us(moved: Sequence[CallOutcome]) -> list[int]:
+    """KV begins to move two ways after prefill ends or, if that is later, the last transfer into the decode instance
+    does. Calls that then waited for the prefill instance's link tell nothing."""
+    into_us: dict[str, int] = defaultdict(int)  # end of the last transfer, by instance
+    out_of_us: dict[str, int] = defaultdict(int)
+    ways: list[int] = []
+    for outcome in sorted(moved, key=lambda o: (o.times.transfer_start_us, o.call)):
+        times, source, target = outcome.times, outcome.prefill_instance, outcome.decode_instance
+        if out_of_us[source] < times.transfer_start_us:
+            ways.append((times.transfer_start_us - max(times.prefill_end_us, into_us[target])) // 2)
+        into_us[target] = out_of_us[source] = times.transfer_end_us
+    return ways
