@@ -85,7 +85,7 @@ def request_of(
 async def decoded(source: Engine, target: Engine, request: EngineRequest) -> tuple[Prefilled, list[DecodeEvent]]:
     """Prefill on one engine, decode on the other, KV pulled in between."""
     prefilled = await source.prefill(request)
-    target.reserve(request, source.spec.instance_id)
+    target.reserve(request, source.spec.instance_id, True)
 
     async def fetch() -> KvPiece:
         pieces = [p async for p in source.send_kv(request.ticket, target.spec.instance_id, target.spec.link)]
@@ -121,6 +121,36 @@ async def test_prefill_hand_off_decode(make: Callable[[InstanceSpec], Engine]) -
     assert samples.generated_tokens == 11
     assert [t.kv_bytes for t in samples.transfers] == [prefilled.kv_bytes]
     assert source.take_samples().prefilled_tokens == 200
+    await assert_empty(source, target)
+
+
+async def test_under_push_blocks_are_reserved_while_prefill_runs(make: Callable[[InstanceSpec], Engine]) -> None:
+    source, target = (
+        make(spec(name, role)._replace(profile="push")) for name, role in (("p", Role.PREFILL), ("d", Role.DECODE))
+    )
+    request = request_of("a", prompt_tokens=20_000)
+    began, asked = asyncio.Event(), asyncio.Event()
+    prefill = asyncio.create_task(source.prefill(request, began.set))
+    await began.wait()
+    assert not prefill.done()
+    target.reserve(request, "p", False)
+    prefilled = await prefill
+    assert target.load().kv_used_blocks > 0
+
+    async def fetch() -> KvPiece:
+        asked.set()
+        return [piece async for piece in source.send_kv(request.ticket, "d", LINK)][-1]
+
+    async def decode() -> list[DecodeEvent]:
+        return [event async for event in target.decode(request, HandedOver("p", prefilled, False), fetch)]
+
+    decoding = asyncio.create_task(decode())
+    await asyncio.sleep(0.02)
+    assert not asked.is_set()
+    target.kv_ready(request.ticket)
+    finished = (await decoding)[-1]
+    assert isinstance(finished, Finished)
+    assert finished.output_tokens == 12
     await assert_empty(source, target)
 
 
@@ -201,7 +231,7 @@ async def test_what_can_never_fit_is_refused(make: Callable[[InstanceSpec], Engi
     with pytest.raises(EngineRefused, match="KV_TOO_SMALL"):
         await source.prefill(request_of("a"))
     with pytest.raises(EngineRefused, match="KV_TOO_SMALL"):
-        target.reserve(request_of("a"), "p")
+        target.reserve(request_of("a"), "p", True)
     with pytest.raises(EngineRefused, match="UNKNOWN_TICKET"):
         await anext(aiter(source.send_kv(request_of("b").ticket, "d", LINK)))
     await assert_empty(source, target)
@@ -231,7 +261,7 @@ async def _drive(source: Engine, target: Engine, request: EngineRequest, phase: 
         source.abort(request.ticket)
         await asyncio.sleep(0)
         raise EngineAborted(0)
-    target.reserve(request, "p")
+    target.reserve(request, "p", True)
 
     async def fetch() -> KvPiece:
         if phase == "reserved":

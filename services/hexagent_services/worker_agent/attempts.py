@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from typing import Final
 
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
@@ -29,6 +30,7 @@ from hexagent_services.worker_agent.engine.port import (
 )
 from hexagent_services.worker_agent.live import LiveAttempt, hand_off_request, handed_prefill
 from hexagent_services.worker_agent.peers import Peers
+from hexagent_services.worker_agent.push import Reservations
 from hexagent_services.worker_agent.reports import Reports
 from hexagent_services.worker_agent.requests import BodyCache, engine_request
 from hexagent_services.worker_agent.results import Results
@@ -59,6 +61,7 @@ class Attempts:
         self._clock = clock
         self._address = address
         self._live: dict[tuple[Ticket, str], LiveAttempt] = {}
+        self._reservations = Reservations(peers, address)
 
     # --- orders -----------------------------------------------------------------------------------------------
     async def dispatch(self, orders: list[DispatchCommand]) -> None:
@@ -117,6 +120,8 @@ class Attempts:
     async def hand_off(self, request: pb.HandOffRequest) -> str:
         """Take over a prefilled call for decoding: "" or the reason for a no. Idempotent by ticket.
 
+        Under push it comes twice: when prefill begins, and `kv_ready` when it has ended.
+
         `InvalidArgument` for a payload that is no request.
         """
         engine = self._engines.get(request.target_instance)
@@ -124,16 +129,21 @@ class Attempts:
         ticket = spec.ticket
         if engine is None:
             return "UNKNOWN_INSTANCE"
-        if (ticket, request.target_instance) in self._live:
+        held = self._live.get((ticket, request.target_instance))
+        if held is not None:
+            if request.kv_ready and held.kv_ready is not None and not held.kv_ready.done():
+                held.kv_ready.set_result(request)
             return ""
-        attempt = LiveAttempt(spec, engine, Phase.PREFILLED)
+        attempt = LiveAttempt(spec, engine, Phase.PREFILLED if request.kv_ready else Phase.ACCEPTED)
+        if not request.kv_ready:
+            attempt.kv_ready = asyncio.get_running_loop().create_future()
         attempt.decode_instance = request.target_instance
         self._live[ticket, request.target_instance] = attempt
         try:
             attempt.request = (await engine_request(spec, None))._replace(
                 delivered_tokens=request.first_tokens - 1, delivered_text=request.first_text
             )
-            engine.reserve(attempt.request, request.source_instance)
+            engine.reserve(attempt.request, request.source_instance, request.kv_ready)
         except (EngineRefused, HexagentError) as error:
             self._live.pop((ticket, request.target_instance), None)
             if isinstance(error, InvalidArgument):
@@ -161,6 +171,10 @@ class Attempts:
         for attempt in self._live.values():
             if attempt.unbound:
                 self._report_unbound(attempt)
+
+    def _unbound(self, attempt: LiveAttempt, reason: str) -> None:
+        attempt.unbound = reason
+        self._report_unbound(attempt)
 
     def _report_unbound(self, attempt: LiveAttempt) -> None:
         now_us = self._clock.now_us()
@@ -256,16 +270,23 @@ class Attempts:
         if order.decode_instance == order.prefill_instance:
             await self._local(attempt, request)
             return
-        prefilled = await attempt.engine.prefill(request)
+        reservation = self._reservations.of(attempt, request, order, partial(self._unbound, attempt))
+        try:
+            prefilled = await attempt.engine.prefill(request, reservation.begin if reservation is not None else None)
+        except BaseException:
+            self._reservations.give_up(reservation)
+            raise
         self._report_prefilled(attempt, prefilled)
         self._publish_first(attempt, request, prefilled)
         if prefilled.finish is not FinishReason.NONE:
+            self._reservations.give_up(reservation)
             text = request.delivered_text + prefilled.first_text
             tokens = request.delivered_tokens + bool(prefilled.first_text)
             finished = Finished(prefilled.ended_us, tokens, prefilled.finish, text)
             await self._succeed(attempt, prefilled, attempt.instance_id, finished, CallTimes())
             return
-        await self._offer(attempt, request, prefilled, order)
+        if reservation is None or await reservation.made():
+            await self._offer(attempt, request, prefilled, order)
 
     async def _offer(
         self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled, order: DispatchCommand
@@ -278,13 +299,16 @@ class Attempts:
                 reason = await self._peers.hand_off(address, offer)
                 if not reason:
                     return
-                attempt.unbound = reason
-                self._report_unbound(attempt)
+                self._unbound(attempt, reason)
             decode_instance, address = await attempt.bound.get()
             attempt.unbound = ""
 
     # --- decode side ------------------------------------------------------------------------------------------
     async def _decode(self, attempt: LiveAttempt, request: EngineRequest, handed: pb.HandOffRequest) -> None:
+        if attempt.kv_ready is not None:
+            handed = await attempt.kv_ready
+            attempt.phase = Phase.PREFILLED
+            attempt.engine.kv_ready(attempt.ticket)
         prefilled = handed_prefill(handed)
 
         async def fetch_kv() -> KvPiece:

@@ -14,7 +14,18 @@ from hexagent_services.worker_agent.engine.port import Engine, EngineRequest, Pr
 class LiveAttempt:
     """One ticket on this agent."""
 
-    __slots__ = ("bound", "decode_instance", "engine", "phase", "request", "spec", "task", "ticket", "unbound")
+    __slots__ = (
+        "bound",
+        "decode_instance",
+        "engine",
+        "kv_ready",
+        "phase",
+        "request",
+        "spec",
+        "task",
+        "ticket",
+        "unbound",
+    )
 
     def __init__(self, spec: Attempt, engine: Engine, phase: Phase) -> None:
         self.ticket = spec.ticket
@@ -25,6 +36,7 @@ class LiveAttempt:
         self.request: EngineRequest | None = None
         self.unbound = ""  # why nobody decodes it yet, while it waits to be bound
         self.bound: asyncio.Queue[tuple[str, str]] = asyncio.Queue()  # (decode instance, its agent's address)
+        self.kv_ready: asyncio.Future[pb.HandOffRequest] | None = None  # under push: the end of prefill is told
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -33,30 +45,33 @@ class LiveAttempt:
 
 
 def hand_off_request(
-    attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled, decode_instance: str, address: str
+    attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled | None, decode_instance: str, address: str
 ) -> pb.HandOffRequest:
-    """What the decode side is told; `address` is where it pulls the KV from."""
-    times = CallTimes(
-        dispatched_us=attempt.spec.dispatched_us,
-        prefill_start_us=prefilled.started_us,
-        prefill_end_us=prefilled.ended_us,
-        first_token_us=prefilled.ended_us,
-    )
-    return pb.HandOffRequest(
+    """What the decode side is told; `address` is where it pulls the KV from. `prefilled` is None before its end."""
+    offer = pb.HandOffRequest(
         attempt=attempt_to_proto(attempt.spec),
         source_instance=attempt.instance_id,
         source_address=address,
         target_instance=decode_instance,
-        opaque_state=prefilled.opaque_state,
-        first_text=request.delivered_text + prefilled.first_text,
+        first_text=request.delivered_text,
         first_tokens=request.delivered_tokens + 1,
         prompt_tokens=attempt.spec.prompt_tokens,
-        cached_tokens=prefilled.cached_tokens,
-        kv_bytes=prefilled.kv_bytes,
-        kv_ready=True,
-        times=times_to_proto(times),
         source_link=link_to_proto(attempt.engine.spec.link),
     )
+    if prefilled is not None:
+        times = CallTimes(
+            dispatched_us=attempt.spec.dispatched_us,
+            prefill_start_us=prefilled.started_us,
+            prefill_end_us=prefilled.ended_us,
+            first_token_us=prefilled.ended_us,
+        )
+        offer.times.CopyFrom(times_to_proto(times))
+        offer.first_text += prefilled.first_text
+        offer.opaque_state = prefilled.opaque_state
+        offer.cached_tokens = prefilled.cached_tokens
+        offer.kv_bytes = prefilled.kv_bytes
+        offer.kv_ready = True
+    return offer
 
 
 def handed_prefill(handed: pb.HandOffRequest) -> Prefilled:

@@ -1,7 +1,7 @@
 """The emulated engine: the pure instance model with real timers and real bytes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from hexagent.core.ids import Ticket
@@ -13,6 +13,7 @@ from hexagent.core.instance.io import (
     InstanceLoad,
     KvArrived,
     KvLost,
+    KvReady,
     KvSent,
     Prefill,
     PrefillDone,
@@ -60,6 +61,7 @@ class _Run:
         "_changed",
         "decode_started_us",
         "ended",
+        "on_started",
         "output",
         "prefill_done",
         "prefill_started_us",
@@ -72,6 +74,7 @@ class _Run:
     def __init__(self, request: EngineRequest) -> None:
         self.request = request
         self.output = EmulatedOutput(request.ticket.call, request.call, request.max_tokens)
+        self.on_started: Callable[[], None] | None = None
         self.prefill_started_us = 0
         self.prefill_done: PrefillDone | None = None
         self.pull_granted = False
@@ -85,6 +88,8 @@ class _Run:
         match effect:
             case PrefillStarted():
                 self.prefill_started_us = effect.at_us
+                if self.on_started is not None:
+                    self.on_started()
             case PrefillDone():
                 self.prefill_done = effect
             case PullKv():
@@ -170,8 +175,9 @@ class EmulatedEngine:
         """Another true speed from the next step on."""
         self._model.retune(truth)
 
-    async def prefill(self, request: EngineRequest) -> Prefilled:
+    async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
         run = self._open(request)
+        run.on_started = started
         self._send(Prefill(run.work(), request.rank))
         return await self._prefilled(run)
 
@@ -188,11 +194,14 @@ class EmulatedEngine:
             await run.change()
         yield KvPiece(bytes(left), True, run.sent.kv_bytes, run.sent.start_us, run.sent.end_us)
 
-    def reserve(self, request: EngineRequest, source_instance: str) -> None:
+    def reserve(self, request: EngineRequest, source_instance: str, kv_ready: bool) -> None:
         run = self._open(request)
-        self._inbox.append(Reserve(run.work(self.spec.prefix_cache), source_instance, True, request.rank))
+        self._inbox.append(Reserve(run.work(self.spec.prefix_cache), source_instance, kv_ready, request.rank))
         self._flush()
         run.check()
+
+    def kv_ready(self, ticket: Ticket) -> None:
+        self._send(KvReady(ticket))
 
     async def decode(self, request: EngineRequest, handed: HandedOver, fetch_kv: FetchKv) -> AsyncIterator[DecodeEvent]:
         run = self._runs.get(request.ticket)

@@ -17,7 +17,7 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple
 
 from hexagent.core.errors import InvalidArgument
@@ -117,8 +117,8 @@ class FaultyEngine:
         now_us = self._clock.now_us()
         return next((f.value for f in self._faults if f.kind == kind and f.holds(now_us)), None)
 
-    async def prefill(self, request: EngineRequest) -> Prefilled:
-        return await self._inner.prefill(request)
+    async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
+        return await self._inner.prefill(request, started)
 
     async def send_kv(self, ticket: Ticket, to_instance: str, to_link: LinkSpec) -> AsyncIterator[KvPiece]:
         async for piece in self._inner.send_kv(ticket, to_instance, to_link):
@@ -127,12 +127,15 @@ class FaultyEngine:
                 await self._clock.sleep_until(self._clock.now_us() + round(stall_s * US_PER_S))
             yield piece
 
-    def reserve(self, request: EngineRequest, source_instance: str) -> None:
+    def reserve(self, request: EngineRequest, source_instance: str, kv_ready: bool) -> None:
         share = self._value("drop-hand-off")
         if share is not None and hash64("drop", request.ticket) % PPM < share * PPM:
             self._dropped[request.ticket] = asyncio.Event()
         else:
-            self._inner.reserve(request, source_instance)
+            self._inner.reserve(request, source_instance, kv_ready)
+
+    def kv_ready(self, ticket: Ticket) -> None:
+        self._inner.kv_ready(ticket)
 
     async def decode(self, request: EngineRequest, handed: HandedOver, fetch_kv: FetchKv) -> AsyncIterator[DecodeEvent]:
         dropped = self._dropped.get(request.ticket)

@@ -106,16 +106,23 @@ class Engine(Protocol):
 
     spec: InstanceSpec
 
-    async def prefill(self, request: EngineRequest) -> Prefilled:
-        """Run the prompt. `EngineRefused`, `EngineAborted`."""
+    async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
+        """Run the prompt; `started` is called when its first step begins. `EngineRefused`, `EngineAborted`."""
         ...
 
     def send_kv(self, ticket: Ticket, to_instance: str, to_link: LinkSpec) -> AsyncIterator[KvPiece]:
         """Hand the pinned KV over; blocks are released with the last piece. `EngineRefused`."""
         ...
 
-    def reserve(self, request: EngineRequest, source_instance: str) -> None:
-        """Queue for decode blocks. `EngineRefused` at once when the call can never fit."""
+    def reserve(self, request: EngineRequest, source_instance: str, kv_ready: bool) -> None:
+        """Queue for decode blocks. `EngineRefused` at once when the call can never fit.
+
+        Not `kv_ready`, under push: the call's prefill has only begun; a later `kv_ready` says that it has ended.
+        """
+        ...
+
+    def kv_ready(self, ticket: Ticket) -> None:
+        """The KV of a call that was reserved for ahead may be pulled."""
         ...
 
     def decode(self, request: EngineRequest, handed: HandedOver, fetch_kv: FetchKv) -> AsyncIterator[DecodeEvent]:
