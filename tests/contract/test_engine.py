@@ -33,6 +33,7 @@ from hexagent_services.worker_agent.engine.port import (
 
 MODEL = "llama-3.1-8b"
 LINK = LinkSpec(25_000_000_000, 5_000)
+CLOCK = ModelClock(time.time_ns(), time_scale=20.0)  # of all engines, so that their times can be compared
 
 
 def spec(instance_id: str, role: Role, kv_blocks: int = 4_000) -> InstanceSpec:
@@ -46,8 +47,7 @@ def emulated(instance: InstanceSpec) -> EmulatedEngine:
     model = InstanceModel(
         instance, PROFILES[instance.profile], table, table.kv_bytes_per_token, Truth(seed=7, noise_ppm=50_000)
     )
-    clock = ModelClock(time.time_ns(), time_scale=20.0)
-    return EmulatedEngine(instance, model, clock, table.kv_bytes_per_token, byte_divisor=4096)
+    return EmulatedEngine(instance, model, CLOCK, table.kv_bytes_per_token, byte_divisor=4096)
 
 
 def faulty(instance: InstanceSpec) -> Engine:
