@@ -43,8 +43,8 @@ STEPS = st.builds(
 class Play:
     """Feeds steps and keeps its own account of what the scheduler may do."""
 
-    def __init__(self, policy: str, kind: str) -> None:
-        specs = prefills("a100", "h100", "h200") + decodes("h100", "h200", kv_blocks=200)
+    def __init__(self, policy: str, kind: str, gpus: tuple[str, ...] = ("a100", "h100", "h200")) -> None:
+        specs = prefills(*gpus) + decodes("h100", "h200", kv_blocks=200)
         if kind == "push":
             specs = tuple(s._replace(profile="push") for s in specs)
         elif kind == "both":
@@ -187,7 +187,8 @@ def played(policy: str, kind: str, steps: list[Step]) -> Play:
 def left_over(desk: Desk) -> Plan:
     """What the policy would start besides if it planned once more in the same state."""
     core = desk.core
-    topology = Topology(*core.ledger.pool(MODEL), core.estimator)
+    topology = Topology(*core.ledger.pool(MODEL, core.policy.dispatcher.local_prefill), core.estimator)
+    topology.books.update(())
     if not core.waiting.get(MODEL) or not topology.prefill or not topology.decode:
         return Plan()
     return core.policy.dispatcher.plan(core.policy.order, topology, core.waiting[MODEL], desk.now_us)
@@ -197,7 +198,7 @@ def left_over(desk: Desk) -> Plan:
 @given(policy=st.sampled_from(POLICIES), kind=st.sampled_from(KINDS), steps=st.lists(STEPS, max_size=30))
 def test_a_plan_conserves_work(policy: str, kind: str, steps: list[Step]) -> None:
     """It leaves nothing that it would start, and no cluster idle on which a waiting call fits."""
-    play = Play(policy, kind)
+    play = Play(policy, kind, ("a100", "h200", "h200", "h200", "h200"))
     for step in steps:
         play.step(step)
     play.tell(play.desk.tell(Tick(play.desk.now_us)))

@@ -80,7 +80,7 @@ class World:
         self._nominal = Estimator(cluster)
         clairvoyant = is_clairvoyant(policy)
         oracle = ScriptOracle(workload, self._nominal, self._model) if conditions.true_lengths or clairvoyant else None
-        if policy == "aggregated":
+        if policy.partition(":")[0] == "aggregated":
             cluster = aggregated(cluster)
         self.tracker = Tracker(Limits(), _catalog(cluster, workload))
         self.scheduler = SchedulerCore(cluster, policy, profile, oracle=oracle)
