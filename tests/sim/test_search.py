@@ -14,11 +14,11 @@ from hexagent.sim.workloads.options import Options
 
 
 def test_a_search_finds_the_same_again_and_tells_of_each_try() -> None:
-    workload = generate("bfcl", Options(workflows=4, rate_per_s=40, seed=3))
+    workload = generate("bfcl", Options(workflows=3, rate_per_s=40, seed=3))
     told: list[int] = []
-    found = [Search(named_cluster("mini"), workload, 1).best(24, lambda: told.append(1)) for _ in range(2)]
+    found = [Search(named_cluster("mini"), workload, 1).best(14, lambda: told.append(1)) for _ in range(2)]
     assert found[0] == found[1]
-    assert len(told) == 48
+    assert len(told) == 28
 
 
 def test_a_search_of_a_large_cell_is_refused() -> None:
@@ -28,7 +28,7 @@ def test_a_search_of_a_large_cell_is_refused() -> None:
 
 def test_what_is_found_lies_between_the_bound_and_the_policies(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "rows.json"
-    arguments = ["bench", "bounds", "--cells", "mixed:4", "--seeds", "2", "--noise", "0", "--tries", "30"]
+    arguments = ["bench", "bounds", "--cells", "bfcl:6", "--seeds", "2", "--noise", "0", "--tries", "20"]
     assert run_command([*arguments, "--json", str(out)]) == 0
     (row,) = json.loads(out.read_text())["rows"]
     assert row["lower_bound"] <= row["offline_best"] < min(row["clairvoyant"], row["hexagent"])

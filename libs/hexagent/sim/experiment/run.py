@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from hexagent.sim.bounds.lower import lower_bound
+from hexagent.sim.bounds.lower import keeps_roles, lower_bound
 from hexagent.sim.experiment.cell import WORLDS, Cell, cluster_of, conditions_of, workload_of
 from hexagent.sim.experiment.policies import dispatch_of
 from hexagent.sim.metrics import WorkflowRow, summary
@@ -71,7 +71,8 @@ def bound_req95(bound: Bound) -> float | None:
     """None where a warm-up is not judged: the bound is one for all workflows together."""
     if bound.cell.warm_up_us:
         return None
-    return lower_bound(cluster_of(bound.cell), workload_of(bound.cell, bound.seed), bound.seed).req95
+    cell = bound.cell
+    return lower_bound(cluster_of(cell), workload_of(cell, bound.seed), bound.seed, conditions_of(cell)).req95
 
 
 def row_of(outcome: Outcome, lower_bound_req95: float | None) -> dict[str, Value]:
@@ -83,7 +84,7 @@ def row_of(outcome: Outcome, lower_bound_req95: float | None) -> dict[str, Value
     run, cell = outcome.run, outcome.run.cell
     total = summary(outcome.rows)
     # Without prefix caches the bound is one for fixed roles.
-    pools_as_one = run.order == "aggregated" and not WORLDS[cell.world]
+    pools_as_one = not keeps_roles(run.policy) and not WORLDS[cell.world]
     timely = sum(row.stretch <= GOODPUT_SCALE for row in outcome.rows)
     row: dict[str, Value] = {
         "model": cell.model,
