@@ -1,6 +1,8 @@
 """The commands that simulate: what they write, what they do not run twice, what they refuse."""
 
 import json
+from collections.abc import Iterator
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,11 @@ import pytest
 
 from hexagent.cli.failures import EXIT_USAGE
 from hexagent.cli.main import run_command
+from hexagent.cli.simulate import store as store_module
 from hexagent.cli.simulate import sweep
 from hexagent.cli.simulate.axes import seeds
 from hexagent.cli.simulate.execute import execute
-from hexagent.cli.simulate.store import Store, determinants
+from hexagent.cli.simulate.store import Store, code_digest, determinants
 from hexagent.cli.simulate.tables import headline_rows, markdown, sections
 from hexagent.core.errors import InvalidArgument
 from hexagent.sim.experiment import paper
@@ -104,6 +107,23 @@ def test_what_determines_a_run_is_in_its_key(tmp_path: Path) -> None:
     (path,) = (tmp_path / "runs").iterdir()
     path.write_text("{broken")
     assert store.get(run) is None
+
+
+def test_code_that_only_judges_keeps_what_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    code_digest.cache_clear()
+    before, changed = code_digest(), ""
+    files = store_module._files
+
+    def with_a_change(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
+        return ((inner, content + b"#" * inner.endswith(changed)) for inner, content in files(folder, name))
+
+    monkeypatch.setattr(store_module, "_files", with_a_change)
+    found = {}
+    for changed in ("sim/experiment/pooling.py", "sim/experiment/load.py", "core/policy/default.toml"):
+        code_digest.cache_clear()
+        found[changed] = code_digest() == before
+    code_digest.cache_clear()
+    assert list(found.values()) == [True, False, False]
 
 
 def test_the_headline_stands_beside_the_paper_s() -> None:

@@ -32,7 +32,11 @@ class Plan(NamedTuple):
 def run_plans(plans: Sequence[Plan], out: Path, processes: int) -> list[Row]:
     """Rows of all runs; tables on stdout, with more of them in `out`/tables.md, and pictures beside it."""
     store = Store(out)
-    run_all([task for plan in plans for task in plan.tasks], store, processes, error_console())
+    try:
+        run_all([task for plan in plans for task in plan.tasks], store, processes, error_console())
+    except KeyboardInterrupt:
+        say(f"stopped; finished runs are in {out}, and the same command goes on from there")
+        raise
     rows: list[Row] = []
     pools: list[Pooled] = []
     for plan in plans:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -12,14 +13,17 @@ from hexagent import __version__
 from hexagent.core.errors import InvalidArgument
 from hexagent.sim.experiment.run import Run, Task
 
-_DECIDING: Final = ("hexagent.core", "hexagent.sim")  # packages whose code and data make the outcome
+_DECIDING: Final = ("hexagent.core", "hexagent.sim")  # packages whose code and data make outcomes
+_JUDGING: Final = tuple(
+    [f"hexagent.sim/experiment/{name}.py" for name in ("bootstrap", "paper", "policies", "pooling")]
+)  # of them what only reads outcomes
 
 
 class Store:
     """A folder with a file for each finished run, named by all that determines its outcome.
 
     That is the run itself, the content of its trace, the package's version and its code: after a change of the core
-    or the simulator nothing old is taken for a result.
+    or the simulator nothing old is taken for a result. Code that only judges outcomes may change.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,18 +67,19 @@ def determinants(task: Task) -> dict[str, Any]:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 over the files of the packages that make outcomes."""
+    """SHA-256 over the code and data that make outcomes."""
     state = hashlib.sha256()
     for package in _DECIDING:
-        _add(state, files(package), package)
+        for name, content in _files(files(package), package):
+            if name not in _JUDGING:
+                state.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
     return state.hexdigest()
 
 
-def _add(state: "hashlib._Hash", folder: Traversable, name: str) -> None:
+def _files(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         inner = f"{name}/{entry.name}"
-        if entry.is_dir():
-            if entry.name != "__pycache__":
-                _add(state, entry, inner)
-        else:
-            state.update(f"{inner}\0".encode() + hashlib.sha256(entry.read_bytes()).digest())
+        if not entry.is_dir():
+            yield inner, entry.read_bytes()
+        elif entry.name != "__pycache__":
+            yield from _files(entry, inner)

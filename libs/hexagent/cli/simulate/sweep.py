@@ -17,6 +17,7 @@ from hexagent.core.errors import Internal
 from hexagent.sim.experiment.cell import Cell, workload_of
 from hexagent.sim.experiment.run import Bound, Run, Task
 
+_LINES: Final = 20  # of progress, where there is no terminal
 # By a run with predicted finishes, about.
 _LEAST_LOADED_COST: Final = 0.6
 _BOUND_COST: Final = 0.3
@@ -32,8 +33,10 @@ def run_all(tasks: Sequence[Task], store: Store, processes: int, console: Consol
         console.print(f"{len(tasks) - len(missing)} of {len(tasks)} runs are there already", style="dim")
     with _progress(console) as progress:
         bar = progress.add_task("runs", total=len(missing))
-        for task in _ended(missing, store, processes):
+        for number, task in enumerate(_ended(missing, store, processes), 1):
             progress.update(bar, advance=1, description=_title(task))
+            if progress.disable and number * _LINES // len(missing) > (number - 1) * _LINES // len(missing):
+                console.print(f"{number} of {len(missing)} runs have ended")
 
 
 def _work(task: Task, store: Store) -> Task:

@@ -1,5 +1,6 @@
 """What an experiment says, as rows: for the terminal, and as Markdown for documents."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from statistics import mean
@@ -181,8 +182,8 @@ def _interval_text(share: Interval) -> str:
 
 
 def _change(share: float) -> str:
-    """A reduction of 0.2 as -20.0%."""
-    return f"{round(-share, 3) + 0.0:+.1%}"
+    """A reduction of 0.2 as -20.0%; none where workflows did not complete."""
+    return f"{round(-share, 3) + 0.0:+.1%}" if math.isfinite(share) else "-"
 
 
 def _words(cell: Cell) -> list[str]:
