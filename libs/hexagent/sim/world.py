@@ -4,10 +4,11 @@ Every core is the shipped one. Messages between parts take the control latencies
 (time, sequence, action, arguments), so that equal times keep the order in which they were scheduled.
 """
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from heapq import heappop, heappush
-from json import JSONEncoder
 from typing import Any, NamedTuple
 
 from hexagent.core.estimate.estimator import Estimator
@@ -27,7 +28,14 @@ from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.core.workflow import commands
 from hexagent.core.workflow.commands import Command, Publish
 from hexagent.core.workflow.description import horizon_of
-from hexagent.core.workflow.events import CallFinished, WorkflowEvent
+from hexagent.core.workflow.events import (
+    CallFinished,
+    NodesRevealed,
+    ToolFinished,
+    ToolStarted,
+    WorkflowEvent,
+    workflow_of,
+)
 from hexagent.core.workflow.limits import Catalog, Limits
 from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowStatus
 from hexagent.core.workflow.tracker import Tracker
@@ -42,7 +50,6 @@ from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
 SNAPSHOT_PERIOD_US = 500_000  # between two reports of an instance as well; what estimator and agents have by default
 
 Journal = Callable[[SchedulerEvent | DecisionRecord, int], None]
-_JSON = JSONEncoder(default=bytes.hex, separators=(",", ":"), check_circular=False)
 
 
 class RunResult(NamedTuple):
@@ -51,7 +58,7 @@ class RunResult(NamedTuple):
     decisions: int
     events: int  # heap entries worked off
     ended_us: int
-    digest: str  # SHA-256 over every tracker event and scheduler effect, in order
+    digest: str  # SHA-256 over what happened and what was decided, where and when, in order
     reuse: Reuse  # of prefixes, predicted and reported
 
 
@@ -122,10 +129,11 @@ class World:
         self.schedule(self._snapshot_period_us, self._snapshot)
         self.schedule(TICK_US, self._tick)
         heap = self._heap
-        while heap:
-            self.now_us, _, action, arguments = heappop(heap)
-            self.events += 1
-            action(*arguments, self.now_us)
+        with uncollected():
+            while heap:
+                self.now_us, _, action, arguments = heappop(heap)
+                self.events += 1
+                action(*arguments, self.now_us)
         rows = tuple(self._rows[script.workflow_id] for script in self._scripts)
         digest, reuse = self._digest.hexdigest(), self.scheduler.ledger.reuse
         return RunResult(rows, self._calls, self._decisions, self.events, self.now_us, digest, reuse)
@@ -218,7 +226,7 @@ class World:
         if not events:
             return
         for event in events:
-            self._digest.update(_encoded(event))
+            self._digest.update(_mark(event))
             self.learner.observe_event(event)
             if isinstance(event, CallFinished):
                 self._calls += 1
@@ -247,15 +255,16 @@ class World:
             self._act(effects)
 
     def _act(self, effects: tuple[Effect, ...]) -> None:
-        """Send what the scheduler decided; calls of one plan for one instance travel together."""
-        self._digest.update(_encoded(effects))
+        """Send what the scheduler decided; calls of one plan for one instance travel together.
+
+        The tracker, which is told of dispatches only to show them, is not told here.
+        """
         at_us = self.now_us + self._latency.dispatch_us
         dispatched: dict[str, list[Flight]] = {}
         for effect in effects:
             match effect:
                 case Dispatch():
                     dispatched.setdefault(effect.prefill_instance, []).append(self._flight(effect))
-                    self._record_dispatch(effect)
                 case Bind():
                     self.schedule(at_us, self.fleet.bind, effect.ticket, effect.decode_instance)
                 case CancelAttempt():
@@ -264,6 +273,7 @@ class World:
                     self.schedule(self.now_us + self._latency.outcome_us, self._outcome, effect.outcome)
                 case Record():
                     self._decisions += 1
+                    self._digest.update(_mark(effect.record))
         for instance_id, flights in dispatched.items():
             self.schedule(at_us, self.fleet.prefill, instance_id, tuple(flights))
 
@@ -285,12 +295,6 @@ class World:
             item.output_tokens,
             client.output_name(item),
         )
-
-    def _record_dispatch(self, dispatch: Dispatch) -> None:
-        command = commands.RecordDispatch(
-            dispatch.ticket.call, dispatch.ticket.attempt, dispatch.prefill_instance, dispatch.decode_instance
-        )
-        self.schedule(self.now_us + self._latency.event_us, self._track, (command,))
 
     # --- periods ----------------------------------------------------------------------------------------------
     def _telemetry(self, now_us: int) -> None:
@@ -324,9 +328,32 @@ class World:
         return len(self._rows) == len(self._scripts)
 
 
-def _encoded(value: tuple[Any, ...]) -> bytes:
-    """Bytes for the digest: JSON, several times cheaper than `repr`, with the type's name, which JSON leaves out."""
-    return f"{type(value).__name__}{_JSON.encode(value)}".encode()
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for unreachable cycles: a run makes millions of objects and next to no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _mark(value: WorkflowEvent | DecisionRecord) -> bytes:
+    """What the digest takes of an event or decision: the rest follows from the script and from earlier marks."""
+    match value:
+        case DecisionRecord():
+            said = (*value.ticket.call, value.ticket.attempt, value.at_us, *value.key, *value.chosen)
+        case CallFinished(outcome=outcome):
+            said = (*outcome.call, outcome.attempt, int(outcome.status), outcome.output_tokens, *outcome.times)
+        case NodesRevealed():
+            said = (value.workflow_id, *[node.node_id for node in value.nodes], value.at_us)
+        case ToolStarted() | ToolFinished():
+            said = (*value.node, value.at_us)
+        case _:
+            said = (workflow_of(value), value.at_us)
+    return f"{type(value).__name__}{said}".encode()
 
 
 def _catalog(cluster: ClusterSpec, workload: Workload) -> Catalog:

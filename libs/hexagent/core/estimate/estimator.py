@@ -5,16 +5,23 @@ from hexagent.core.estimate.lengths import LengthTable, PredictedLength
 from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import EMPTY, Snapshot
 from hexagent.core.estimate.tables import StepTable, load_table
-from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
+from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role
 from hexagent.core.units import PPM, US_PER_S, ceil_div
 
 SOLO_CACHE_MAX = 100_000
 
+Kinds = dict[LinkSpec | None, list[StepTable]]  # by link; None = not disaggregated, so that no KV moves
+
 
 def transfer_us(source: InstanceSpec, target: InstanceSpec, kv_bytes: int) -> int:
     """Time of one KV transfer between free ends: the slower end's set-up and bandwidth."""
-    rate = min(source.link.bytes_per_s, target.link.bytes_per_s)
-    return max(source.link.setup_us, target.link.setup_us) + ceil_div(kv_bytes * US_PER_S, rate)
+    return link_us(source.link, target.link, kv_bytes)
+
+
+def link_us(source: LinkSpec, target: LinkSpec, kv_bytes: int) -> int:
+    """The same between two links."""
+    rate = min(source.bytes_per_s, target.bytes_per_s)
+    return max(source.setup_us, target.setup_us) + ceil_div(kv_bytes * US_PER_S, rate)
 
 
 class Estimator:
@@ -29,13 +36,20 @@ class Estimator:
         self._lengths = LengthTable(EMPTY)
         self._speeds: dict[str, tuple[int, int]] = {}
         self._solo_cache: dict[tuple[str, int, int], int] = {}
-        self._prefill_kinds: dict[str, list[InstanceSpec]] = {}
-        self._decode_kinds: dict[str, list[InstanceSpec]] = {}
+        self._prefill_kinds: dict[str, Kinds] = {}
+        self._decode_kinds: dict[str, Kinds] = {}
         for spec in cluster.instances:
             if spec.role in (Role.PREFILL, Role.BOTH):
-                _add_kind(self._prefill_kinds.setdefault(spec.model, []), spec)
+                self._add_kind(self._prefill_kinds, spec)
             if spec.role in (Role.DECODE, Role.BOTH):
-                _add_kind(self._decode_kinds.setdefault(spec.model, []), spec)
+                self._add_kind(self._decode_kinds, spec)
+
+    def _add_kind(self, kinds: dict[str, Kinds], spec: InstanceSpec) -> None:
+        """Keep one table of each kind: instances that differ only in name have equal solo times."""
+        link = None if spec.role is Role.BOTH else spec.link
+        tables = kinds.setdefault(spec.model, {}).setdefault(link, [])
+        if self.table(spec) not in tables:
+            tables.append(self.table(spec))
 
     def update(self, snapshot: Snapshot) -> None:
         """Use newer parameters; an older revision is ignored."""
@@ -73,27 +87,19 @@ class Estimator:
         return known
 
     def _solo(self, model: str, prompt_tokens: int, output_tokens: int) -> int:
-        prefills = [(p, self.table(p).prefill_us(prompt_tokens)) for p in self._prefill_kinds.get(model, ())]
-        if not prefills:
+        prefill, decode = self._prefill_kinds.get(model, {}), self._decode_kinds.get(model, {})
+        if not prefill:
             return 0
+        prefill_us = [(link, min([t.prefill_us(prompt_tokens) for t in tables])) for link, tables in prefill.items()]
         if output_tokens == 1:
-            return min(t for _, t in prefills)
+            return min([us for _, us in prefill_us])
         context = prompt_tokens + output_tokens // 2
-        decodes = [
-            (d, (output_tokens - 1) * self.table(d).decode_us(1, context)) for d in self._decode_kinds.get(model, ())
-        ]
-        kv_bytes = prompt_tokens * self.table(prefills[0][0]).kv_bytes_per_token
+        step_us = [(link, min([t.decode_us(1, context) for t in tables])) for link, tables in decode.items()]
+        kv_bytes = prompt_tokens * next(iter(prefill.values()))[0].kv_bytes_per_token
         times = [
-            tp + td + (0 if p.role is Role.BOTH else transfer_us(p, d, kv_bytes))
-            for p, tp in prefills
-            for d, td in decodes
-            if (p.role is Role.BOTH) == (d.role is Role.BOTH)
+            us + (output_tokens - 1) * step + (link_us(source, target, kv_bytes) if source and target else 0)
+            for source, us in prefill_us
+            for target, step in step_us
+            if (source is None) == (target is None)
         ]
         return min(times, default=0)
-
-
-def _add_kind(kinds: list[InstanceSpec], spec: InstanceSpec) -> None:
-    """Keep one instance of each kind: instances that differ only in name have equal solo times."""
-    traits = (spec.gpu_type, spec.tp, spec.precision, spec.role, spec.link)
-    if all((k.gpu_type, k.tp, k.precision, k.role, k.link) != traits for k in kinds):
-        kinds.append(spec)

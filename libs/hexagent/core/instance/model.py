@@ -29,6 +29,7 @@ from hexagent.core.instance.steps import StepEngine
 from hexagent.core.instance.times import StepTimes, TrueTimes
 from hexagent.core.instance.transfer import Sender
 
+_PHASES = tuple(Phase)
 _WAITS_TO_BE_SENT = (Phase.QUEUED, Phase.PREFILLING, Phase.PINNED)
 _COMPUTES = (Phase.QUEUED, Phase.PREFILLING, Phase.JOINING, Phase.DECODING)
 
@@ -108,7 +109,7 @@ class InstanceModel:
 
     def load(self, now_us: int) -> InstanceLoad:
         """A snapshot at the last event before `now_us`; to see that time, `advance` to it first."""
-        counts = dict.fromkeys(Phase, 0)
+        counts = dict.fromkeys(_PHASES, 0)
         tokens = 0
         oldest_us = max(now_us, self._now_us)
         for call in self._calls.values():

@@ -233,12 +233,12 @@ class WorkflowGraph:
                 ready.append(node)
             elif node.hopeless:
                 doomed.append((node.node_id, self._lost_parent(node)))
-        return GraphDelta(tuple(node.node_id for node in ready), self._losers(ready), tuple(doomed))
+        return GraphDelta(tuple([node.node_id for node in ready]), self._losers(ready), tuple(doomed))
 
     def _add(self, spec: NodeSpec, at_us: int) -> Node:
         index = len(self.nodes)
         parents = [self.node(parent) for parent in spec.after]
-        node = Node(index, spec, tuple(parent.index for parent in parents), at_us)
+        node = Node(index, spec, tuple([parent.index for parent in parents]), at_us)
         for parent in parents:
             parent.children.append(index)
             if parent.status is NodeStatus.SUCCEEDED:
@@ -272,7 +272,7 @@ class WorkflowGraph:
                 if child.hopeless and len(child.parents) - child.lost == child.needed - 1:
                     doomed.append((child.node_id, node.node_id))
         losers = self._losers(released + ready)
-        return GraphDelta(tuple(child.node_id for child in ready), losers, tuple(doomed), (node.node_id,))
+        return GraphDelta(tuple([child.node_id for child in ready]), losers, tuple(doomed), (node.node_id,))
 
     def _losers(self, released: list[Node]) -> tuple[str, ...]:
         """Open ancestors that lost their use because the `released` nodes wait for no parent any more."""
@@ -289,7 +289,7 @@ class WorkflowGraph:
                 if parent.open and index not in losers and self._lost_its_use(parent, losers):
                     losers[index] = None
                     rest.append(parent)
-        return self._ids(sorted(losers, reverse=True))
+        return self._ids(sorted(losers, reverse=True)) if losers else ()
 
     def _lost_its_use(self, node: Node, losers: dict[int, None]) -> bool:
         """Whether no child waits for the open `node` any more, and for one of them because a join was met.
@@ -334,7 +334,7 @@ class WorkflowGraph:
         node.status = status
 
     def _ids(self, indices: list[int]) -> tuple[str, ...]:
-        return tuple(self.nodes[index].node_id for index in indices)
+        return tuple([self.nodes[index].node_id for index in indices])
 
 
 def is_call(node: Node) -> bool:
