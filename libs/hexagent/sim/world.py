@@ -344,7 +344,7 @@ def _mark(value: WorkflowEvent | DecisionRecord) -> bytes:
     """What the digest takes of an event or decision: the rest follows from the script and from earlier marks."""
     match value:
         case DecisionRecord():
-            said = (*value.ticket.call, value.ticket.attempt, value.at_us, *value.key, *value.chosen)
+            said = (value.policy, *value.ticket.call, value.ticket.attempt, value.at_us, *value.key, *value.chosen)
         case CallFinished(outcome=outcome):
             said = (*outcome.call, outcome.attempt, int(outcome.status), outcome.output_tokens, *outcome.times)
         case NodesRevealed():
