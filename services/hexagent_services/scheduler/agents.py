@@ -93,11 +93,14 @@ class AgentLink:
         log.info("session with agent %s: %d instances, %d attempts held", self.agent_id, len(ups), len(welcome.held))
 
     def _report_lost(self, up: InstanceUp, now_us: int) -> None:
-        """Attempts the ledger has on an instance whose agent has forgotten them, for instance by a restart."""
+        """Attempts the ledger has on an instance whose agent has forgotten them, for instance by a restart.
+
+        A prefilled one counts as handed over: its prefill side waits for a pull that would never come.
+        """
         ledger = self._driver.core.ledger
         held = {h.ticket for h in up.held}
         for attempt in ledger.held_by(ledger.instances[up.spec.instance_id]):
-            begun_here = attempt.prefill.spec.instance_id == up.spec.instance_id or attempt.phase >= Phase.DECODING
+            begun_here = attempt.prefill.spec.instance_id == up.spec.instance_id or attempt.phase >= Phase.PREFILLED
             if attempt.ticket not in held and begun_here:
                 lost = CallProgress(attempt.ticket, Phase.LOST, up.spec.instance_id, now_us, reason="AGENT_FORGOT")
                 self._driver.handle(lost)

@@ -258,6 +258,7 @@ class SchedulerCore:
         attempt.give_up_us = self._stuck_us(attempt, call.ready_us, call.ready_us)
         if held.phase >= Phase.PREFILLED:
             self.ledger.prefill_ended(attempt, call.ready_us)
+            attempt.phase = Phase.PREFILLED
         if held.phase >= Phase.DECODING:
             self.ledger.kv_left(attempt)
 

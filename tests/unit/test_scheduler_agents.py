@@ -1,0 +1,70 @@
+"""What the scheduler makes of an agent's answer to its hello."""
+
+from typing import cast
+
+import pytest
+
+from hexagent.api.worker.v1 import worker_service_pb2
+from hexagent.core.scheduling.core import SchedulerCore
+from hexagent.core.scheduling.events import HeldTicket, InstanceUp, Phase, SchedulerEvent
+from hexagent.runtime.clock import ModelClock
+from hexagent.wire.telemetry import AgentAnnouncement
+from hexagent.wire.worker import CordonCommand, welcome_to_proto
+from hexagent_services.scheduler.agents import AgentLink
+from hexagent_services.scheduler.driver import Driver
+from hexagent_services.scheduler.outbox import Outbox
+from tests.sim.cases import CAP, PROMPT, Desk, decodes, prefills
+
+
+class DeskDriver:
+    """A core without journal, bus and clock behind it."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    @property
+    def core(self) -> SchedulerCore:
+        return self.desk.core
+
+    def handle(self, event: SchedulerEvent) -> None:
+        self.desk.tell(event)
+
+
+def answered(desk: Desk, instance_id: str, *held: HeldTicket, cordoned: bool = False) -> Outbox:
+    """The agent of one instance of the desk answers; gives what is on its way to it then."""
+    spec = desk.core.ledger.instances[instance_id].spec
+    outbox = Outbox()
+    link = AgentLink(
+        AgentAnnouncement("agent", "here:1", (spec,), 1, 0, 1),
+        worker_service_pb2.Hello(),
+        cast("Driver", DeskDriver(desk)),
+        outbox,
+        ModelClock(0),
+    )
+    link._welcomed(welcome_to_proto("agent", (InstanceUp(spec, held, 0, cordoned),)))
+    return outbox
+
+
+@pytest.mark.parametrize("phase", [Phase.ACCEPTED, Phase.PREFILLED, Phase.DECODING])
+def test_what_a_decode_side_has_forgotten_is_made_again(phase: Phase) -> None:
+    desk = Desk(prefills("h100") + decodes("h100"))
+    desk.start("w")
+    desk.reveal("w", "a")
+    (first,) = desk.dispatched
+    for reached in (Phase.PREFILLED, Phase.DECODING):
+        if reached <= phase:
+            desk.progress(first.ticket, reached)
+    holds = HeldTicket(first.ticket, Phase.PREFILLED, "d0", PROMPT, CAP, 0, "d0")
+    answered(desk, "d0", holds)
+    assert len(desk.dispatched) == 1
+    answered(desk, "d0")
+    # Before its prefill has ended the decode side has not heard of it.
+    assert [d.ticket.attempt for d in desk.dispatched] == ([1] if phase is Phase.ACCEPTED else [1, 2])
+
+
+async def test_an_agent_that_was_away_hears_what_is_closed() -> None:
+    desk = Desk(prefills("h100") + decodes("h100"))
+    desk.core.ledger.instances["d0"].cordoned = True
+    assert await answered(desk, "d0").next_batch() == [CordonCommand("d0", True)]
+    desk.core.ledger.instances["d0"].cordoned = False
+    assert await answered(desk, "d0", cordoned=True).next_batch() == [CordonCommand("d0", False)]
