@@ -116,7 +116,7 @@ def prompt_cases() -> list[Case]:
     return [
         node("unknown segment", call(segments=[reference(TEXT, digest="0" * 64)]), STATE, "SEGMENTS_MISSING",
              "nodes"),
-        node("inline body above 64 KiB", oversize_inline(), EXHAUSTED, "SEGMENT_TOO_LARGE", f"{first}.body"),
+        node("inline body above 256 KiB", oversize_inline(), EXHAUSTED, "SEGMENT_TOO_LARGE", f"{first}.body"),
         node("bad digest", call(segments=[reference(TEXT, digest="XYZ")]), INVALID, "BAD_DIGEST",
              f"{first}.ref.digest"),
         node("digest of another body", call(segments=[text(digest="0" * 64)]), INVALID, "BAD_DIGEST",

@@ -17,7 +17,7 @@ from hexagent.core.workflow.model import SegmentRef
 from hexagent.wire.codec import bad, enum_of, parse, to_bytes
 
 BODY_MAX_BYTES = 1 << 20  # text bytes plus 4 a token id; longer texts are sent as several segments
-INLINE_BODY_MAX_BYTES = 64 << 10  # the same, inside a reveal
+INLINE_BODY_MAX_BYTES = 256 << 10  # the same, inside a reveal: a prompt of 64,000 tokens needs no request ahead of it
 BYTES_PER_TOKEN = 4  # of UTF-8 text in common tokenizers, on the low side for code and non-Latin scripts
 
 _MAGIC = b"hxs1"
@@ -86,9 +86,10 @@ def canonical(segment: Segment) -> bytes:
     )
 
 
-def segment_to_proto(segment: Segment) -> call_pb2.SegmentBody:
+def segment_to_proto(segment: Segment, digest: str = "") -> call_pb2.SegmentBody:
+    """`digest` where it is known already: it is a pass over the whole body."""
     return call_pb2.SegmentBody(
-        digest=segment.digest,
+        digest=digest or segment.digest,
         role=enums_pb2.SegmentRole.ValueType(segment.role),
         kind=enums_pb2.SegmentKind.ValueType(segment.kind),
         text=segment.text,
@@ -123,9 +124,9 @@ def segment_from_proto(message: call_pb2.SegmentBody, path: str, max_bytes: int 
     return segment
 
 
-def segment_to_bytes(segment: Segment) -> bytes:
+def segment_to_bytes(segment: Segment, digest: str = "") -> bytes:
     """What the segment store keeps under the digest."""
-    return to_bytes(segment_to_proto(segment))
+    return to_bytes(segment_to_proto(segment, digest))
 
 
 def segment_from_bytes(data: bytes) -> Segment:

@@ -57,7 +57,7 @@ class SegmentStore:
         new = {digest: segment for digest, segment in segments.items() if self._recall(digest) is None}
         if not new:
             return
-        await self._bus.put_bodies([(digest, segment_to_bytes(segment)) for digest, segment in new.items()])
+        await self._bus.put_bodies([(digest, segment_to_bytes(segment, digest)) for digest, segment in new.items()])
         for digest, segment in new.items():
             self._remember(digest, segment.counted_tokens)
 

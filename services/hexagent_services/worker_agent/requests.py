@@ -9,7 +9,7 @@ from hexagent.core.errors import FailedPrecondition
 from hexagent.core.instance.io import PrefixSegment, salt
 from hexagent.runtime.bus import Bus
 from hexagent.wire.codec import parse
-from hexagent.wire.segments import segment_from_bytes, segment_ref_to_proto, segment_to_proto
+from hexagent.wire.segments import segment_ref_to_proto
 from hexagent.wire.worker import Attempt
 from hexagent_services.worker_agent.engine.port import EngineRequest
 
@@ -73,7 +73,7 @@ async def engine_request(attempt: Attempt, bodies: BodyCache | None) -> EngineRe
     if bodies is not None:
         stored = await bodies.get([s.ref.digest for s in call.segments])
         for segment in call.segments:
-            segment.body.CopyFrom(segment_to_proto(segment_from_bytes(stored[segment.ref.digest])))
+            segment.body.MergeFromString(stored[segment.ref.digest])
     return EngineRequest(
         ticket=attempt.ticket,
         call=call,

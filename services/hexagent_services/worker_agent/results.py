@@ -48,12 +48,13 @@ class Results:
         self._sequence += 1
         if text is not None:
             segment = output_segment(text, outcome.output_tokens)
-            body = segment_to_bytes(segment)
-            self._bodies.put(segment.digest, body)
+            ref = segment.ref
+            body = segment_to_bytes(segment, ref.digest)
+            self._bodies.put(ref.digest, body)
             inline = body if len(body) <= INLINE_OUTPUT_MAX else b""
-            outcome = outcome._replace(output=segment.ref, output_body=inline)
+            outcome = outcome._replace(output=ref, output_body=inline)
             bucket = self._bus.bucket(subjects.SEGMENTS_BUCKET)
-            storing.append(await bucket.put_soon(segment.digest, body))
+            storing.append(await bucket.put_soon(ref.digest, body))
         storing.append(
             await self._bus.publish_soon(
                 subjects.outcome(outcome.call.workflow_id),

@@ -66,19 +66,23 @@ async def _measure(stack: LocalStack, rate: float, seconds: float, prompt_bytes:
     after = stack.cpu_s()
     completed = max(seen.completed, 1)
     ttft_ms = sorted(seen.added_ttft_ms) or [0.0]
-    used = {name: 1e3 * (after[name] - before[name]) / completed for name in after if name in before}
-    del used["client"]  # this process only waits; the generator is another one
-    shared = {
-        "rate": rate,
-        "prompt_bytes": prompt_bytes,
-        "calls": seen.calls,
-        "calls_per_s": round(seen.completed / seen.wall_s, 1) if seen.wall_s else 0.0,
-        "errors": seen.errors,
-        "added_ttft_p50_ms": ttft_ms[len(ttft_ms) // 2],
-        "added_ttft_p99_ms": ttft_ms[min(len(ttft_ms) - 1, len(ttft_ms) * 99 // 100)],
-    }
-    used["all"] = sum(used.values())
-    return [{**shared, "service": name, "cpu_ms_per_call": ms} for name, ms in used.items()]
+    cpu_ms = {name: 1e3 * (after[name] - before[name]) / completed for name in after if name in before}
+    del cpu_ms["client"]  # this process only waits; the generator is another one
+    cpu_ms["all"] = sum(cpu_ms.values())
+    return [
+        {
+            "rate": rate,
+            "calls_per_s": round(seen.completed / seen.wall_s, 1) if seen.wall_s else 0.0,
+            "cpu_ms_per_call": ms,
+            "service": name,
+            "added_ttft_p50_ms": ttft_ms[len(ttft_ms) // 2],
+            "added_ttft_p99_ms": ttft_ms[min(len(ttft_ms) - 1, len(ttft_ms) * 99 // 100)],
+            "prompt_bytes": prompt_bytes,
+            "calls": seen.calls,
+            "errors": seen.errors,
+        }
+        for name, ms in cpu_ms.items()
+    ]
 
 
 async def _generate(address: str, rate: float, seconds: float, prompt_bytes: int) -> Seen:

@@ -148,7 +148,7 @@ class PromptSegment(_message.Message):
 
     @_builtins.property
     def body(self) -> Global___SegmentBody:
-        """The body, at most 64 KiB inline; larger ones are stored first by PutSegments. Its role and kind equal those above."""
+        """The body, at most 256 KiB inline; larger ones are stored first by PutSegments. Its role and kind equal those above."""
 
     def __init__(
         self,

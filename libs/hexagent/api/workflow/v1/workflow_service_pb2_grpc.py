@@ -154,7 +154,7 @@ class WorkflowServiceServicer:
         NOT_FOUND: unknown workflow or model. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: an unknown
         parent, a cycle, a prompt that fits no instance, or more than one reveal may hold. FAILED_PRECONDITION: the
         workflow ended, or segments are missing, listed in the error's metadata. RESOURCE_EXHAUSTED: the workflow has all
-        the nodes it may have, or an inline body is above 64 KiB.
+        the nodes it may have, or an inline body is above 256 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

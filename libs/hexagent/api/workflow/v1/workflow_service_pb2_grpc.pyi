@@ -51,7 +51,7 @@ class WorkflowServiceStub:
     NOT_FOUND: unknown workflow or model. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: an unknown
     parent, a cycle, a prompt that fits no instance, or more than one reveal may hold. FAILED_PRECONDITION: the
     workflow ended, or segments are missing, listed in the error's metadata. RESOURCE_EXHAUSTED: the workflow has all
-    the nodes it may have, or an inline body is above 64 KiB.
+    the nodes it may have, or an inline body is above 256 KiB.
     """
     StartTool: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.StartToolRequest, _workflow_service_pb2.StartToolResponse]
     """Says that a tool began.
@@ -135,7 +135,7 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     NOT_FOUND: unknown workflow or model. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: an unknown
     parent, a cycle, a prompt that fits no instance, or more than one reveal may hold. FAILED_PRECONDITION: the
     workflow ended, or segments are missing, listed in the error's metadata. RESOURCE_EXHAUSTED: the workflow has all
-    the nodes it may have, or an inline body is above 64 KiB.
+    the nodes it may have, or an inline body is above 256 KiB.
     """
     StartTool: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.StartToolRequest, _workflow_service_pb2.StartToolResponse]  # type: ignore[assignment]
     """Says that a tool began.
@@ -234,7 +234,7 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND: unknown workflow or model. ALREADY_EXISTS: a node id with other content. INVALID_ARGUMENT: an unknown
         parent, a cycle, a prompt that fits no instance, or more than one reveal may hold. FAILED_PRECONDITION: the
         workflow ended, or segments are missing, listed in the error's metadata. RESOURCE_EXHAUSTED: the workflow has all
-        the nodes it may have, or an inline body is above 64 KiB.
+        the nodes it may have, or an inline body is above 256 KiB.
         """
 
     @_abc_1.abstractmethod
