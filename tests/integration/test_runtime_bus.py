@@ -124,12 +124,13 @@ async def test_messages_above_the_limits_are_refused(bus: Bus) -> None:
     await bus.publish(subjects.workflow("w"), b"still alive")
 
 
-async def test_a_replay_goes_on_with_what_comes(bus: Bus, wiped_streams: NatsServer) -> None:
+@pytest.mark.parametrize("poll_s", [0.0, 0.05])
+async def test_a_replay_goes_on_with_what_comes(bus: Bus, wiped_streams: NatsServer, poll_s: float) -> None:
     for i in range(1000):
         await bus.publish_soon(subjects.workflow("w"), b"%d" % i)
     await bus.flush()
     async with await connect(wiped_streams.url) as reader:
-        feed = await reader.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS, batch_max=64)
+        feed = await reader.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS, batch_max=64, poll_s=poll_s)
         backlog = [message async for batch in feed.backlog() for message in batch]
         live: list[Message] = []
 

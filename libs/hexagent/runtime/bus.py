@@ -191,15 +191,22 @@ class Bus:
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def follow(
-        self, stream: str, subject: str, start_sequence: int = 1, latest_only: bool = False, batch_max: int = 512
+        self,
+        stream: str,
+        subject: str,
+        start_sequence: int = 1,
+        latest_only: bool = False,
+        batch_max: int = 512,
+        poll_s: float = 0.0,
     ) -> Feed:
         """A feed of the stream from `start_sequence`: first `feed.backlog()`, then `async for batch in feed`.
 
         Every message once, in order, no matter what happens to the connection. The filter `subject` may hold
-        wildcards. `latest_only` begins with the last message of each subject. FailedPrecondition (STREAM_MISSING),
-        Unavailable when NATS does not answer in time.
+        wildcards. `latest_only` begins with the last message of each subject. With `poll_s` messages come up to that
+        much later, in seconds of wall time, and cost less. FailedPrecondition (STREAM_MISSING), Unavailable when NATS
+        does not answer in time.
         """
-        return await self._open_feed(Position(stream, subject, start_sequence, latest_only), batch_max)
+        return await self._open_feed(Position(stream, subject, start_sequence, latest_only, poll_s=poll_s), batch_max)
 
     async def consume(self, stream: str, durable: str, subject: str, handler: Handler, batch_max: int = 256) -> None:
         """Hand batches to `handler` until cancelled; acknowledge each when the handler has returned.

@@ -1,7 +1,8 @@
 """Reading a stream: in order, without gaps, each message once to a process, across lost connections.
 
 A feed is a pull consumer with a standing request: the server sends as soon as a message is stored, and the request
-is topped up when half of it is used. Whenever a message may have been missed (the connection was lost, a delivery
+is topped up when half of it is used. A reader who need not know at once polls instead: what came meanwhile arrives in
+one go, which costs a fraction. Whenever a message may have been missed (the connection was lost, a delivery
 number is skipped, heartbeats stop) the consumer is opened again behind the last message that was taken.
 """
 
@@ -61,6 +62,7 @@ class Position(NamedTuple):
     start_sequence: int = 1
     latest_only: bool = False  # begin with the last message of each subject
     durable: str = ""  # named: the server keeps the position, moved by `Feed.ack`
+    poll_s: float = 0.0  # ask this often, in wall time, for what there is; 0 = have it sent at once
 
 
 class Feed:
@@ -86,6 +88,7 @@ class Feed:
         self._unacked = 0  # messages given out since an acknowledgement was sent
         self._ack_timer: asyncio.TimerHandle | None = None
         self._backlog = 0  # messages that were stored at the opening and are not yet given out
+        self._pause_s = 0.0  # before the next request of a feed that polls
         self._heard_s = 0.0
         self._stale = False
         self._closed = False
@@ -123,6 +126,9 @@ class Feed:
                 raise _FeedClosed("the feed is closed", reason="FEED_CLOSED")
             if self._stale:
                 await self._reopen()
+            elif self._outstanding == 0:  # a feed that polls has all there was
+                await asyncio.sleep(self._pause_s)
+                self._request()
             else:
                 await self._wait()
         queue = self._queue
@@ -196,6 +202,7 @@ class Feed:
         self._backlog = info.num_pending or 0
         self._expected = 1
         self._outstanding = 0
+        self._pause_s = 0.0
         self._unsent_ack = ""
         self._stale = False
         self._heard_s = self._loop.time()
@@ -269,12 +276,12 @@ class Feed:
 
     def _request(self) -> None:
         missing = self._batch_max - self._outstanding
-        request = {
-            "batch": missing,
-            "max_bytes": REQUEST_BYTES_MAX,
-            "expires": int(REQUEST_S * 1e9),
-            "idle_heartbeat": int(HEARTBEAT_S * 1e9),
-        }
+        request: dict[str, int | bool] = {"batch": missing, "max_bytes": REQUEST_BYTES_MAX}
+        if self._position.poll_s:
+            request["no_wait"] = True
+            self._pause_s = 0.0
+        else:
+            request |= {"expires": int(REQUEST_S * 1e9), "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
         self._outstanding += missing
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._position.stream}.{self._consumer}"
         self._connection.send(subject, json.dumps(request).encode(), self._inbox)
@@ -304,7 +311,11 @@ class Feed:
             self._wake()
         elif sequence <= self._acked_sequence:
             self._connection.send(reply, b"")  # its acknowledgement was lost
-        if self._outstanding * 2 <= self._batch_max:
+        self._top_up()
+
+    def _top_up(self) -> None:
+        """Keep a standing request at least half open."""
+        if not self._position.poll_s and self._outstanding * 2 <= self._batch_max:
             self._request()
 
     def _on_status(self, header_block: bytes) -> None:
@@ -319,8 +330,10 @@ class Feed:
             return
         unused = headers.get("Nats-Pending-Messages")
         self._outstanding = max(0, self._outstanding - int(unused)) if unused else 0
-        if self._outstanding * 2 <= self._batch_max:
-            self._request()
+        if self._position.poll_s:
+            self._outstanding, self._pause_s = 0, self._position.poll_s
+            self._wake()
+        self._top_up()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -47,7 +47,7 @@ async def main(app: App[EstimatorSettings]) -> None:
             learner.observe_telemetry(report.telemetry)
 
     await bus.subscribe_core(subjects.ALL_TELEMETRY, on_telemetry)
-    feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS)
+    feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS, poll_s=settings.snapshot_period_s)
     async for batch in feed.backlog():
         _learn(learner, batch)
     app.start(_follow(learner, feed), "workflow events")
