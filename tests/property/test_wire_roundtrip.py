@@ -89,6 +89,13 @@ def test_event_and_its_envelope(event: WorkflowEvent, sequence: int) -> None:
     assert workflow.event_from_bytes(data) == (event, "e", sequence)
 
 
+@given(event=values_of(WorkflowEvent))
+def test_a_journal_takes_a_stored_event_as_it_is(event: WorkflowEvent) -> None:
+    entry = journal.JournalEntry(1, 2, event)
+    stored = workflow.event_to_bytes(event, event_id="e", sequence=3)
+    assert journal.journal_entry_from_bytes(journal.journal_entry_to_bytes(entry, stored)) == entry
+
+
 @given(values_of(CallOutcome), st.integers(1, INT32_MAX))
 def test_outcome_and_its_envelope(outcome: CallOutcome, sequence: int) -> None:
     data = workflow.outcome_to_bytes(outcome, publisher="agent", sequence=sequence)

@@ -29,12 +29,12 @@ class JournalWriter:
         self.append(header, 0)
         self.flush()
 
-    def append(self, event: SchedulerEvent | DecisionRecord | JournalHeader, now_us: int) -> None:
-        """Keep one input or decision."""
+    def append(self, event: SchedulerEvent | DecisionRecord | JournalHeader, now_us: int, stored: bytes = b"") -> None:
+        """Keep one input or decision; `stored` as for `journal_entry_to_bytes`."""
         if self._left <= 0:
             return
         self._sequence += 1
-        data = journal_entry_to_bytes(JournalEntry(self._sequence, now_us, event))
+        data = journal_entry_to_bytes(JournalEntry(self._sequence, now_us, event), stored)
         self._left -= len(data) + _LENGTH_BYTES
         self._buffer += (len(data).to_bytes(_LENGTH_BYTES, "big"), data)
         if self._left <= 0:

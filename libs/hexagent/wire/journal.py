@@ -43,8 +43,8 @@ class JournalEntry(NamedTuple):
     event: SchedulerEvent | DecisionRecord | JournalHeader
 
 
-def journal_entry_to_bytes(entry: JournalEntry) -> bytes:
-    """What replay needs and no more: envelopes and what only people read are left out."""
+def journal_entry_to_bytes(entry: JournalEntry, stored: bytes = b"") -> bytes:
+    """The entry; `stored` is its workflow event as the stream keeps it, where the event comes from there."""
     message = journal_pb2.JournalEntry(sequence=entry.sequence, now_us=entry.now_us)
     event = entry.event
     match event:
@@ -80,6 +80,8 @@ def journal_entry_to_bytes(entry: JournalEntry) -> bytes:
             message.decision.CopyFrom(record_to_proto(event))
         case Tick():
             message.tick.CopyFrom(journal_pb2.Tick(at_us=event.at_us))
+        case _ if stored:
+            message.workflow.MergeFromString(stored)
         case _:
             message.workflow.CopyFrom(event_to_proto(event, event_id="", sequence=0))
     return to_bytes(message)

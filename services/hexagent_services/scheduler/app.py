@@ -191,7 +191,7 @@ def _take_events(driver: Driver, traces: Traces, batch: list[Message], *, caught
         event = event_from_bytes(message.data).event
         traces.note(event, message.headers)
         # Stored events are dated by when they happened, so that calls keep their order of readiness.
-        driver.handle(event, None if caught_up else event.at_us)
+        driver.handle(event, None if caught_up else event.at_us, message.data)
 
 
 async def _follow_events(driver: Driver, traces: Traces, feed: Feed) -> None:

@@ -35,10 +35,11 @@ class Driver:
         self._publisher = publisher
         self._traces = traces
 
-    def handle(self, event: SchedulerEvent, now_us: int | None = None) -> None:
-        """Feed one event; `now_us` is given only where stored events are caught up with."""
+    def handle(self, event: SchedulerEvent, now_us: int | None = None, stored: bytes = b"") -> None:
+        """Feed one event; `now_us` is given only where stored events are caught up with, `stored` is a workflow event
+        as its stream keeps it, for the journal."""
         now_us = self._clock.now_us() if now_us is None else now_us
-        self._journal.append(event, now_us)
+        self._journal.append(event, now_us, stored)
         for effect in self.core.handle(event, now_us):
             self._perform(effect, now_us)
 
