@@ -241,6 +241,22 @@ def test_a_cancelled_call_frees_the_ledger_and_its_slot() -> None:
     assert desk.ledger_is_empty()
 
 
+def test_an_attempt_that_succeeded_needs_no_cancel_and_a_later_one_does() -> None:
+    desk = Desk(prefills("h100") + decodes("h100"))
+    desk.start("w")
+    desk.reveal("w", "a", "b")
+    desk.finish(CallId("w", "a"))  # its agent's report is still on the way
+    assert not desk.cancelled
+    first = desk.live[CallId("w", "b")]
+    desk.progress(first.ticket, Phase.LOST)
+    again = desk.live[CallId("w", "b")]
+    desk.cancelled.clear()
+    desk.live[CallId("w", "b")] = first  # it had ended all the same
+    desk.finish(CallId("w", "b"))
+    assert [c.ticket for c in desk.cancelled] == [again.ticket]
+    assert desk.ledger_is_empty()
+
+
 def test_a_cancelled_call_that_waits_is_never_dispatched() -> None:
     desk = Desk(prefills("h100") + decodes("h100"), "fcfs:least-loaded")
     desk.start("w")

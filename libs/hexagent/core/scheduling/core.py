@@ -28,7 +28,7 @@ from hexagent.core.scheduling.events import (
 from hexagent.core.scheduling.ledger import Attempt, Instance, Ledger
 from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.record import Candidate, DecisionKind, DecisionRecord
-from hexagent.core.workflow.events import CallFinished
+from hexagent.core.workflow.events import CallFinished, WorkflowEvent
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
 
 TICK_US = 1_000_000  # how often a driver sends `Tick`: a plan that no event triggers is at most this late
@@ -92,12 +92,10 @@ class SchedulerCore:
                 if isinstance(event, CallFinished) and event.outcome.call in self._attempts:
                     self.ledger.output_stays(self._attempts[event.outcome.call], event.outcome.output)
                 change = self.projection.apply(event, now_us)
-                for call in change.ended:
-                    self._forget(call, effects)
+                freed = [self._forget(call, event, effects) for call in change.ended]
                 for call in change.ready:
                     self._enqueue(call)
-                # Effects so far are cancels, which free slots.
-                plan = bool(change.ready or effects) or bool(change.ended and self._starved)
+                plan = bool(change.ready) or any(freed) or bool(change.ended and self._starved)
         if plan and self.epoch:
             self._plan(now_us, effects)
         return tuple(effects)
@@ -120,13 +118,19 @@ class SchedulerCore:
         if waiting is not None:
             waiting.remove(call)
 
-    def _forget(self, call: Call, effects: list[Effect]) -> None:
-        """The call has its outcome: free what it holds; an attempt that still runs is stopped."""
+    def _forget(self, call: Call, event: WorkflowEvent, effects: list[Effect]) -> bool:
+        """The call has its outcome: free what it holds and stop an attempt that still runs; whether it held anything.
+
+        The attempt whose success the event tells has ended by itself, and only its agent's report is still to come.
+        """
         self._dequeue(call)
         attempt = self._attempts.pop(call.call_id, None)
-        if attempt is not None and attempt.ticket in self.ledger.attempts:
-            self.ledger.ended(attempt, attempt.prefill_end_us)
+        if attempt is None or attempt.ticket not in self.ledger.attempts:
+            return False
+        self.ledger.ended(attempt, attempt.prefill_end_us)
+        if not (isinstance(event, CallFinished) and _succeeded(event.outcome, attempt)):
             effects.append(_cancel(attempt, "CALL_ENDED"))
+        return True
 
     def _lose(self, attempt: Attempt, reason: str, effects: list[Effect]) -> None:
         """Lost through no fault of the call: it waits again, at its old place, up to a number of times."""
@@ -400,6 +404,12 @@ def _precedence(held: HeldTicket) -> tuple[int, int, int, bool, str]:
     """
     ticket = held.ticket
     return ticket.attempt, ticket.epoch, held.phase, held.instance_id != held.decode_instance, held.instance_id
+
+
+def _succeeded(outcome: CallOutcome, attempt: Attempt) -> bool:
+    ticket = attempt.ticket
+    succeeded = outcome.status is NodeStatus.SUCCEEDED
+    return succeeded and (outcome.call, outcome.attempt) == (ticket.call, ticket.attempt)
 
 
 def _cancel(attempt: Attempt, reason: str) -> CancelAttempt:
