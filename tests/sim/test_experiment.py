@@ -101,12 +101,13 @@ def test_a_rate_keeps_the_order_of_arrival() -> None:
         ({"duration_s": 0.5, "workflows": 0}, "between 1 and 86400"),
         ({"duration_s": 5.0}, "as many workflows as it takes"),
         ({"arrivals": "weekly"}, "fixed, poisson"),
+        ({"profile": "batch_us_max = -1"}, "whole number from 0"),
     ],
 )
 def test_a_cell_that_cannot_be_names_the_field_and_the_limit(changes: dict[str, object], said: str) -> None:
     with pytest.raises(HexagentError, match=said) as error:
         check_cell(CELL._replace(**changes))  # type: ignore[arg-type]
-    assert error.value.field == next(iter(changes))
+    assert error.value.field in (*changes, "batch_us_max")
 
 
 def test_what_the_paper_leaves_open_can_be_set() -> None:
@@ -237,12 +238,12 @@ def test_signs_are_compared_with_the_paper_s_table() -> None:
 
 
 def test_the_paper_s_evaluation_is_two_models_two_clusters_four_workloads() -> None:
-    small = paper.experiments("policy-only", "trtllm-1.2.1", (101, 102), full=False)
+    small = paper.experiments("policy-only", "trtllm-1.2.1", (101, 102), 0, full=False)
     assert len(small) == 16
     assert {experiment.seeds for experiment in small} == {(101, 102)}
-    full = paper.experiments("policy-only", "trtllm-1.2.1", (101, 102), full=True)
+    full = paper.experiments("policy-only", "trtllm-1.2.1", (101, 102), paper.FULL_POOL, full=True)
     assert len({experiment.cell for experiment in full}) == len(full)
     for cell, seeds in full:
         check_cell(cell)
         if cell == Cell(*cell[:5]):
-            assert len(seeds) * GENERATORS[cell.workload].workflows >= paper.FULL_WORKFLOWS
+            assert len(seeds) * GENERATORS[cell.workload].workflows >= paper.FULL_POOL

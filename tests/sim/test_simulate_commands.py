@@ -48,6 +48,14 @@ def test_run_prints_a_summary_and_draws_the_instances(tmp_path: Path, capsys: py
     assert "bfcl" in capsys.readouterr().out
 
 
+def test_a_profile_is_part_of_the_cell(tmp_path: Path) -> None:
+    profile, rows = tmp_path / "p.toml", tmp_path / "rows.json"
+    profile.write_text("# one prompt at a time\nwalked_max = 7\nbatch_us_max = 0\n")
+    command = ["sim", "run", *SMALL, "--profile", str(profile), "--gantt", str(tmp_path / "gantt.png")]
+    assert run_command([*command, "--json", str(rows)]) == 0
+    assert rows_of(rows)[0]["profile"] == "batch_us_max = 0\nwalked_max = 7"
+
+
 def test_compare_runs_each_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, first, again = tmp_path / "out", tmp_path / "1.json", tmp_path / "2.json"
     command = ["sim", "compare", *SMALL, "--policies", "fcfs:least-loaded,hexagent", "--out", str(out)]
@@ -77,7 +85,7 @@ def test_the_paper_s_evaluation_runs_in_several_processes(tmp_path: Path, monkey
     monkeypatch.setattr(
         paper,
         "experiments",
-        lambda world, profile, seeds, full: [
+        lambda world, profile, seeds, pool, full: [
             Experiment(Cell("llama-3.1-70b", "hetero-1", "bfcl", world, workflows=3), seeds)
         ],
     )

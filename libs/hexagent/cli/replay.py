@@ -26,7 +26,7 @@ def run_replay(journal: Path, policy: str, profile: Path | None, json: Path | No
     header = first.event
     others: tuple[tuple[str, Profile], ...] = ()
     if policy or profile:
-        tuned = parse_profile(_text(profile), str(profile)) if profile else header.profile
+        tuned = parse_profile(profile_text(profile), str(profile)) if profile else header.profile
         others = ((policy or header.policy, tuned),)
     history = ((e.now_us, e.event) for e in entries if not isinstance(e.event, JournalHeader))
     result = replay(header.cluster, header.policy, header.profile, history, others)
@@ -81,7 +81,8 @@ def _choices(choices: tuple[Choice, ...]) -> str:
     return ", ".join(f"{c.call} on {c.prefill_instance} > {c.decode_instance}" for c in choices) or "nothing"
 
 
-def _text(path: Path) -> str:
+def profile_text(path: Path) -> str:
+    """The content of a profile's file; `InvalidArgument` (NO_PROFILE) if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

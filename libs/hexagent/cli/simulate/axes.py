@@ -2,13 +2,16 @@
 
 import contextlib
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hexagent.cli.failures import usage
+from hexagent.cli.replay import profile_text
 from hexagent.core.errors import HexagentError
+from hexagent.core.policy.profile import parse_profile
 from hexagent.sim.experiment.cell import Cell, check_cell, cluster_of
 from hexagent.sim.experiment.policies import POLICIES
 from hexagent.sim.workloads.model import Workload
@@ -38,6 +41,7 @@ class Axes(NamedTuple):
     tp: str
     tools: str
     spread: str
+    profile: Path | None
 
 
 def cells(axes: Axes) -> list[Cell]:
@@ -60,6 +64,7 @@ def cells(axes: Axes) -> list[Cell]:
         "tp": _whole_numbers(axes.tp, "tp"),
         "tools": _numbers(axes.tools, "tools"),
         "spread": _numbers(axes.spread, "spread"),
+        "profile": [_overrides(axes.profile)],
         "trace": [str(axes.trace or "")],
     }
     made = [Cell(**dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
@@ -106,6 +111,15 @@ def options_named(names: dict[str, str]) -> Iterator[None]:
     except HexagentError as error:
         error.field = names.get(error.field, error.field)
         raise
+
+
+def _overrides(path: Path | None) -> str:
+    """What the profile sets, one key a line, whatever its file looks like."""
+    if path is None:
+        return ""
+    text = profile_text(path)
+    parse_profile(text, str(path))
+    return "\n".join([f"{key} = {value}" for key, value in sorted(tomllib.loads(text).items())])
 
 
 def _words(text: str, option: str) -> list[str]:

@@ -14,7 +14,7 @@ sim = typer.Typer(
 
 PAPER_EXAMPLES: Final = examples(
     "hexagent bench paper",
-    "hexagent bench paper --world both --seeds 101-110 --json rows.json",
+    "hexagent bench paper --world both --pool 1000 --json rows.json",
     "hexagent bench paper --full --out results      (again after Ctrl-C: it goes on)",
 )
 
@@ -49,6 +49,9 @@ Tools = Annotated[str, typer.Option("--tools", help="Times the workload's tool t
 Spread = Annotated[
     str, typer.Option("--spread", help="Log standard deviation of calls a workflow; -1: the workload's own.")
 ]
+Tuned = Annotated[
+    Path | None, typer.Option("--profile", metavar="FILE", help="TOML with numbers of policies other than the default.")
+]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Runs at a time.")]
 
 _PROCESSES: Final = os.cpu_count() or 1
@@ -81,6 +84,7 @@ def sim_run(
     tp: TensorParallel = "0",
     tools: Tools = "1",
     spread: Spread = "-1",
+    profile: Tuned = None,
     gantt: Annotated[Path, typer.Option("--gantt", metavar="FILE", help="Picture of what each instance did.")] = Path(
         ".hexagent/gantt.png"
     ),
@@ -111,6 +115,7 @@ def sim_run(
         tp,
         tools,
         spread,
+        profile,
     )
     found = cells(axes)
     names = policies(policy, found[0], "--policy")
@@ -146,6 +151,7 @@ def sim_compare(
     tp: TensorParallel = "0",
     tools: Tools = "1",
     spread: Spread = "-1",
+    profile: Tuned = None,
     processes: Processes = _PROCESSES,
     out: Annotated[
         Path,
@@ -181,6 +187,7 @@ def sim_compare(
         tp,
         tools,
         spread,
+        profile,
     )
     plans = [Plan(Experiment(cell, given), policies(names, cell)) for cell in cells(axes)]
     write_json(json_file, "sim compare", given[0], run_plans(plans, out, processes))
@@ -190,11 +197,18 @@ def bench_paper(
     world: Annotated[str, typer.Option("--world", help="policy-only, full or both.")] = "policy-only",
     full: Annotated[
         bool,
-        typer.Option(
-            "--full", help="Also homogeneous clusters, 5,000 workflows a cell, arrivals, loads, noise, links."
-        ),
+        typer.Option("--full", help="Also --pool 5000, homogeneous clusters, arrivals, loads, noise, links."),
     ] = False,
-    seed_list: Annotated[str, typer.Option("--seeds", help=f"{_SEEDS}; --full goes on from the first.")] = "101-102",
+    seed_list: Annotated[str, typer.Option("--seeds", help=f"{_SEEDS}.")] = "101-102",
+    pool: Annotated[
+        int,
+        typer.Option(
+            "--pool",
+            min=0,
+            max=100_000,
+            help="Workflows a cell, over as many seeds from the first on; 0: --seeds as they are.",
+        ),
+    ] = 0,
     engine_profile: Profile = "trtllm-1.2.1",
     processes: Processes = _PROCESSES,
     out: Annotated[
@@ -213,15 +227,16 @@ def bench_paper(
     from hexagent.cli.simulate.axes import seeds
     from hexagent.cli.simulate.compare import Plan, run_plans
     from hexagent.sim.experiment.cell import WORLDS, check_cell
-    from hexagent.sim.experiment.paper import experiments
+    from hexagent.sim.experiment.paper import FULL_POOL, experiments
     from hexagent.sim.experiment.policies import POLICIES
 
     check_writable(json_file)
     given = seeds(seed_list)
     if world not in (*WORLDS, "both"):
         raise usage("world", f"no world {world!r}; known: {', '.join(WORLDS)}, both")
+    pool = pool or (FULL_POOL if full else 0)
     worlds = list(WORLDS) if world == "both" else [world]
-    found = [experiment for name in worlds for experiment in experiments(name, engine_profile, given, full)]
+    found = [experiment for name in worlds for experiment in experiments(name, engine_profile, given, pool, full)]
     for cell, _ in found:
         check_cell(cell)
     plans = [Plan(experiment, POLICIES[experiment.cell.world]) for experiment in found]

@@ -25,6 +25,7 @@ class Section(NamedTuple):
 BASELINES: Final = {"as published": published, "every dispatch": strong, "every baseline": every}
 
 
+LEFT_OPEN: Final = ("link_gb_per_s", "tp", "tools", "spread", "profile")  # what the paper does not say
 COLUMNS_MAX: Final = 6  # of a matrix, beside the policy
 
 
@@ -34,7 +35,7 @@ def name_of(cell: Cell) -> str:
 
 def sections(pools: Sequence[Pooled]) -> list[Section]:
     """The tables that sum up an experiment."""
-    usual = [pool for pool in pools if pool.cell == Cell(*pool.cell[:5])]
+    usual = [pool for pool in pools if not pool.cell.trace and set(_varied(pool.cell)) <= set(LEFT_OPEN)]
     calm: list[Row] = [{"cell": name_of(pool.cell)} for pool in pools if underloaded(pool)]
     parts = [
         *matrices(pools),
@@ -114,17 +115,24 @@ def change_rows(pools: Sequence[Pooled], policy: str, which: str) -> list[Row]:
 
 
 def headline_rows(pools: Sequence[Pooled]) -> list[Row]:
-    """Means and maxima over the cells with heterogeneous clusters, beside the paper's."""
-    usual = [pool for pool in pools if pool.cell.cluster in paper.HETEROGENEOUS]
+    """Means and maxima over the cells with heterogeneous clusters, a setting at a time, beside the paper's."""
+    settings: dict[str, list[Pooled]] = {}
+    for pool in pools:
+        if pool.cell.cluster in paper.HETEROGENEOUS:
+            settings.setdefault(", ".join(_setting(pool.cell)), []).append(pool)
     rows: list[Row] = []
-    for world, profile in dict.fromkeys((pool.cell.world, pool.cell.engine_profile) for pool in usual):
-        here = [pool for pool in usual if (pool.cell.world, pool.cell.engine_profile) == (world, profile)]
+    for setting, here in settings.items():
         for policy, which in product(_ours(here), BASELINES):
             if reductions := [found for pool in here if (found := _reductions(pool, policy, which))]:
-                head: Row = {"world": world, "engine": profile, "policy": policy, "baselines": which}
-                rows.append({**head, "cells": len(reductions), **_mean_and_largest(reductions)})
+                head: Row = {
+                    "policy": policy,
+                    "baselines": which,
+                    "setting": setting or "default",
+                    "cells": len(reductions),
+                }
+                rows.append({**head, **_mean_and_largest(reductions)})
     if rows:
-        head = {"world": "", "engine": "", "policy": "the paper's hexagent", "baselines": "its own", "cells": None}
+        head = {"policy": "the paper's hexagent", "baselines": "its own", "setting": "", "cells": None}
         figures = {f"mean{percent}": _change(paper.MEAN[percent]) for percent in JUDGED}
         rows.append({**head, **figures, **{f"largest{percent}": _change(paper.LARGEST[percent]) for percent in JUDGED}})
     return rows
@@ -187,12 +195,18 @@ def _change(share: float) -> str:
 
 
 def _words(cell: Cell) -> list[str]:
-    """The cell in words; what is as in the paper's burst is left out."""
+    """The cell in words."""
+    return [cell.model, cell.cluster, cell.workload, *_setting(cell)]
+
+
+def _setting(cell: Cell) -> list[str]:
+    """What of the cell is not as in the paper's burst."""
     usual = Cell._field_defaults
-    named = [getattr(cell, name) for name in ("world", "engine_profile") if getattr(cell, name) != usual[name]]
-    values = {name: getattr(cell, name) for name in _varied(cell)}
-    varied = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()]
-    return [cell.model, cell.cluster, cell.workload, *named, *varied]
+    words = [getattr(cell, name) for name in ("world", "engine_profile") if getattr(cell, name) != usual[name]]
+    for name in _varied(cell):
+        value = getattr(cell, name)
+        words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".replace("\n", ", "))
+    return words
 
 
 def _varied(cell: Cell) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.estimate.tables import model_figures
 from hexagent.core.instance.spec import PROFILES, ClusterSpec, LinkSpec
+from hexagent.core.policy.profile import Profile, parse_profile
 from hexagent.core.units import MILLI, PPM, US_PER_S, ceil_div
 from hexagent.sim.clusters import CLUSTERS, LINK, named_cluster
 from hexagent.sim.conditions import Conditions
@@ -49,6 +50,7 @@ class Cell(NamedTuple):
     tp: int = 0  # GPUs of an instance; 0 = what the model is served with by default
     tools: float = 1.0  # times the workload's tool times
     spread: float = -1.0  # log standard deviation of calls a workflow; -1 = the workload's own
+    profile: str = ""  # TOML with numbers of policies that are not the default ones
     trace: str = ""  # file; "" = generated
 
     @property
@@ -79,6 +81,7 @@ def check_cell(cell: Cell) -> None:
         _check_range("spread", cell.spread, SPREAD_RANGE)
         if cell.trace:
             raise _bad("spread", "needs a generated workload")
+    profile_of(cell)
     cluster_of(cell)
     if cell.trace:
         read_trace(Path(cell.trace), TraceOptions(limit=1))
@@ -91,6 +94,10 @@ def cluster_of(cell: Cell) -> ClusterSpec:
 
 def conditions_of(cell: Cell) -> Conditions:
     return Conditions(*HARDWARE[cell.hardware], estimate_noise_ppm=round(cell.noise * PPM))
+
+
+def profile_of(cell: Cell) -> Profile:
+    return parse_profile(cell.profile, "profile")
 
 
 def workload_of(cell: Cell, seed: int) -> Workload:

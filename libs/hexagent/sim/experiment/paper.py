@@ -1,6 +1,6 @@
 """What HexAGenT's authors report (arXiv 2605.16637), and the experiments that stand beside it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from hexagent.core.units import ceil_div
@@ -26,7 +26,7 @@ REPORTED: Final[Mapping[tuple[str, str], Mapping[str, tuple[float, float]]]] = {
 COMPARED: Final = (("hexagent", "fcfs"), ("hexagent", "workflow-fcfs"), ("workflow-fcfs", "fcfs"))
 
 SEEDS: Final = (101, 102)
-FULL_WORKFLOWS: Final = 5_000  # pooled in a cell
+FULL_POOL: Final = 5_000  # workflows a cell
 STEADY_S: Final = 300.0
 STEADY_LOADS: Final = (0.3, 0.6, 0.9, 1.2, 1.5)
 
@@ -72,22 +72,22 @@ class Experiment(NamedTuple):
     seeds: tuple[int, ...]
 
 
-def experiments(world: str, profile: str, seeds: Iterable[int], full: bool) -> list[Experiment]:
-    """Bursts as in the paper on its heterogeneous clusters; `full` adds the rest, and seeds for FULL_WORKFLOWS."""
-    given = tuple(seeds)
+def experiments(world: str, profile: str, seeds: Sequence[int], pool: int, full: bool) -> list[Experiment]:
+    """Bursts as in the paper on its heterogeneous clusters, with `seeds` or, from the first of them on, with as many as
+    `pool` workflows a cell take; `full` adds the homogeneous cluster and what varies one axis, with `seeds`.
+    """
     clusters = (*HETEROGENEOUS, "homogeneous") if full else HETEROGENEOUS
     main = [
-        Experiment(Cell(model, cluster, workload, world, profile), _enough(workload, given) if full else given)
+        Experiment(Cell(model, cluster, workload, world, profile), _enough(workload, pool, seeds[0]) or tuple(seeds))
         for model in MODELS
         for cluster in clusters
         for workload in WORKLOADS
     ]
-    return main + ([Experiment(cell, given) for cell in _variants(world, profile)] if full else [])
+    return main + ([Experiment(cell, tuple(seeds)) for cell in _variants(world, profile)] if full else [])
 
 
-def _enough(workload: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """As many seeds as FULL_WORKFLOWS takes, from the first one on."""
-    return tuple(range(seeds[0], seeds[0] + ceil_div(FULL_WORKFLOWS, GENERATORS[workload].workflows)))
+def _enough(workload: str, pool: int, first: int) -> tuple[int, ...]:
+    return tuple(range(first, first + ceil_div(pool, GENERATORS[workload].workflows)))
 
 
 def _variants(world: str, profile: str) -> list[Cell]:

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from hexagent.sim.bounds.lower import keeps_roles, lower_bound
-from hexagent.sim.experiment.cell import WORLDS, Cell, cluster_of, conditions_of, workload_of
+from hexagent.sim.experiment.cell import WORLDS, Cell, cluster_of, conditions_of, profile_of, workload_of
 from hexagent.sim.experiment.policies import dispatch_of
 from hexagent.sim.metrics import WorkflowRow, summary
 from hexagent.sim.world import World
@@ -11,7 +11,18 @@ from hexagent.sim.world import World
 Value = str | int | float | bool | None
 
 GOODPUT_SCALE: Final = 3.0  # goodput counts workflows that complete within this many horizons
-VARIANTS: Final = ("arrivals", "duration_s", "workflows", "noise", "link_gb_per_s", "hardware", "tp", "tools", "spread")
+VARIANTS: Final = (
+    "arrivals",
+    "duration_s",
+    "workflows",
+    "noise",
+    "link_gb_per_s",
+    "hardware",
+    "tp",
+    "tools",
+    "spread",
+    "profile",
+)
 
 
 class Run(NamedTuple):
@@ -59,6 +70,7 @@ def world_of(run: Run) -> World:
         run.policy,
         run.seed,
         conditions=conditions_of(cell),
+        profile=profile_of(cell),
     )
 
 
