@@ -4,15 +4,16 @@ from hexagent.core.policy.dispatch import LeastLoaded
 from hexagent.core.policy.profile import Profile
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
-from hexagent.core.units import MILLI
+from hexagent.core.units import MILLI, PPM
 
 
 class PrefixAffinity(LeastLoaded):
-    """Least load after a credit for what is cached, in tokens, for prefill and, when that starts, for decode.
+    """Least load after a credit for what is cached, for prefill and, when that starts, for decode.
 
-    Dynamo ("Routing Concepts" in its documentation) takes the worker with the least of prompt tokens active there,
-    those of the request, less the overlap times a weight, for prefill, and the least active KV for decode; llm-d's
-    prefill and decode profiles both score load and prefix. Neither looks at speeds.
+    For prefill Dynamo ("Routing Concepts" in its documentation) takes the worker with the least of prompt tokens
+    active there and those of the request, less the overlap times a weight. For decode it takes the least active KV;
+    here it is the least part of the KV, as llm-d's utilization scorer has it, since instances differ in size. llm-d's
+    profiles of both phases also score the prefix. Neither looks at speeds.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -29,8 +30,8 @@ class PrefixAffinity(LeastLoaded):
         return call.prompt_tokens - cached * self._prefill_credit_milli // MILLI
 
     def _decode_load(self, decode: Instance, call: Call, here: list[Call]) -> int:
-        """Context tokens of the calls there, less the credit."""
-        load = decode.context_sum + sum([c.mean_context for c in here])
-        if decode.cache is None or not self._decode_credit_milli:
-            return load
-        return load - decode.cache.match(call.chain, call.prompt_tokens) * self._decode_credit_milli // MILLI
+        """Context of the calls there, less the credit, as a part of the instance's KV in ppm."""
+        context = decode.context_sum + sum([c.mean_context for c in here])
+        if decode.cache is not None and self._decode_credit_milli:
+            context -= decode.cache.match(call.chain, call.prompt_tokens) * self._decode_credit_milli // MILLI
+        return context * PPM // decode.spec.kv_tokens

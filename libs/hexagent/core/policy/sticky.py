@@ -32,7 +32,7 @@ class ConversationSticky(PrefixAffinity):
         places = {d.spec.instance_id: d for d in topology.decode}
         home = self._homes.of(call)
         if home not in places:
-            home = min(places, key=lambda d: load.get(d, 0) + places[d].context_sum)
+            home = min(places, key=lambda d: self._decode_load(places[d], call, []))
         if home in load and new_tokens[home] <= self._local_tokens_max:
             return home
         others = [p.spec.instance_id for p in topology.prefill if p.spec.role is not Role.DECODE]
