@@ -367,6 +367,40 @@ def bench_bounds(
 
 
 @bench.command(
+    "simulator",
+    epilog=_examples(
+        "hexagent bench simulator --large --json rows.json",
+        "hexagent bench simulator --policies hexagent --workloads lats --profile",
+    ),
+)
+def bench_simulator(
+    policies: Annotated[str, typer.Option("--policies", help="Comma-separated.")] = "fcfs,workflow-fcfs,atlas,hexagent",
+    workloads: Annotated[str, typer.Option("--workloads", help="Comma-separated.")] = "bfcl,lats",
+    workflows: Annotated[int, typer.Option("--workflows", min=1, max=100_000, help="Of each workload.")] = 100,
+    cluster: Annotated[str, typer.Option("--cluster", help="A cluster of the benchmark.")] = "hetero-1",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of workloads and engines.")] = 1,
+    large: Annotated[
+        bool, typer.Option("--large", help="Also the first policy on 1,000 instances with 10,000 workflows.")
+    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show instead where the time goes, by part.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Simulated LLM calls a second of CPU, on one core.
+
+    Seconds are those of this process's CPU, so that a busy machine counts less.
+    """
+    from hexagent.cli.bench.simulator import SimulatorOptions, profile_rows, speed_rows
+    from hexagent.cli.report import check_writable, console, error_console, table_of, write_json
+
+    check_writable(json_file)
+    names = [tuple(name.strip() for name in text.split(",") if name.strip()) for text in (policies, workloads)]
+    options = SimulatorOptions(names[0], names[1], workflows, cluster, seed, large)
+    rows = profile_rows(options) if profile else speed_rows(options, error_console().print)
+    console().print(table_of("profile" if profile else "simulator", rows))
+    write_json(json_file, "bench simulator", seed, rows)
+
+
+@bench.command(
     "fidelity",
     epilog=_examples(
         "hexagent bench fidelity --json fidelity.json --picture fidelity.png",
