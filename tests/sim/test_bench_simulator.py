@@ -14,7 +14,8 @@ def test_a_row_a_run() -> None:
     assert [(row["policy"], row["instances"], row["workflows"]) for row in rows] == [("fcfs", 6, 5), ("hexagent", 6, 5)]
     for row in rows:
         calls, cpu_s, calls_per_s = row["calls"], row["cpu_s"], row["calls_per_s"]
-        assert isinstance(calls, int) and isinstance(cpu_s, float)
+        assert isinstance(calls, int)
+        assert isinstance(cpu_s, float)
         assert calls >= 5
         assert calls_per_s == pytest.approx(calls / cpu_s)
     assert len(said) == 2
