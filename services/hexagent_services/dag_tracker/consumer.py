@@ -69,10 +69,10 @@ class ClusterConsumer:
         if not _is_body(body, outcome.output.digest):
             log.error("the output that came with the outcome of %s is not the one it names", outcome.call)
             return outcome._replace(output_body=b"")
-        if len(body) > BODY_IN_EVENT_MAX:
+        large = len(body) > BODY_IN_EVENT_MAX
+        if large or self._segments.deleted(outcome.output.digest):
             await self._segments.put_raw(outcome.output.digest, body)
-            return outcome._replace(output_body=b"")
-        return outcome
+        return outcome._replace(output_body=b"") if large else outcome
 
 
 def _is_body(body: bytes, digest: str) -> bool:

@@ -103,7 +103,10 @@ async def free_bodies(
             freed = ended
             await _free(retention, segments, ended.digests)
         if freed is not None:
-            await bucket.put(subjects.FREED_KEY, str(freed.trail.stored_at).encode())
+            try:
+                await bucket.put(subjects.FREED_KEY, str(freed.trail.stored_at).encode())
+            except HexagentError as error:
+                log.warning("a restart will delete bodies again that are gone: %s", error)
 
 
 async def _free(retention: Retention, segments: SegmentStore, digests: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ from hexagent.wire.segments import Segment, segment_from_bytes, segment_to_bytes
 
 # Half the lifetime of a body: what is known was stored recently enough to outlive the call that names it.
 TRUSTED_S: Final = 12 * 3600.0
+# An agent may have stored the same output just before a deletion; its outcome is here before this is over.
+DELETED_S: Final = 60.0
 
 
 class Bodies(Protocol):
@@ -33,7 +35,7 @@ class SegmentStore:
         self._bus = bus
         self._known_max = known_max
         self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()  # digest -> tokens, when it was stored
-        self._going: dict[str, None] = {}  # being deleted
+        self._deleted: OrderedDict[str, float] = OrderedDict()  # digest -> when it was, within `DELETED_S`
 
     async def stored(self, digests: Sequence[str]) -> Mapping[str, int]:
         """Token counts of those that are stored. `Unavailable` when the bucket does not answer."""
@@ -47,7 +49,7 @@ class SegmentStore:
                 found[digest] = tokens
         if unknown:
             for digest, body in zip(unknown, await self._bus.get_bodies(unknown), strict=True):
-                if body is not None and digest not in self._going:
+                if body is not None and not self.deleted(digest):
                     # Its age is unknown, so it is not remembered: the next reveal that names it looks again.
                     found[digest] = segment_from_bytes(body).counted_tokens
         return found
@@ -57,9 +59,11 @@ class SegmentStore:
         new = {digest: segment for digest, segment in segments.items() if self._recall(digest) is None}
         if not new:
             return
+        deletions = self.deletions
         await self._bus.put_bodies([(digest, segment_to_bytes(segment, digest)) for digest, segment in new.items()])
-        for digest, segment in new.items():
-            self._remember(digest, segment.counted_tokens)
+        if deletions == self.deletions:  # else it may have been one of these
+            for digest, segment in new.items():
+                self._remember(digest, segment.counted_tokens)
 
     async def get(self, digest: str) -> Segment | None:
         """The body, None where it is not stored or has expired."""
@@ -68,19 +72,24 @@ class SegmentStore:
 
     async def put_raw(self, digest: str, body: bytes) -> None:
         """Store an output's body as its agent serialised it."""
+        self._deleted.pop(digest, None)
         await self._bus.put_bodies([(digest, body)])
 
     async def delete(self, digests: Sequence[str]) -> None:
         """Remove bodies that nobody names. `Unavailable`."""
         self.deletions += 1
+        now_s = time.monotonic()
+        while self._deleted and now_s - next(iter(self._deleted.values())) > DELETED_S:
+            self._deleted.popitem(last=False)
         for digest in digests:
             self._known.pop(digest, None)
-        self._going |= dict.fromkeys(digests)
-        try:
-            await self._bus.delete_bodies(digests)
-        finally:
-            for digest in digests:
-                del self._going[digest]
+            self._deleted[digest] = now_s
+            self._deleted.move_to_end(digest)
+        await self._bus.delete_bodies(digests)
+
+    def deleted(self, digest: str) -> bool:
+        """Whether the body was deleted a moment ago and not stored again from here."""
+        return digest in self._deleted
 
     def know(self, outcome: CallOutcome) -> None:
         """An output that an agent has stored may be part of a prompt."""
@@ -95,6 +104,7 @@ class SegmentStore:
         return known[0]
 
     def _remember(self, digest: str, tokens: int) -> None:
+        self._deleted.pop(digest, None)
         self._known[digest] = (tokens, time.monotonic())
         self._known.move_to_end(digest)
         if len(self._known) > self._known_max:
