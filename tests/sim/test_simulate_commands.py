@@ -48,6 +48,17 @@ def test_run_prints_a_summary_and_draws_the_instances(tmp_path: Path, capsys: py
     assert "bfcl" in capsys.readouterr().out
 
 
+def test_a_run_with_prefix_caches_tells_reuse_predicted_and_found(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    command = ["sim", "run", *SMALL, "--policy", "fcfs", "--world", "full", "--gantt", str(tmp_path / "g.png")]
+    assert run_command([*command, "--json", str(rows)]) == 0
+    (row,) = rows_of(rows)
+    assert isinstance(row["reused"], float)
+    assert 0.3 < row["reused"] < 1
+    assert row["reuse_predicted"] == pytest.approx(row["reused"], abs=0.02)
+    assert row["reuse_wrong"] == pytest.approx(0, abs=0.02)
+
+
 def test_a_profile_is_part_of_the_cell(tmp_path: Path) -> None:
     profile, rows = tmp_path / "p.toml", tmp_path / "rows.json"
     profile.write_text("# one prompt at a time\nwalked_max = 7\nbatch_us_max = 0\n")

@@ -35,6 +35,12 @@ class ClusterMetrics:
         self._oldest = metrics.gauge(
             "hexagent.scheduler.queue.age", "How long the oldest of them waits.", ("gen_ai.request.model",), "s"
         )
+        self._prefix = metrics.gauge(
+            "hexagent.scheduler.prefix.tokens",
+            "Prompt tokens of attempts on engines with a prefix cache: all, those predicted to be there, those found.",
+            ("hexagent.state",),
+            "{token}",
+        )
         self._up = metrics.gauge("hexagent.instance.up", "1 = it takes calls.", _INSTANCE)
         self._calls = metrics.gauge(
             "hexagent.instance.calls", "Calls of an instance by state.", (*_INSTANCE, "hexagent.state"), "{call}"
@@ -63,6 +69,10 @@ class ClusterMetrics:
             self._queue.set(len(waiting), model)
             oldest_us = min((call.ready_us for call in waiting.calls), default=now_us)
             self._oldest.set(max(now_us - oldest_us, 0) / US_PER_S, model)
+        reuse = self._core.ledger.reuse
+        self._prefix.set(reuse.prompt_tokens, "all")
+        self._prefix.set(reuse.predicted_tokens, "predicted")
+        self._prefix.set(reuse.reported_tokens, "found")
         for instance in self._core.ledger.instances.values():
             self._instance(instance)
 

@@ -9,6 +9,7 @@ from hexagent.cli.simulate.spans import spans_of
 from hexagent.cli.simulate.tables import name_of
 from hexagent.sim.experiment.run import Bound, Outcome, Run, bound_req95, row_of, world_of
 from hexagent.sim.metrics import summary
+from hexagent.sim.world import World
 
 
 def run_one(run: Run, gantt: Path) -> Row:
@@ -18,12 +19,25 @@ def run_one(run: Run, gantt: Path) -> Row:
         outcome = outcome_of(run, world)
     title = f"{name_of(run.cell)}: {run.policy}, seed {run.seed}"
     row = row_of(outcome, bound_req95(Bound(run.cell, run.seed)))
+    row = {**row, **reuse_of(world)}
     console().print(table_of(title, class_rows(outcome)))
     figures: list[Row] = [{"figure": name, "value": value} for name, value in row.items() if not isinstance(value, str)]
     console().print(table_of("Summary: reqN is the SLO scale that N % of workflows meet", figures, right=("value",)))
     draw_gantt(spans_of(world), sorted(world.fleet.stations), title, gantt)
     say(f"what the instances did is drawn in {gantt}")
     return row
+
+
+def reuse_of(world: World) -> Row:
+    """Shares of all prompt tokens: those engines had cached, those predicted at dispatch, the sum of differences."""
+    reuse = world.scheduler.ledger.reuse
+    if not reuse.attempts:
+        return {}
+    return {
+        "reused": reuse.reported_tokens / reuse.prompt_tokens,
+        "reuse_predicted": reuse.predicted_tokens / reuse.prompt_tokens,
+        "reuse_wrong": reuse.wrong_tokens / reuse.prompt_tokens,
+    }
 
 
 def class_rows(outcome: Outcome) -> list[Row]:
