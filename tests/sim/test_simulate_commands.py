@@ -208,6 +208,15 @@ def test_what_cannot_be_is_refused_by_the_option_s_name(
     assert said in line
 
 
+@pytest.mark.parametrize("command", ["sim run", "sim compare", "bench paper"])
+def test_help_has_examples_and_says_which_seeds_are_for_what(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*command.split(), "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"hexagent {command}" in shown
+    assert "Examples" in shown
+    assert "1-99 are for tuning" in shown
+
+
 def test_bench_paper_knows_its_worlds(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["bench", "paper", "--world", "flat"]) == EXIT_USAGE
     assert "--world: no world 'flat'; known: policy-only, full, both" in capsys.readouterr().err

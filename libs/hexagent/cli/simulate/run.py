@@ -23,7 +23,8 @@ def run_one(run: Run, gantt: Path) -> Row:
     console().print(table_of(title, class_rows(outcome)))
     figures: list[Row] = [{"figure": name, "value": value} for name, value in row.items() if not isinstance(value, str)]
     console().print(table_of("Summary: reqN is the SLO scale that N % of workflows meet", figures, right=("value",)))
-    draw_gantt(spans_of(world), sorted(world.fleet.stations), title, gantt)
+    lanes = sorted((station.spec.role, name) for name, station in world.fleet.stations.items())
+    draw_gantt(spans_of(world), [name for _, name in lanes], title, gantt)
     say(f"what the instances did is drawn in {gantt}")
     return row
 

@@ -18,7 +18,7 @@ from hexagent.sim.experiment.cell import Cell, workload_of
 from hexagent.sim.experiment.run import Bound, Run, Task
 
 _LINES: Final = 20  # of progress, where there is no terminal
-# By a run with predicted finishes, about.
+# In runs with predicted finishes, about.
 _LEAST_LOADED_COST: Final = 0.6
 _BOUND_COST: Final = 0.3
 

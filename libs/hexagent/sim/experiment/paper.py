@@ -25,7 +25,6 @@ REPORTED: Final[Mapping[tuple[str, str], Mapping[str, tuple[float, float]]]] = {
 }
 COMPARED: Final = (("hexagent", "fcfs"), ("hexagent", "workflow-fcfs"), ("workflow-fcfs", "fcfs"))
 
-SEEDS: Final = (101, 102)
 FULL_POOL: Final = 5_000  # workflows a cell
 STEADY_S: Final = 300.0
 STEADY_LOADS: Final = (0.3, 0.6, 0.9, 1.2, 1.5)
