@@ -350,7 +350,7 @@ def bench_bounds(
     rate: Annotated[float, typer.Option("--rate", min=0.001, help="Arrivals a second.")] = 40.0,
     seeds: Annotated[str, typer.Option("--seeds", help="Of workloads and engines, comma-separated.")] = "1,2",
     noise: Annotated[float, typer.Option("--noise", min=0, max=0.3, help="Of true step times, log-normal.")] = 0.07,
-    tries: Annotated[int, typer.Option("--tries", min=20, max=100_000, help="Schedules tried a cell.")] = 100,
+    tries: Annotated[int, typer.Option("--tries", min=20, max=100_000, help="Schedules tried a cell.")] = 60,
     json_file: Json = None,
 ) -> None:
     """How near to each other the certified bound, the best schedule found offline and two policies are, simulated.
