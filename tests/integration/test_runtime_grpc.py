@@ -21,8 +21,9 @@ from hexagent.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from hexagent.runtime import grpc_server
 from hexagent.runtime.grpc_client import await_ready, open_channel, typed_errors
-from hexagent.runtime.grpc_server import GrpcServer, guarded
+from hexagent.runtime.grpc_server import LEAST_CLIENT_PING_MS, GrpcServer, guarded
 from hexagent.runtime.streams import MESSAGE_BYTES_MAX
 
 pytestmark = pytest.mark.integration
@@ -97,6 +98,21 @@ async def _health(channel: grpc.aio.Channel, service: str) -> health_pb2.HealthC
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
     return await check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+
+
+async def test_clients_may_ping_as_often_as_the_server_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quiet stream lives on. gRPC itself disconnects a client at its fourth ping within minutes."""
+    options = [(name, 50 if value == LEAST_CLIENT_PING_MS else value) for name, value in grpc_server._OPTIONS]
+    monkeypatch.setattr(grpc_server, "_OPTIONS", tuple(options))
+    server = GrpcServer("127.0.0.1", 0, [SERVICE])
+    stubs.add_WorkerServiceServicer_to_server(Worker(), server.raw)  # type: ignore[abstract]
+    port = await server.start()
+    pinging = (("grpc.keepalive_time_ms", 1_000), ("grpc.http2.max_pings_without_data", 0))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=pinging) as channel:
+        stub: stubs.WorkerServiceAsyncStub = stubs.WorkerServiceStub(channel)
+        with pytest.raises(DeadlineExceeded), typed_errors():
+            await stub.AbortCall(pb.AbortCallRequest(reason="hang"), timeout=5)
+    await server.stop(0)
 
 
 async def test_health_follows_readiness(stack: Stack) -> None:

@@ -29,7 +29,7 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", LEAST_CLIENT_PING_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", LEAST_CLIENT_PING_MS),
     # Two processes on one port would share its connections unseen; a taken port is an error instead.
     ("grpc.so_reuseport", 0),
 )
