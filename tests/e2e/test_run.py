@@ -60,12 +60,18 @@ def test_tree_search_with_joins_completes_under_another_policy(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["bfcl_multi_turn_base", "tot_game24", "mlperf_agentic_coding", "mooncake_conversation_chains"]
+    ("name", "policy"),
+    [
+        ("bfcl_multi_turn_base", "hexagent:cache-aware"),
+        ("tot_game24", "hexagent"),
+        ("mlperf_agentic_coding", "prefix-affinity"),
+        ("mooncake_conversation_chains", "conversation-sticky"),
+    ],
 )
-def test_recorded_workflows_complete(name: str, traces_dir: Path, tmp_path: Path) -> None:
+def test_recorded_workflows_complete(name: str, policy: str, traces_dir: Path, tmp_path: Path) -> None:
     done = command(
         "run", "--trace", str(traces_dir / f"{name}.jsonl"), "--limit", "1", "--time-scale", "20", "--gap-limit", "5",
-        "--json", str(tmp_path / "rows.json"),
+        "--policy", policy, "--prefix-cache", "--json", str(tmp_path / "rows.json"),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["completed"] for row in rows_of(tmp_path / "rows.json", "run")] == [True]
