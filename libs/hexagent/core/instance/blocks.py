@@ -123,7 +123,7 @@ class BlockPool:
         return self._usable(holding.shared, prompt_tokens)
 
     def _usable(self, shared: int, prompt_tokens: int) -> int:
-        return min(shared, (prompt_tokens - 1) // self.block_tokens) * self.block_tokens
+        return min(shared, max(prompt_tokens - 1, 0) // self.block_tokens) * self.block_tokens
 
     def grow(self, holding: Holding, blocks: int) -> bool:
         """Further private blocks, or False and no change."""

@@ -38,7 +38,7 @@ class Hits:
                 for segment in cache.changes():
                     changed |= self._calls_with.get(segment.digest, {})
                 for call in changed.values():
-                    self._look_up(row_of(call), i, call)
+                    self._set(row_of(call), i, call, cache.match(call.chain, call.prompt_tokens))
         return self._tokens[:count], self._nominal_us[:count]
 
     def insert(self, row: int, count: int, call: Call) -> None:
@@ -50,8 +50,11 @@ class Hits:
             array[row + 1 : count + 1] = array[row:count]
         for link in call.chain:
             self._calls_with.setdefault(link.digest, {})[call.call_id] = call
-        for i in range(len(self._caches)):
-            self._look_up(row, i, call)
+        self._tokens[row] = 0
+        self._nominal_us[row] = np.array(self.topology.nominal_prefill_us(call.prompt_tokens))[self.topology.kind_of]
+        for i, cache in enumerate(self._caches):
+            if cache is not None:
+                self._set(row, i, call, cache.match(call.chain, call.prompt_tokens))
 
     def remove(self, row: int, count: int, call: Call) -> None:
         """`call` was row `row` of `count`."""
@@ -63,9 +66,7 @@ class Hits:
             if not calls:
                 self._calls_with.pop(link.digest, None)
 
-    def _look_up(self, row: int, i: int, call: Call) -> None:
-        cache = self._caches[i]
-        prompt_tokens = max(call.prompt_tokens, 1)
-        found = cache.match(call.chain, prompt_tokens) if cache is not None else 0
-        self._tokens[row, i] = found
-        self._nominal_us[row, i] = self._tables[i].prefill_us(prompt_tokens - found, found)
+    def _set(self, row: int, i: int, call: Call, found: int) -> None:
+        if found != self._tokens[row, i]:
+            self._tokens[row, i] = found
+            self._nominal_us[row, i] = self._tables[i].prefill_us(max(call.prompt_tokens - found, 1), found)
