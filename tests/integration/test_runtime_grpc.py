@@ -111,7 +111,7 @@ async def test_clients_may_ping_as_often_as_the_server_says(monkeypatch: pytest.
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=pinging) as channel:
         stub: stubs.WorkerServiceAsyncStub = stubs.WorkerServiceStub(channel)
         with pytest.raises(DeadlineExceeded), typed_errors():
-            await stub.AbortCall(pb.AbortCallRequest(reason="hang"), timeout=5)
+            await stub.AbortCall(pb.AbortCallRequest(reason="hang"), timeout=7)
     await server.stop(0)
 
 
