@@ -3,8 +3,8 @@
 A step of N prefill tokens with twice their (query, key) pairs, `pairs` = sum of n * (2 * prefix + n) over its chunks,
 takes T(N, prefix) by the table, where prefix = (pairs / N - N) / 2 up to rounding. For fixed N both T and `pairs` are
 linear in prefix between grid points, so their ratio and their difference are extreme at grid points or at the ends of
-what is feasible. Decode steps are treated alike over (batch, mean context). True steps take scale * (T - SLACK_US) or
-more: `scale` is the hidden factor with the least noise, the slack covers all roundings down.
+what is feasible. Decode steps are treated alike over (batch, mean context). True steps take scale * (T - slack) or
+more: the scale is that of the phase with the hidden factor and the least noise, the slack covers all roundings down.
 """
 
 from functools import lru_cache
@@ -38,16 +38,19 @@ class Engine(NamedTuple):
 
     spec: InstanceSpec
     table: StepTable
-    scale: float  # true time by table time, the least
+    prefill_scale: float  # true time by table time, the least
+    decode_scale: float
     slack_us: float
 
     @classmethod
     def of(cls, cluster: ClusterSpec, spec: InstanceSpec, conditions: Conditions = CONDITIONS) -> "Engine":
         factors = (conditions.prefill_factor_ppm, conditions.decode_factor_ppm)
         truth = Truth.drawn(cluster, spec.instance_id, *factors)
-        scale = min(truth.prefill_ppm, truth.decode_ppm) * truth.least_noise_ppm / PPM**2
+        noise = truth.least_noise_ppm / PPM
+        # Of a step with both the decode part scales as decode does, the rest as prefill does.
+        prefill, decode = noise * min(truth.prefill_ppm, truth.decode_ppm) / PPM, noise * truth.decode_ppm / PPM
         table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
-        return cls(spec, table, scale, ROUNDING_US + 1 / scale)
+        return cls(spec, table, prefill, decode, ROUNDING_US + 1 / prefill)
 
     @property
     def prefill_weight(self) -> float:
@@ -65,7 +68,7 @@ class Engine(NamedTuple):
     def prefill_rate(self, kappa: float, reach: Reach) -> float:
         """Greatest (tokens + kappa * pairs) a microsecond of any step."""
         steps = _prefill_steps(self.table, self.spec.max_step_tokens, self.spec.max_batch, reach.longest)
-        return float(((steps.tokens + kappa * steps.pairs) / self._true_us(steps.us)).max())
+        return float(((steps.tokens + kappa * steps.pairs) / self._true_us(steps.us, self.prefill_scale)).max())
 
     def decode_rate(self, kappa: float, reach: Reach) -> float:
         """Greatest (calls + kappa * their contexts) a microsecond of any step that fits into KV."""
@@ -78,7 +81,7 @@ class Engine(NamedTuple):
         batch, most = batch[feasible], most[feasible]
         columns = np.array([0, *self.table.decode.columns, reach.longest], dtype=np.float64)
         context = np.clip(columns[None, :], reach.shortest, most)
-        us = self._true_us(lookup(self.table.decode, np.broadcast_to(batch, context.shape), context))
+        us = self._true_us(lookup(self.table.decode, np.broadcast_to(batch, context.shape), context), self.decode_scale)
         return float((batch * (1 + kappa * context) / us).max())
 
     def least_prefill_us(self, tokens: FloatArray, pairs: FloatArray, reach: Reach) -> FloatArray:
@@ -96,14 +99,14 @@ class Engine(NamedTuple):
             per_token = np.minimum.accumulate(beyond / steps.tokens[:, 0])
             chunk = np.minimum(tokens, budget).astype(np.int64)
             least = np.maximum(least, tokens * per_token[chunk - 1] + mu * pairs)
-        return least * self.scale
+        return least * self.prefill_scale
 
     def least_step_us(self, context: FloatArray, reach: Reach) -> FloatArray:
         """Least time of a step that gives a token to a call with so much context, whatever decodes beside it."""
         rounded, back = np.unique(np.floor(context / CONTEXT_STEP) * CONTEXT_STEP, return_inverse=True)
         batch = np.arange(1, self.spec.max_batch + 1, dtype=np.float64)[:, None]
         mean = (rounded + (batch - 1) * reach.shortest) / batch
-        us = self._true_us(lookup(self.table.decode, np.broadcast_to(batch, mean.shape), mean))
+        us = self._true_us(lookup(self.table.decode, np.broadcast_to(batch, mean.shape), mean), self.decode_scale)
         found: FloatArray = us.min(axis=0)[back]
         return found
 
@@ -113,8 +116,8 @@ class Engine(NamedTuple):
         budget, prefix = self.spec.max_step_tokens, self.table.prefill.columns[1]
         return (self.table.prefill.at(budget, prefix) - self.table.prefill.at(budget, 0)) / (2 * budget * prefix)
 
-    def _true_us(self, table_us: FloatArray) -> FloatArray:
-        return self.scale * np.maximum(table_us - self.slack_us, 1e-3)
+    def _true_us(self, table_us: FloatArray, scale: float) -> FloatArray:
+        return scale * np.maximum(table_us - self.slack_us, 1e-3)
 
 
 class Steps(NamedTuple):
