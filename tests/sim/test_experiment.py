@@ -13,7 +13,7 @@ from hexagent.sim.experiment.bootstrap import interval, required_scales, resampl
 from hexagent.sim.experiment.cell import LOAD_RANGE, Cell, check_cell, cluster_of, workload_of
 from hexagent.sim.experiment.load import at_rate, capacity
 from hexagent.sim.experiment.policies import POLICIES, ours, published, strong
-from hexagent.sim.experiment.pooling import pooled, reduction, underloaded
+from hexagent.sim.experiment.pooling import mean_share, pooled, reduction, underloaded
 from hexagent.sim.experiment.run import Bound, Outcome, Run, bound_req95, judged, row_of, world_of
 from hexagent.sim.metrics import WorkflowRow, required_scale
 from hexagent.sim.workloads.generators import GENERATORS, generate
@@ -214,6 +214,9 @@ def test_policies_are_compared_over_the_workflows_that_all_of_them_have_run() ->
     assert got.baseline == "atlas:least-loaded"
     assert got.share.value == pytest.approx(0.2)
     assert got.share.low <= 0.2 <= got.share.high
+    none = got._replace(share=got.share._replace(value=0.0), resampled=np.zeros_like(got.resampled))
+    mean = mean_share([got, none])
+    assert mean == pytest.approx([part / 2 for part in got.share])
     assert underloaded(pool) is False
     del outcomes["clairvoyant"]
     assert underloaded(pooled(CELL, outcomes)) is None

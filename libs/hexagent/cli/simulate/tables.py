@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
-from statistics import mean
 from typing import Final, NamedTuple
 
 from hexagent.cli.report import Row, shown
@@ -11,7 +10,7 @@ from hexagent.sim.experiment import paper
 from hexagent.sim.experiment.bootstrap import Interval
 from hexagent.sim.experiment.cell import Cell
 from hexagent.sim.experiment.policies import every, ours, published, strong
-from hexagent.sim.experiment.pooling import JUDGED, Pooled, Reduction, reduction, underloaded
+from hexagent.sim.experiment.pooling import JUDGED, Pooled, Reduction, mean_share, reduction, underloaded
 from hexagent.sim.experiment.run import VARIANTS
 
 
@@ -176,9 +175,10 @@ def _reductions(pool: Pooled, policy: str, which: str) -> Mapping[int, Reduction
 
 
 def _mean_and_largest(reductions: Sequence[Mapping[int, Reduction]]) -> Row:
-    shares = {percent: [reduced[percent].share.value for reduced in reductions] for percent in JUDGED}
-    row = {f"mean{percent}": _change(mean(values)) for percent, values in shares.items()}
-    return row | {f"largest{percent}": _change(max(values)) for percent, values in shares.items()}
+    several = {percent: [reduced[percent] for reduced in reductions] for percent in JUDGED}
+    row = {f"mean{percent}": _interval_text(mean_share(reduced)) for percent, reduced in several.items()}
+    largest = {percent: max(one.share.value for one in reduced) for percent, reduced in several.items()}
+    return row | {f"largest{percent}": _change(value) for percent, value in largest.items()}
 
 
 def _text(req: Interval) -> str:

@@ -35,6 +35,7 @@ class Reduction(NamedTuple):
 
     baseline: str
     share: Interval
+    resampled: FloatArray  # the share in each resample
 
 
 def pooled(cell: Cell, outcomes: Mapping[str, Sequence[Outcome]]) -> Pooled:
@@ -65,7 +66,14 @@ def reduction(pool: Pooled, policy: str, baselines: Sequence[str], percent: int)
     def share(scales: FloatArray) -> FloatArray:
         return 1 - scales[..., ours, column] / scales[..., strongest, column]
 
-    return Reduction(pool.policies[strongest], interval(float(share(pool.scales)), share(pool.resampled)))
+    resampled = share(pool.resampled)
+    return Reduction(pool.policies[strongest], interval(float(share(pool.scales)), resampled), resampled)
+
+
+def mean_share(reductions: Sequence[Reduction]) -> Interval:
+    """Of several cells. Cells of equal size are resampled alike, as the same workflows on two clusters should be."""
+    value = sum(reduced.share.value for reduced in reductions) / len(reductions)
+    return interval(value, np.mean([reduced.resampled for reduced in reductions], axis=0))
 
 
 def underloaded(pool: Pooled) -> bool | None:
