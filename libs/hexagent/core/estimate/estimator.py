@@ -59,7 +59,8 @@ class Estimator:
         self._lengths = LengthTable(snapshot)
         self._speeds = {f.instance_id: (f.prefill_ppm, f.decode_ppm) for f in snapshot.speeds}
 
-    def table(self, spec: InstanceSpec) -> StepTable:
+    @staticmethod
+    def table(spec: InstanceSpec) -> StepTable:
         return load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
 
     def speed_ppm(self, instance_id: str) -> tuple[int, int]:

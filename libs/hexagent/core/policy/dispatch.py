@@ -54,7 +54,7 @@ class PredictedFinish:
         self._aware = aware
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
-        if not topology.books.prefill[IDLE].any():
+        if not np.count_nonzero(topology.books.prefill[IDLE]):
             return Plan()
 
         def state(rows: IntArray) -> SimulatedState:
@@ -64,7 +64,7 @@ class PredictedFinish:
         ages, every = waiting.ages(now_us), np.arange(len(waiting))
         if order.projected and len(waiting) <= self._profile.rescored_max:
             return self._rescored(order, ages, state(every))
-        finish_us = state(every).finish_us() if order.projected else np.zeros_like(every)
+        finish_us = state(every).finish_us() if order.projected else np.zeros(len(every), dtype=np.int64)
         scores = order.scores(ages, finish_us)
         rows = smallest(scores, self._profile.walked_max)
         return self._sorted(state(rows), scores[rows].tolist())

@@ -16,6 +16,7 @@ from hexagent.core.units import PPM
 
 NEVER_US = 1 << 61  # the finish of a placement that is not feasible
 OTHERS_MAX = 3  # runners-up a record keeps
+_FEW = 16  # instances that are all looked at for runners-up
 _SORTED_WHOLE = 256  # values up to which sorting them all is the fastest way to the smallest ones
 
 
@@ -74,7 +75,7 @@ class SimulatedState:
         else:
             nominal_us, of, speed_ppm = hits[1], np.arange(len(self._idle)), books.speed_ppm
         self._alone_us = nominal_us[rows].T[of] * books.speed_ppm[:, None] // PPM
-        backlog_us = int((nominal_us * speed_ppm // PPM).min(axis=1).sum())
+        backlog_us = int(np.minimum.reduce(nominal_us * speed_ppm // PPM, axis=1).sum())
         self._batch_us = min(batch_us, backlog_us // len(self._idle))
         # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
         self._roomy = bool(
@@ -101,7 +102,7 @@ class SimulatedState:
         """Where each call would finish if it were placed next, shape (calls,); at `NEVER_US` or later = nowhere."""
         finish_us: IntArray
         if self._topology.uniform:
-            finish_us = self._leave_us.min(axis=0) + self._decode_us.min(axis=0) + self._transfer_us
+            finish_us = np.minimum.reduce(self._leave_us) + np.minimum.reduce(self._decode_us) + self._transfer_us
             return finish_us
         pair_us = self._leave_us[:, None] + self._decode_us + self._transfer_us
         finish_us = np.where(self._topology.pairs[:, :, None], pair_us, NEVER_US).min(axis=(0, 1))
@@ -143,7 +144,7 @@ class SimulatedState:
     def _added_us(self, r: int, i: int) -> int:
         """Prefill time call r adds to P."""
         alone_us = int(self._alone_us[i, r])
-        return max(alone_us - self._floor_us[i], 0) if self._joins(r, i) else alone_us
+        return alone_us - self._floor_us[i] if self._joins(r, i) else alone_us
 
     def _move_us(self, r: int, i: int, j: int) -> int:
         """Time of its KV between free ends."""
@@ -178,12 +179,11 @@ class SimulatedState:
         # Each of the best pairs has one of as many best prefill instances, and of decode instances if all are linked.
         if self._topology.uniform:
             leave_us, decode_us = self._leave_us[:, r], self._decode_us[:, r]
-            near_i = np.sort(smallest(leave_us, OTHERS_MAX + 1))
-            near_j = np.sort(smallest(decode_us, OTHERS_MAX + 1))
+            near_i, near_j = _some_smallest(leave_us), _some_smallest(decode_us)
             pair_us = leave_us[near_i, None] + decode_us[near_j] + self._transfer_us[r]
             return near_i.tolist(), near_j.tolist(), pair_us
         pair_us = self._pair_us(r)
-        near_i = np.sort(smallest(pair_us.min(axis=1), OTHERS_MAX + 1))
+        near_i = _some_smallest(pair_us.min(axis=1))
         return near_i.tolist(), list(range(len(self._slots))), pair_us[near_i]
 
     def _candidate(self, r: int, i: int, j: int, finish_us: int) -> Candidate:
@@ -223,17 +223,17 @@ class SimulatedState:
         calls, context = self._added[j]
         self._added[j] = (calls + 1, context + self._calls[self._rows[r]].mean_context)
         self._step_us[j] = self._topology.decode[j].next_step_us(self._estimator, *self._added[j])
-        self._look_again(i, j)
+        if self._startable:  # else the plan is complete
+            self._look_again(i, j)
 
     def _look_again(self, i: int, j: int) -> None:
         """What the two instances of a placement mean to every call, as they are after it."""
-        added_us = self._alone_us[i]
-        if self._headroom_us[i] >= 0:
-            extra_us = np.maximum(added_us - self._floor_us[i], 0)
-            joins = (extra_us <= self._headroom_us[i]) & (self._new_tokens(i) <= self._batch_room[i])
-            added_us = np.where(joins, extra_us, added_us)
-        self._leave_us[i] = np.maximum(added_us + self._free_us[i], self._egress_us[i])
-        self._decode_us[j] = self._steps * self._step_us[j] + self._ingress_us[j]
+        added_us, floor_us, headroom_us = self._alone_us[i], self._floor_us[i], self._headroom_us[i]
+        if headroom_us >= 0:
+            joins = (added_us <= headroom_us + floor_us) & (self._new_tokens(i) <= self._batch_room[i])
+            added_us = added_us - floor_us * joins
+        np.maximum(added_us + self._free_us[i], self._egress_us[i], out=self._leave_us[i])
+        np.add(self._steps * self._step_us[j], self._ingress_us[j], out=self._decode_us[j])
         if not self._roomy:
             self._leave_us[i, self._prompt > self._prefill_room[i]] = NEVER_US
             full = self._kv_tokens[self._topology.never_evicts[j]] > self._decode_room[j]
@@ -243,6 +243,15 @@ class SimulatedState:
 def smallest(values: IntArray, count: int) -> IntArray:
     """Places of the `count` smallest values, ascending, equal ones in order of place; all if there are fewer."""
     if len(values) <= _SORTED_WHOLE:
-        return np.argsort(values, kind="stable")[:count]
+        return values.argsort(kind="stable")[:count]
     near = np.flatnonzero(values <= np.partition(values, count - 1)[count - 1])
-    return near[np.argsort(values[near], kind="stable")[:count]]
+    return near[values[near].argsort(kind="stable")[:count]]
+
+
+def _some_smallest(values: IntArray) -> IntArray:
+    """Places, ascending, among which those of a record's pairs are."""
+    if len(values) <= _FEW:
+        return np.arange(len(values))
+    places = smallest(values, OTHERS_MAX + 1)
+    places.sort()
+    return places

@@ -67,12 +67,14 @@ class Instance:
         "reserved_tokens",
         "spec",
         "suspect_until_us",
+        "table",
         "up",
     )
 
     def __init__(self, spec: InstanceSpec) -> None:
         self.spec = spec
         self.profile: EngineProfile = PROFILES[spec.profile]
+        self.table = Estimator.table(spec)
         self.up = False
         self.cache: CacheBelief | None = None  # None: the engine caches no prefixes, or is down
         self.cordoned = False
@@ -103,7 +105,7 @@ class Instance:
         """Predicted step time were `extra_batch` calls of `extra_context` tokens in sum bound here as well."""
         batch = len(self.decoding) + extra_batch
         context = (self.context_sum + extra_context) // max(batch, 1)
-        step_us = estimator.table(self.spec).decode_us(min(max(batch, 1), self.spec.max_batch), max(context, 1))
+        step_us = self.table.decode_us(min(max(batch, 1), self.spec.max_batch), max(context, 1))
         return scale_ppm(step_us, estimator.speed_ppm(self.spec.instance_id)[1])
 
     def next_step_us(self, estimator: Estimator, calls: int = 0, context: int = 0) -> int:
@@ -135,6 +137,7 @@ class Ledger:
         known = instance.spec
         instance.spec = spec
         instance.profile = PROFILES[spec.profile]
+        instance.table = Estimator.table(spec)
         instance.up = True
         if not (spec.prefix_cache and instance.profile.block_reuse):
             instance.cache = None
