@@ -171,8 +171,9 @@ class Fleet:
         self._settle(station, station.model.handle_all(inputs, now_us), now_us)
 
     def _wake(self, station: Station, now_us: int) -> None:
-        if station.wake_us <= now_us:
-            station.wake_us = NEVER_US
+        if now_us < station.wake_us:
+            return  # the instance was due here before something changed
+        station.wake_us = NEVER_US
         self._settle(station, station.model.advance(now_us), now_us)
 
     def _settle(self, station: Station, effects: tuple[InstanceEffect, ...], now_us: int) -> None:

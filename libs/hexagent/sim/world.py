@@ -97,6 +97,7 @@ class World:
         self.events = 0
         self._journal = journal
         self._latency = latency
+        self._caches = any(spec.prefix_cache for spec in cluster.instances)
         self._snapshot_period_us = snapshot_period_us
         self._noise = EstimateNoise(cluster, conditions.estimate_noise_ppm) if conditions.estimate_noise_ppm else None
         self._true_speeds = self.fleet.speeds() if clairvoyant else ()
@@ -285,10 +286,13 @@ class World:
         """The true output length goes from the script to the engine, past everyone who plans."""
         client = self._clients[ticket.call.workflow_id]
         item = client.item_of(ticket.call)
-        prefix = [PrefixSegment(segment.name, segment.tokens) for segment in item.segments]
+        prefix: tuple[PrefixSegment, ...] = ()
+        if self._caches:
+            links = [PrefixSegment(segment.name, segment.tokens) for segment in item.segments]
+            prefix = (salt(client.script.tenant, self._model, ""), *links)
         return Work(
             ticket,
-            (salt(client.script.tenant, self._model, ""), *prefix),
+            prefix,
             item.prompt_tokens,
             item.max_tokens,
             reserve_output_tokens,

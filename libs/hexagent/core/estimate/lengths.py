@@ -174,4 +174,4 @@ class LengthTable:
 
 
 def _within(q50: int, q90: int, q99: int, max_tokens: int) -> PredictedLength:
-    return PredictedLength(*(max(1, min(tokens, max_tokens)) for tokens in (q50, q90, q99)))
+    return PredictedLength(max(1, min(q50, max_tokens)), max(1, min(q90, max_tokens)), max(1, min(q99, max_tokens)))

@@ -42,9 +42,8 @@ class SampleBuffer:
         if last is not None and not new and not last.prefill_tokens and last.decode_batch == done.decode_batch:
             steps = last.steps + done.steps
             context = (last.mean_context * last.steps + done.mean_context * done.steps) // steps
-            self._steps[-1] = last._replace(
-                steps=steps, duration_us=last.duration_us + done.duration_us, mean_context=context
-            )
+            duration_us = last.duration_us + done.duration_us
+            self._steps[-1] = StepSample(steps, duration_us, 0, 0, done.decode_batch, context)
         elif len(self._steps) < SAMPLES_MAX:
             attended = sum([tokens * (2 * prefix + tokens) for tokens, prefix in done.prefill_chunks])
             context = attended // (2 * new) if new else 0
