@@ -18,12 +18,15 @@ class OwnOutputs(NamedTuple):
         return OwnOutputs(self.calls + 1, self.tokens + output_tokens, output_tokens)
 
 
+NO_OUTPUTS = OwnOutputs()
+
+
 class CallFeatures(NamedTuple):
     workflow_class: str
     role: str
     prompt_tokens: int
     round: int = 0  # of its loop, 0 = none
-    own: OwnOutputs = OwnOutputs()
+    own: OwnOutputs = NO_OUTPUTS
 
 
 def half_octave(tokens: int) -> int:

@@ -1,6 +1,6 @@
 """The estimator's state: everything observed goes in, snapshots come out."""
 
-from hexagent.core.estimate.features import CallFeatures, OwnOutputs
+from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
 from hexagent.core.estimate.lengths import LengthLearner
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.estimate.speeds import SpeedLearner
@@ -67,7 +67,7 @@ class Learner:
                                 node.role,
                                 node.call.prompt_tokens,
                                 node.round,
-                                workflow.own.get(node.role, OwnOutputs()),
+                                workflow.own.get(node.role, NO_OUTPUTS),
                             )
                         if node.tool is not None:
                             workflow.tools[node.node_id] = node.tool.name
@@ -96,7 +96,7 @@ class Learner:
             return
         features = workflow.calls.pop(outcome.call.node_id, None)
         if features is not None and outcome.status is NodeStatus.SUCCEEDED and outcome.output_tokens > 0:
-            own = workflow.own.get(features.role, OwnOutputs())
+            own = workflow.own.get(features.role, NO_OUTPUTS)
             workflow.own[features.role] = own.then(outcome.output_tokens)
             self._lengths.observe_call(features, outcome.output_tokens)
             self._changed = True

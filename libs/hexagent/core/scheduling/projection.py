@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from hexagent.core.estimate.estimator import Estimator
-from hexagent.core.estimate.features import CallFeatures, OwnOutputs
+from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
 from hexagent.core.ids import CallId
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.service import Service
@@ -43,7 +43,7 @@ class Workflow:
             self.own[call.role] = self.own_outputs(call.role).then(outcome.output_tokens)
 
     def own_outputs(self, role: str) -> OwnOutputs:
-        return self.own.get(role, OwnOutputs())
+        return self.own.get(role, NO_OUTPUTS)
 
     def ready(self) -> tuple[Call, ...]:
         """Calls that wait for nothing but the scheduler, dispatched ones included."""
@@ -69,7 +69,7 @@ class Change(NamedTuple):
 NO_CHANGE = Change()
 
 
-def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str, own: OwnOutputs = OwnOutputs()) -> int:
+def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str, own: OwnOutputs = NO_OUTPUTS) -> int:
     """A node's part of the horizon: true lengths or run time once finished, predictions before."""
     if node.spec.call is None:
         if node.status is NodeStatus.SUCCEEDED and node.started_us != NEVER:
