@@ -62,6 +62,7 @@ class AckedPublisher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(in_flight_max)
         self._flights: dict[str, _Flight] = {}
+        self._in_flight = asyncio.Event()
         self._next = 0
         self._held = False
         self._losses = 0  # of the connection
@@ -97,6 +98,7 @@ class AckedPublisher:
         token = str(self._next)
         flight = _Flight(subject, data, dict(headers) if headers else None, self._loop.create_future(), deadline)
         self._flights[token] = flight
+        self._in_flight.set()
         try:
             self._write(token, flight)
         except BaseException:
@@ -193,6 +195,9 @@ class AckedPublisher:
     async def _watch(self) -> None:
         """Send again what got no answer in time, give up what is past its deadline."""
         while True:
+            if not self._flights:
+                self._in_flight.clear()
+                await self._in_flight.wait()
             await asyncio.sleep(RESEND_CHECK_S)
             now_s = self._loop.time()
             for token, flight in list(self._flights.items()):
