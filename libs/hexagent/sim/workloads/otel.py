@@ -24,6 +24,8 @@ INPUT: Final = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")  # to
 OUTPUT: Final = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
 CACHED: Final = "gen_ai.usage.cache_read.input_tokens"
 OURS: Final = "hexagent.node"
+COMPLETION: Final = "hexagent.completion_s"  # of a workflow, model time
+COMPLETION_S_MAX: Final = 10**9
 NS_PER_US: Final = 1_000
 
 
@@ -81,8 +83,12 @@ def _clock(spans: list[Span]) -> _Clock:
     """The scale is what the longest of our own workflows says of itself."""
     longest_ns, scale = 0, 1.0
     for span in spans:
-        took_ns, took_s = span.end_ns - span.start_ns, span.attributes.get("hexagent.completion_s")
-        if isinstance(took_s, int | float) and took_ns > longest_ns:
+        took_ns, took_s = span.end_ns - span.start_ns, span.attributes.get(COMPLETION)
+        if not isinstance(took_s, int | float):
+            continue
+        if not 0 <= took_s <= COMPLETION_S_MAX:
+            span.bad(COMPLETION, f"must be 0 to {COMPLETION_S_MAX} s, not {took_s}")
+        if took_ns > longest_ns:
             longest_ns, scale = took_ns, took_s * US_PER_S * NS_PER_US / took_ns
     return _Clock(min([span.start_ns for span in spans], default=0), scale)
 

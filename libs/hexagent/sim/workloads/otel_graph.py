@@ -19,27 +19,29 @@ class Tree(NamedTuple):
 
 
 def tree_of(spans: Sequence[Span], by_key: dict[str, Span]) -> Tree:
-    """These spans with all that encloses them; BAD_TRACE where parents go round in a circle."""
+    """These spans with all that encloses them; BAD_TRACE where they nest too deep or go round in a circle."""
     roots: list[Span] = []
     children: dict[str, list[Span]] = {}
     kept: set[str] = set()
     for span in spans:
-        depth, at = 0, span
+        at = span
         while at.key not in kept:
             kept.add(at.key)
-            depth += 1
             parent = by_key.get(at.parent)
-            if depth > DEPTH_MAX:
-                span.bad("parent", f"lies more than {DEPTH_MAX} deep")
             if parent is None:
                 roots.append(at)
                 break
             children.setdefault(parent.key, []).append(at)
             at = parent
+    depth = {span.key: 1 for span in roots}
     reached = list(roots)
     for span in reached:
-        reached += children.get(span.key, ())
-    unreached = kept - {span.key for span in reached}
+        if depth[span.key] > DEPTH_MAX:
+            span.bad("parent", f"lies more than {DEPTH_MAX} deep")
+        for child in children.get(span.key, ()):
+            depth[child.key] = depth[span.key] + 1
+            reached.append(child)
+    unreached = kept - depth.keys()
     for span in spans:
         if span.key in unreached:
             span.bad("parent", "lies in a circle of spans")
