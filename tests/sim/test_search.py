@@ -41,4 +41,4 @@ def test_cells_and_seeds_that_cannot_be_are_refused(
     option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["bench", "bounds", option, value]) == 2
-    assert option[2:] in capsys.readouterr().err
+    assert f"hexagent: {option}: " in capsys.readouterr().err

@@ -189,6 +189,8 @@ def test_other_seeds_are_refused(text: str) -> None:
         (["run", *SMALL, "--policy", "lifo"], "--policy", "known: fcfs"),
         (["run", *SMALL, "--policy", "fcfs,atlas"], "sim run", "one value"),
         (["run", *SMALL, "--load", "1,2"], "sim run", "sim compare takes several"),
+        (["run", *SMALL, "--gantt", "/proc/nosuch/gantt.png"], "--gantt", "/proc/nosuch"),
+        (["run", *SMALL, "--profile", "/nonexistent.toml"], "--profile", "cannot read"),
         (["run", "--trace", "/nonexistent.jsonl"], "--trace", "no trace file"),
         (["compare", *SMALL, "--policies", "fcfs,lifo"], "--policies", "known: fcfs"),
         (["compare", *SMALL, "--model", "gpt"], "--model", "known: llama"),

@@ -9,7 +9,7 @@ from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_
 from hexagent.cli.main import run_command
 from hexagent.core import errors
 
-COMMANDS = ("up", "serve", "run", "demo", "explain", "doctor")
+COMMANDS = ("up", "serve", "run", "demo", "explain", "drain", "replay", "doctor")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "doctor")
         (["run", "bfcl", "--trace-file", "/nonexistent/s.jsonl"], "--trace-file", "cannot write"),
         (["run", "bfcl", "--address", "127.0.0.1:1", "--trace-file", "s.jsonl"], "--trace-file", "running stack"),
         (["run", "--trace", "x.jsonl", "--gap-limit", "-1"], "--gap-limit", "0 or more"),
-        (["demo", "--policies", ","], "--policies", "no policy"),
+        (["demo", "--policies", ","], "--policies", "names nothing"),
         (["demo", "--policies", "fcfs,nosuch"], "--policies", "unknown policy 'nosuch'"),
         (["up", "--port", "70000"], "--port", "65535"),
         (["up", "--time-scale", "-2"], "--time-scale", "above 0"),
@@ -48,9 +48,15 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "doctor")
         (["run", "bfcl", "--nosuch"], "--nosuch", "No such option"),
         (["bench", "fidelity", "--workloads", "bfcl,nosuch"], "--workloads", "known: bfcl, lats"),
         (["bench", "fidelity", "--policies", "nosuch"], "--policies", "known: fcfs"),
-        (["bench", "fidelity", "--policies", ","], "--policies", "names none"),
+        (["bench", "fidelity", "--policies", ","], "--policies", "names nothing"),
         (["bench", "fidelity", "--time-scale", "5"], "--time-scale", "at most 2"),
-        (["bench", "fidelity", "--picture", "/nonexistent/x.png"], "--picture", "cannot write"),
+        (["bench", "fidelity", "--policies", "clairvoyant"], "--policies", "only a simulation knows"),
+        (["bench", "fidelity", "--picture", "/nonexistent/x.png"], "hexagent: --picture: cannot write", ""),
+        (["bench", "fidelity", "--picture", "/tmp/x.bmp"], "--picture", ".png or .svg"),
+        (["bench", "bounds", "--cells", "nosuch:3"], "--cells", "known: bfcl"),
+        (["bench", "simulator", "--policies", "fcfs,nosuch"], "--policies", "known: fcfs"),
+        (["bench", "simulator", "--workloads", ",", "--large"], "--workloads", "names nothing"),
+        (["bench", "simulator", "--workloads", "bfcl,nosuch"], "--workloads", "known: bfcl"),
         (["nosuch"], "nosuch", "No such command"),
     ],
 )

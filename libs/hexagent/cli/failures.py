@@ -1,5 +1,7 @@
 """Errors as a user of the command line meets them: one line that names the option, and an exit status."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 from hexagent.core import errors
@@ -23,6 +25,7 @@ _OPTIONS: Final = {
     "call": "CALL",
     "call.node_id": "CALL",
     "call.workflow_id": "CALL",
+    "cells": "--cells",
     "node_id": "CALL",
     "workflow_id": "CALL",
     "cluster": "--cluster",
@@ -39,8 +42,10 @@ _OPTIONS: Final = {
     "model": "--model",
     "noise": "--noise",
     "out": "--out",
+    "picture": "--picture",
     "policies": "--policies",
     "policy": "--policy",
+    "profile": "--profile",
     "rate_per_s": "--rate",
     "seed": "--seed",
     "spread": "--spread",
@@ -75,3 +80,13 @@ def failure_text(error: HexagentError) -> str:
 def usage(field: str, message: str) -> errors.InvalidArgument:
     """An option that is wrong by itself or together with others."""
     return errors.InvalidArgument(message, reason="BAD_OPTION", field=field)
+
+
+@contextlib.contextmanager
+def options_named(names: dict[str, str]) -> Iterator[None]:
+    """Errors name these options of the command instead of the library's fields."""
+    try:
+        yield
+    except HexagentError as error:
+        error.field = names.get(error.field, error.field)
+        raise

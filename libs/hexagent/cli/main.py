@@ -8,8 +8,8 @@ from typing import Annotated, Final
 import typer
 
 from hexagent import __version__
-from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_text, usage
-from hexagent.cli.options import Json
+from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_text, options_named, usage
+from hexagent.cli.options import Json, words
 from hexagent.cli.options import examples as _examples
 from hexagent.cli.simulate.commands import PAPER_EXAMPLES, bench_paper, sim
 from hexagent.core.errors import HexagentError
@@ -196,9 +196,7 @@ def demo(
     from hexagent.cli.report import check_writable, write_json
 
     check_writable(json_file)
-    names = tuple(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
-    if not names:
-        raise usage("policies", "names no policy")
+    names = words(policies, "policies")
     runs = asyncio.run(run_demo(DemoOptions(names, cluster, seed, quick, time_scale, prefix_cache)))
     show_demo(runs)
     write_json(json_file, "demo", seed, demo_rows(runs))
@@ -348,7 +346,7 @@ def bench_bounds(
     ] = "bfcl:10,mixed:10,lats:3,sharegpt:10",
     cluster: Annotated[str, typer.Option("--cluster", help="A cluster of the benchmark.")] = "mini",
     rate: Annotated[float, typer.Option("--rate", min=0.001, help="Arrivals a second.")] = 40.0,
-    seeds: Annotated[str, typer.Option("--seeds", help="Of workloads and engines, comma-separated.")] = "1,2",
+    seed_list: Annotated[str, typer.Option("--seeds", help="Of workloads and engines, such as 1-5 or 1,3,7.")] = "1,2",
     noise: Annotated[float, typer.Option("--noise", min=0, max=0.3, help="Of true step times, log-normal.")] = 0.07,
     tries: Annotated[int, typer.Option("--tries", min=20, max=100_000, help="Schedules tried a cell.")] = 60,
     json_file: Json = None,
@@ -357,11 +355,14 @@ def bench_bounds(
 
     The columns are the SLO scale 95 % of the workflows need. Cells have at most ten workflows.
     """
-    from hexagent.cli.bench.bounds import BoundsOptions, bounds_rows, parsed_cells, parsed_seeds
+    from hexagent.cli.bench.bounds import BoundsOptions, bounds_rows, parsed_cells
     from hexagent.cli.report import check_writable, console, table_of, write_json
+    from hexagent.cli.simulate.axes import seeds
 
     check_writable(json_file)
-    rows = bounds_rows(BoundsOptions(parsed_cells(cells), cluster, rate, parsed_seeds(seeds), noise, tries))
+    options = BoundsOptions(parsed_cells(cells), cluster, rate, seeds(seed_list), noise, tries)
+    with options_named({"workload": "cells"}):
+        rows = bounds_rows(options)
     console().print(table_of("bounds", rows))
     write_json(json_file, "bench bounds", None, rows)
 
@@ -393,9 +394,11 @@ def bench_simulator(
     from hexagent.cli.report import check_writable, console, error_console, table_of, write_json
 
     check_writable(json_file)
-    names = [tuple(name.strip() for name in text.split(",") if name.strip()) for text in (policies, workloads)]
-    options = SimulatorOptions(names[0], names[1], workflows, cluster, seed, large)
-    rows = profile_rows(options) if profile else speed_rows(options, error_console().print)
+    options = SimulatorOptions(
+        words(policies, "policies"), words(workloads, "workloads"), workflows, cluster, seed, large
+    )
+    with options_named({"policy": "policies", "workload": "workloads"}):
+        rows = profile_rows(options) if profile else speed_rows(options, error_console().print)
     console().print(table_of("profile" if profile else "simulator", rows))
     write_json(json_file, "bench simulator", seed, rows)
 
@@ -431,7 +434,9 @@ def bench_fidelity(
 
     check_writable(json_file)
     check_writable(picture, "picture")
-    names, orders = (tuple(name.strip() for name in text.split(",") if name.strip()) for text in (workloads, policies))
+    if picture is not None and picture.suffix not in fidelity.PICTURES:
+        raise usage("picture", f"must end in {' or '.join(fidelity.PICTURES)}")
+    names, orders = words(workloads, "workloads"), words(policies, "policies")
     options = fidelity.FidelityOptions(names, orders, cluster, workflows, seed, time_scale, prefix_cache)
     pairs = asyncio.run(fidelity.run_fidelity(options))
     rows = fidelity.fidelity_rows(pairs)

@@ -1,9 +1,11 @@
-"""Options and help texts that several commands share."""
+"""Options, their values and help texts that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hexagent.cli.failures import usage
 
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the table's rows as JSON.")]
 
@@ -11,3 +13,11 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also 
 def examples(*lines: str) -> str:
     """Example commands as the last part of a command's help."""
     return "\n\n".join(("[bold]Examples[/bold]", *(f"  {line}" for line in lines)))
+
+
+def words(text: str, option: str) -> tuple[str, ...]:
+    """Different values with commas between, at least one."""
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not found:
+        raise usage(option, "names nothing")
+    return found

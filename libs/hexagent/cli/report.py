@@ -55,6 +55,15 @@ def check_writable(path: Path | None, option: str = "json") -> None:
         raise InvalidArgument(f"--{option.replace('_', '-')}: {what}", reason="NOT_WRITABLE", field=option)
 
 
+def made_folder(path: Path, option: str) -> Path:
+    """The folder, made if there is none. `InvalidArgument` (NOT_WRITABLE)."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {error.strerror}", reason="NOT_WRITABLE", field=option) from None
+    return path
+
+
 def table_of(title: str, rows: Sequence[Row], right: Iterable[str] = ()) -> Table:
     """A table whose columns are the keys of the first row; numbers stand right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hexagent.cli.failures import usage
+from hexagent.cli.options import words
 from hexagent.cli.report import Row, error_console
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.units import PPM
@@ -34,18 +35,12 @@ class BoundsOptions(NamedTuple):
 def parsed_cells(text: str) -> tuple[tuple[str, int], ...]:
     """Workloads with their numbers of workflows, as in `bfcl:10,lats:6`."""
     cells = []
-    for part in text.split(","):
-        name, _, count = part.strip().partition(":")
+    for part in words(text, "cells"):
+        name, _, count = part.partition(":")
         if not count.isdecimal() or not 1 <= int(count) <= WORKFLOWS_MAX:
             raise usage("cells", f"{part!r} must be WORKLOAD:N with N from 1 to {WORKFLOWS_MAX}")
         cells.append((name, int(count)))
     return tuple(cells)
-
-
-def parsed_seeds(text: str) -> tuple[int, ...]:
-    if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise usage("seeds", f"{text!r} must be whole numbers with commas between")
-    return tuple(int(part) for part in text.split(","))
 
 
 def bounds_rows(options: BoundsOptions) -> list[Row]:

@@ -19,12 +19,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hexagent.cli.bench.latency import measured_latency
-from hexagent.cli.failures import usage
+from hexagent.cli.failures import options_named, usage
 from hexagent.cli.report import Row, console, error_console, say, table_of
 from hexagent.cli.run import RunOptions, on_own_stack
 from hexagent.cli.runner import RunProgress
 from hexagent.cli.stack import SCHEDULER, LocalStack, StackOptions
-from hexagent.core.errors import NotFound
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.units import US_PER_MS, US_PER_S
 from hexagent.core.workflow.attribution import Spent, spent_on, timelines_of
@@ -40,6 +39,7 @@ LIVE: Final = "live"
 SIM: Final = "sim"
 MEAN_WITHIN: Final = 0.03  # how far the simulated mean and 99th percentile may be from the live ones
 P99_WITHIN: Final = 0.08
+PICTURES: Final = (".png", ".svg")
 TIME_SCALE_MAX: Final = 2.0  # beyond it the control plane's own time, scaled as well, drowns the engines'
 
 
@@ -88,9 +88,6 @@ async def run_fidelity(options: FidelityOptions) -> list[Pair]:
     """Every workload under every policy, live and then simulated."""
     if not 0 < options.time_scale <= TIME_SCALE_MAX:
         raise usage("time_scale", f"must be above 0 and at most {TIME_SCALE_MAX:g}; got {options.time_scale:g}")
-    for name in ("workloads", "policies"):
-        if not getattr(options, name):
-            raise usage(name, "names none")
     workloads = [_workload(name, options) for name in options.workloads]
     stacks = {policy: _stack(options, policy) for policy in options.policies}
     pairs: list[Pair] = []
@@ -120,10 +117,8 @@ def _stack(options: FidelityOptions, policy: str) -> StackOptions:
         seed=options.seed,
         prefix_cache=options.prefix_cache,
     )
-    try:
+    with options_named({"policy": "policies"}):
         LocalStack(stack, say)
-    except NotFound as error:
-        raise usage("policies", error.message) from None
     return stack
 
 

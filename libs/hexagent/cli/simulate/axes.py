@@ -1,16 +1,15 @@
 """Cells, seeds and policies from what the command line gives: comma-separated values, one cell for each combination."""
 
-import contextlib
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from hexagent.cli.failures import usage
+from hexagent.cli.failures import options_named, usage
+from hexagent.cli.options import words
 from hexagent.cli.replay import profile_text
-from hexagent.core.errors import HexagentError
 from hexagent.core.policy.profile import parse_profile
 from hexagent.sim.experiment.cell import Cell, check_cell, cluster_of
 from hexagent.sim.experiment.policies import POLICIES
@@ -49,18 +48,18 @@ def cells(axes: Axes) -> list[Cell]:
     if bool(axes.workload) == (axes.trace is not None):
         raise usage("--workload", "give either the name of a workload or --trace FILE")
     choices: dict[str, Sequence[Any]] = {
-        "model": _words(axes.model, "model"),
-        "cluster": _words(axes.cluster, "cluster"),
-        "workload": _words(axes.workload, "--workload") if axes.trace is None else [axes.trace.stem],
-        "world": _words(axes.world, "world"),
-        "engine_profile": _words(axes.engine_profile, "engine_profile"),
+        "model": words(axes.model, "model"),
+        "cluster": words(axes.cluster, "cluster"),
+        "workload": words(axes.workload, "--workload") if axes.trace is None else [axes.trace.stem],
+        "world": words(axes.world, "world"),
+        "engine_profile": words(axes.engine_profile, "engine_profile"),
         "load": _numbers(axes.load, "load"),
-        "arrivals": _words(axes.arrivals, "arrivals"),
+        "arrivals": words(axes.arrivals, "arrivals"),
         "duration_s": [axes.duration_s],
         "workflows": [axes.workflows],
         "noise": _numbers(axes.noise, "noise"),
         "link_gb_per_s": _numbers(axes.link, "link_gb_per_s"),
-        "hardware": _words(axes.hardware, "hardware"),
+        "hardware": words(axes.hardware, "hardware"),
         "tp": _whole_numbers(axes.tp, "tp"),
         "tools": _numbers(axes.tools, "tools"),
         "spread": _numbers(axes.spread, "spread"),
@@ -78,7 +77,7 @@ def policies(text: str, cell: Cell, option: str = "--policies") -> tuple[str, ..
     """Names of known policies; "" = those compared by default in the cell's world."""
     if not text:
         return POLICIES[cell.world]
-    names = tuple(_words(text, option))
+    names = words(text, option)
     with options_named({"policy": option}):
         for name in names:
             World(cluster_of(cell), Workload("none", "", ()), name, 0)
@@ -88,7 +87,7 @@ def policies(text: str, cell: Cell, option: str = "--policies") -> tuple[str, ..
 def seeds(text: str) -> tuple[int, ...]:
     """Ascending seeds from `1`, `1-5` or `1,3,7-9`."""
     found: set[int] = set()
-    for word in _words(text, "seeds"):
+    for word in words(text, "seeds"):
         match = _SEEDS.fullmatch(word)
         if match is None:
             raise usage("seeds", f"{word!r} is neither a number nor a range such as 1-5")
@@ -103,16 +102,6 @@ def seeds(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-@contextlib.contextmanager
-def options_named(names: dict[str, str]) -> Iterator[None]:
-    """Errors name these options of the command instead of the library's fields."""
-    try:
-        yield
-    except HexagentError as error:
-        error.field = names.get(error.field, error.field)
-        raise
-
-
 def _overrides(path: Path | None) -> str:
     """What the profile sets, one key a line, whatever its file looks like."""
     if path is None:
@@ -122,22 +111,15 @@ def _overrides(path: Path | None) -> str:
     return "\n".join([f"{key} = {value}" for key, value in sorted(tomllib.loads(text).items())])
 
 
-def _words(text: str, option: str) -> list[str]:
-    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not words:
-        raise usage(option, "names nothing")
-    return words
-
-
 def _whole_numbers(text: str, option: str) -> list[int]:
     try:
-        return [int(word) for word in _words(text, option)]
+        return [int(word) for word in words(text, option)]
     except ValueError:
         raise usage(option, f"{text!r} is not a list of whole numbers") from None
 
 
 def _numbers(text: str, option: str) -> list[float]:
     try:
-        return list(dict.fromkeys(float(word) for word in _words(text, option)))
+        return list(dict.fromkeys(float(word) for word in words(text, option)))
     except ValueError:
         raise usage(option, f"{text!r} is not a list of numbers") from None

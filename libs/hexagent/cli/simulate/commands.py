@@ -92,7 +92,7 @@ def sim_run(
 ) -> None:
     """Simulate one workload under one policy; say how late workflows were, by class, and draw what instances did."""
     from hexagent.cli.failures import usage
-    from hexagent.cli.report import check_writable, write_json
+    from hexagent.cli.report import check_writable, made_folder, write_json
     from hexagent.cli.simulate.axes import Axes, cells, policies
     from hexagent.cli.simulate.run import run_one
     from hexagent.sim.experiment.run import Run
@@ -121,6 +121,8 @@ def sim_run(
     names = policies(policy, found[0], "--policy")
     if len(found) > 1 or len(names) != 1:
         raise usage("sim run", "takes one value for each option; sim compare takes several")
+    made_folder(gantt.parent, "gantt")
+    check_writable(gantt, "gantt")
     write_json(json_file, "sim run", seed, [run_one(Run(found[0], names[0], seed), gantt)])
 
 
@@ -161,7 +163,8 @@ def sim_compare(
 ) -> None:
     """Simulate workloads under several policies and say which SLO scale each needs, with intervals.
 
-    All options but --duration and --workflows take several values with commas between; every combination is a cell.
+    All that says what is simulated, but for --trace, --profile, --duration and --workflows, takes several values with
+    commas between; every combination is a cell.
     """
     from hexagent.cli.report import check_writable, write_json
     from hexagent.cli.simulate.axes import Axes, cells, policies, seeds

@@ -106,7 +106,6 @@ def save(figure: Figure, path: Path) -> None:
     """As PNG. `InvalidArgument` (NOT_WRITABLE) if it cannot be written."""
     FigureCanvasAgg(figure)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})
     except OSError as error:
         raise InvalidArgument(f"{path}: {error.strerror}", reason="NOT_WRITABLE", field="out") from None

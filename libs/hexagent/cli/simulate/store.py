@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hexagent import __version__
-from hexagent.core.errors import InvalidArgument
+from hexagent.cli.report import made_folder
 from hexagent.sim.experiment.run import Run, Task
 
 _DECIDING: Final = ("hexagent.core", "hexagent.sim")  # packages whose code and data make outcomes
@@ -27,11 +27,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "runs"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidArgument(f"{folder}: {error.strerror}", reason="NOT_WRITABLE", field="out") from None
+        self._folder = made_folder(folder / "runs", "out")
 
     def get(self, task: Task) -> dict[str, Any] | None:
         """What an earlier run left, or None; a file that cannot be read counts as absent."""
