@@ -396,6 +396,15 @@ async def test_a_restarted_server_keeps_buckets_and_watches(crashing_server: Nat
         assert kept.value == b"1"
 
 
+async def test_a_stream_in_memory_is_there_again_after_a_crash(crashing_server: NatsServer) -> None:
+    async with await connect(crashing_server.url) as bus:
+        await bus.ensure_streams(SMALL)
+        await crashing_server.kill()
+        await crashing_server.start()
+        await bus.publish(subjects.token(CallId("w", "n")), b"later")
+        assert await _read(bus, subjects.TOKENS, subjects.ALL_TOKENS) == [b"later"]
+
+
 async def test_a_wiped_server_is_noticed_not_followed(crashing_server: NatsServer) -> None:
     """A reader that has state from a stream that begins anew must not go on as if nothing were missing."""
     async with await connect(crashing_server.url) as bus:

@@ -14,7 +14,7 @@ import nats.js.errors
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from hexagent.core.errors import InvalidArgument, Unavailable
+from hexagent.core.errors import HexagentError, InvalidArgument, Unavailable
 from hexagent.runtime import subjects
 from hexagent.runtime.connection import Arrival, Connection
 from hexagent.runtime.feed import Feed, Message, Position, stream_missing
@@ -59,6 +59,7 @@ class Bus:
         self._feeds: dict[int, Feed] = {}  # by insertion, so that they open again in a fixed order
         self._feed_count = 0
         self._buckets: dict[str, KvBucket] = {}
+        self._limits: StreamLimits | None = None  # of the streams this process wants there
         self._closing = False
 
     # -- lifecycle -----------------------------------------------------------------------------------------------
@@ -112,7 +113,8 @@ class Bus:
 
         Tried again for `connect_s`: a server that has just started may not answer for its streams yet.
         """
-        await self._administer(lambda: ensure_streams(self._jetstream, limits or StreamLimits()), "streams")
+        self._limits = wanted = limits or StreamLimits()
+        await self._administer(lambda: ensure_streams(self._jetstream, wanted), "streams")
 
     async def flush(self) -> None:
         """Wait until everything published is acknowledged. `Unavailable` after the deadline."""
@@ -321,6 +323,11 @@ class Bus:
             await asyncio.sleep(self._options.reconnect_wait_s)
 
     async def _on_reconnected(self) -> None:
+        if self._limits is not None:  # a stream in memory ended with its server
+            try:
+                await self.ensure_streams(self._limits)
+            except HexagentError as error:
+                log.error("the streams are not all there again: %s", error)
         await self._publisher.resend()
         for feed in self._feeds.values():
             feed.mark_stale()

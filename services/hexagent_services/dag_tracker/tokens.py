@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Final
 
 from hexagent.api.workflow.v1 import events_pb2, workflow_pb2
-from hexagent.core.errors import HexagentError
+from hexagent.core.errors import FailedPrecondition, HexagentError
 from hexagent.core.ids import CallId
 from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus, Message
@@ -32,8 +32,13 @@ class TokenSource:
         await self._bus.subscribe_core(subjects.ALL_TOKENS, self._on_delta)
 
     async def stored(self, subject: str) -> AsyncIterator[events_pb2.TokenDelta]:
-        """The deltas that the stream holds under `subject` now, oldest first."""
-        async with await self._bus.follow(subjects.TOKENS, subject, batch_max=READ_BATCH) as feed:
+        """The deltas that the stream holds under `subject` now, oldest first; none where it ended with its server."""
+        try:
+            feed = await self._bus.follow(subjects.TOKENS, subject, batch_max=READ_BATCH)
+        except FailedPrecondition as error:
+            log.warning("deltas under %s are not read again: %s", subject, error)
+            return
+        async with feed:
             async for batch in feed.backlog():
                 for message in batch:
                     delta = _parsed(message)
