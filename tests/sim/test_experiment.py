@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hexagent.core.errors import HexagentError
+from hexagent.core.errors import HexagentError, InvalidArgument
 from hexagent.core.estimate.tables import load_table
 from hexagent.core.instance.spec import ClusterSpec, TenantSpec
 from hexagent.sim.experiment import paper
@@ -74,6 +74,12 @@ def test_the_warm_up_is_load_but_is_not_judged() -> None:
     late = [row._replace(arrival_us=at) for row, at in zip(rows, (9_999_999, 10_000_000, 50_000_000), strict=True)]
     assert judged(run, tuple(late)) == tuple(late[1:])
     assert bound_req95(Bound(run.cell, 1)) is None
+
+
+def test_a_duration_that_judges_nothing_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="after the warm-up") as error:
+        workload_of(CELL._replace(workflows=0, duration_s=1.0, load=0.01), 1)
+    assert error.value.field == "duration_s"
 
 
 def test_a_rate_keeps_the_order_of_arrival() -> None:

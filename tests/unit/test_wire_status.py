@@ -1,5 +1,6 @@
 """One table from errors to statuses: complete, and the same error comes out at the client."""
 
+import pickle
 from typing import Any
 
 import grpc
@@ -100,3 +101,7 @@ async def test_the_client_gets_the_error_the_service_raised() -> None:
     assert as_tuple(status.from_rpc_error(caught.value)) == as_tuple(ERROR)
     call: Any = caught.value
     assert rpc_status.from_call(call) == status.to_status(ERROR)
+
+
+def test_an_error_of_another_process_comes_back_whole() -> None:
+    assert as_tuple(pickle.loads(pickle.dumps(ERROR))) == as_tuple(ERROR)

@@ -1,6 +1,7 @@
 """The typed error tree; `hexagent.wire.status` maps each class to a gRPC status and an HTTP code."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 
 class HexagentError(Exception):
@@ -16,6 +17,10 @@ class HexagentError(Exception):
         self.reason = reason
         self.field = field
         self.details: dict[str, str] = dict(details or {})
+
+    def __reduce__(self) -> tuple[Callable[[str], "HexagentError"], tuple[str]]:
+        """Whole in another process as well; an exception's own way forgets what has a name."""
+        return partial(type(self), reason=self.reason, field=self.field, details=self.details), (self.message,)
 
 
 class InvalidArgument(HexagentError):

@@ -131,7 +131,10 @@ def _arriving(cell: Cell, seed: int) -> Workload:
         if count > WORKFLOWS_MAX:
             raise _bad("duration_s", f"asks for {count} workflows, more than {WORKFLOWS_MAX}")
         workload = generate(cell.workload, generated._replace(workflows=count))
-    return at_rate(workload, rate_milli, cell.arrivals, seed)
+    arriving = at_rate(workload, rate_milli, cell.arrivals, seed)
+    if arriving.workflows[-1].arrival_us < cell.warm_up_us:
+        raise _bad("duration_s", "is so short that no workflow arrives after the warm-up")
+    return arriving
 
 
 def _rate_milli(cell: Cell, workload: Workload) -> int:
