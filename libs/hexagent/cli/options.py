@@ -7,6 +7,11 @@ import typer
 
 from hexagent.cli.failures import usage
 
+Cluster = Annotated[str, typer.Option("--cluster", help="A shipped cluster's name, or a cluster file.")]
+Policy = Annotated[str, typer.Option("--policy", help="Scheduling policy; default: the cluster file's.")]
+TimeScale = Annotated[
+    float | None, typer.Option("--time-scale", help="Model seconds a wall second; default: the cluster file's.")
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the table's rows as JSON.")]
 
 
