@@ -2,12 +2,14 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 
 from hexagent.core.errors import NotFound, Unsupported
 from hexagent.core.estimate.snapshot import SpeedFactor
 from hexagent.core.ids import CallId
 from hexagent.core.instance.spec import LinkSpec, Role
+from hexagent.core.policy.placement import smallest
 from hexagent.core.policy.profile import DEFAULT
 from hexagent.core.policy.registry import RECIPES, known
 from hexagent.core.scheduling.effects import Record
@@ -401,3 +403,10 @@ def test_every_policy_and_dispatcher_is_documented() -> None:
         first = row.split("|")[4].split(",")[0].strip()
         assert first in (next(iter(recipe.dispatchers)), "the same")
         assert all(f"| `{dispatcher}` |" in text for dispatcher in recipe.dispatchers)
+
+
+@pytest.mark.parametrize(("count", "values"), [(4, 3), (48, 300), (400, 300), (48, 3_000)])
+def test_the_smallest_scores_come_in_order_and_equal_ones_as_they_stand(count: int, values: int) -> None:
+    scores = [number * 7_919 % 101 for number in range(values)]
+    expected = sorted(range(values), key=scores.__getitem__)[:count]
+    assert smallest(np.array(scores, dtype=np.int64), count).tolist() == expected

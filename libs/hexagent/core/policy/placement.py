@@ -124,7 +124,11 @@ class SimulatedState:
 
     def feasible(self, r: int) -> bool:
         """Whether some pair has room for call r."""
-        return self._roomy or bool(self._pair_us(r).min() < NEVER_US)
+        if self._roomy:
+            return True
+        if self._topology.uniform:
+            return bool(self._leave_us[:, r].min() < NEVER_US and self._decode_us[:, r].min() < NEVER_US)
+        return bool(self._pair_us(r).min() < NEVER_US)
 
     def _can_start(self, i: int) -> bool:
         return bool(self._idle[i]) or self._headroom_us[i] > 0
@@ -242,7 +246,7 @@ class SimulatedState:
 
 def smallest(values: IntArray, count: int) -> IntArray:
     """Places of the `count` smallest values, ascending, equal ones in order of place; all if there are fewer."""
-    if len(values) <= _SORTED_WHOLE:
+    if len(values) <= max(_SORTED_WHOLE, count):
         return values.argsort(kind="stable")[:count]
     near = np.flatnonzero(values <= np.partition(values, count - 1)[count - 1])
     return near[values[near].argsort(kind="stable")[:count]]
