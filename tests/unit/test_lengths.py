@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
+from hexagent.core.estimate import lengths
 from hexagent.core.estimate.features import CallFeatures, OwnOutputs, half_octave
 from hexagent.core.estimate.lengths import (
     BUCKETS_MAX,
     PERCENTS,
     PRIOR_Q50,
+    TRUSTED_BUCKET,
     LengthLearner,
     LengthTable,
     PredictedLength,
@@ -103,8 +105,21 @@ def test_half_octaves_ascend_two_a_doubling() -> None:
     assert all(half_octave(2 * tokens) == half_octave(tokens) + 2 for tokens in range(1, 1_000))
 
 
-def test_buckets_are_bounded() -> None:
+def told_by_prompt(learner: LengthLearner, role: str, buckets: int, calls: int) -> None:
+    """Outputs that the size of the prompt tells, so many calls for each size."""
+    for number in range(buckets * calls):
+        learner.observe_call(features(role, prompt=1 << number % buckets), 1 + number % buckets)
+
+
+def test_buckets_of_a_role_are_bounded() -> None:
     learner = LengthLearner()
-    for exponent in range(200):
-        learner.observe_call(features(prompt=1 << exponent), 1 + exponent)
-    assert len(learner.lengths()) <= 3 + BUCKETS_MAX
+    told_by_prompt(learner, "step", BUCKETS_MAX + 6, 3 * TRUSTED_BUCKET)
+    assert len([row for row in learner.lengths() if row.view == "prompt"]) == BUCKETS_MAX
+
+
+def test_buckets_of_a_snapshot_are_bounded_and_go_to_the_roles_with_most_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "BUCKET_ROWS_MAX", 9)
+    learner = LengthLearner()
+    for role, buckets, calls in (("few", 5, 40), ("most", 5, 80), ("small", 4, 40), ("many", 5, 60)):
+        told_by_prompt(learner, role, buckets, calls)
+    assert [row.role for row in learner.lengths() if row.view] == ["most"] * 5 + ["small"] * 4

@@ -14,6 +14,7 @@ from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot, ToolQuant
 
 GROUPS_MAX = 1_000  # classes and roles remembered; later ones fall back to wider groups
 BUCKETS_MAX = 64  # of one view of a class and role
+BUCKET_ROWS_MAX = 1_000  # of a snapshot, which every scheduler reads twice a second: 50 KiB
 TRUSTED_SAMPLES = 5  # below this a group's own quantiles are noise and the next wider group answers
 TRUSTED_BUCKET = 20  # the same for a bucket, which competes with a good answer
 PRIOR_Q50, PRIOR_Q90, PRIOR_Q99 = 100, 300, 600  # tokens, before anything was observed
@@ -72,12 +73,17 @@ class _Role:
             self.loss -= self.loss // FORGET
         self.all.add(output_tokens)
 
-    @property
-    def best(self) -> str:
-        """The view that answers, "" = none."""
+    def rows(self, workflow_class: str, role: str) -> list[LengthQuantiles]:
+        """The trusted buckets of the view that answers, if one does."""
         name = min(self.views, key=lambda view: self.views[view].loss)
         enough = self.all.count >= SCORED_MIN + TRUSTED_SAMPLES
-        return name if enough and self.views[name].loss * 100 < self.loss * (100 - GAIN_PERCENT) else ""
+        if not enough or self.views[name].loss * 100 >= self.loss * (100 - GAIN_PERCENT):
+            return []
+        return [
+            _row(workflow_class, role, quantiles, name, bucket)
+            for bucket, quantiles in self.views[name].buckets.items()
+            if quantiles.count >= TRUSTED_BUCKET
+        ]
 
 
 def _pinball(quantiles: RunningQuantiles, value: int) -> int:
@@ -111,18 +117,15 @@ class LengthLearner:
             self._tools.setdefault(name, RunningQuantiles()).add(duration_us)
 
     def lengths(self) -> tuple[LengthQuantiles, ...]:
-        """Of each class and role all calls, and the trusted buckets of the view that answers."""
+        """Of each class and role all calls, and buckets, those with the most calls first while there is room."""
         rows = [_row(name, "", quantiles) for name, quantiles in self._wide.items()]
-        for (workflow_class, name), role in self._roles.items():
-            if name:
-                rows.append(_row(workflow_class, name, role.all))
-            best = role.best
-            if best:
-                rows += [
-                    _row(workflow_class, name, quantiles, best, bucket)
-                    for bucket, quantiles in role.views[best].buckets.items()
-                    if quantiles.count >= TRUSTED_BUCKET
-                ]
+        rows += [_row(*group, role.all) for group, role in self._roles.items() if group[1]]
+        left = BUCKET_ROWS_MAX
+        for group, role in sorted(self._roles.items(), key=lambda item: (-item[1].all.count, item[0])):
+            buckets = role.rows(*group)
+            if len(buckets) <= left:
+                rows += buckets
+                left -= len(buckets)
         return tuple(sorted(rows))
 
     def tools(self) -> tuple[ToolQuantiles, ...]:
