@@ -169,6 +169,18 @@ def test_the_headline_stands_beside_the_paper_s() -> None:
     assert "| policy | bfcl |\n| --- | --- |\n| fcfs:least-loaded | 4.00 / 4.00 |" in text
 
 
+def test_the_headline_is_said_without_underloaded_cells_too() -> None:
+    cells = [CELL._replace(cluster=cluster, workflows=0) for cluster in ("hetero-1", "hetero-2")]
+    scales = [("hexagent", [2.0]), ("fcfs:least-loaded", [4.0])]
+    pools = [
+        pooled(cell, {p: [outcome(Run(cell, p, 1), values)] for p, values in [*scales, ("clairvoyant", [best])]})
+        for cell, best in zip(cells, (1.9, 1.0), strict=True)
+    ]
+    counts = {(row["policy"], row["setting"]): row["cells"] for row in headline_rows(pools)}
+    assert counts["hexagent", "default"] == 2
+    assert counts["hexagent", "default, loaded cells"] == 1
+
+
 @pytest.mark.parametrize(("text", "expected"), [("3", (3,)), ("1-3", (1, 2, 3)), ("7,1-2, 2", (1, 2, 7))])
 def test_seeds_are_numbers_and_ranges(text: str, expected: tuple[int, ...]) -> None:
     assert seeds(text) == expected

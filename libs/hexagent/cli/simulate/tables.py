@@ -115,26 +115,29 @@ def change_rows(pools: Sequence[Pooled], policy: str, which: str) -> list[Row]:
 
 def headline_rows(pools: Sequence[Pooled]) -> list[Row]:
     """Means and maxima over the cells with heterogeneous clusters, a setting at a time, beside the paper's."""
-    settings: dict[str, list[Pooled]] = {}
-    for pool in pools:
-        if pool.cell.cluster in paper.HETEROGENEOUS:
-            settings.setdefault(", ".join(_setting(pool.cell)), []).append(pool)
     rows: list[Row] = []
-    for setting, here in settings.items():
+    for setting, here in _settings(pools).items():
         for policy, which in product(_ours(here), BASELINES):
             if reductions := [found for pool in here if (found := _reductions(pool, policy, which))]:
-                head: Row = {
-                    "policy": policy,
-                    "baselines": which,
-                    "setting": setting or "default",
-                    "cells": len(reductions),
-                }
+                head: Row = {"policy": policy, "baselines": which, "setting": setting, "cells": len(reductions)}
                 rows.append({**head, **_mean_and_largest(reductions)})
     if rows:
         head = {"policy": "the paper's hexagent", "baselines": "its own", "setting": "", "cells": None}
         figures = {f"mean{percent}": _change(paper.MEAN[percent]) for percent in JUDGED}
         rows.append({**head, **figures, **{f"largest{percent}": _change(paper.LARGEST[percent]) for percent in JUDGED}})
     return rows
+
+
+def _settings(pools: Sequence[Pooled]) -> dict[str, list[Pooled]]:
+    """Cells with heterogeneous clusters by what is not as in the paper's burst; without underloaded ones as well."""
+    settings: dict[str, list[Pooled]] = {}
+    for pool in pools:
+        if pool.cell.cluster in paper.HETEROGENEOUS:
+            settings.setdefault(", ".join(_setting(pool.cell)) or "default", []).append(pool)
+    for setting, here in list(settings.items()):
+        if any(underloaded(pool) for pool in here):
+            settings[f"{setting}, loaded cells"] = [pool for pool in here if not underloaded(pool)]
+    return settings
 
 
 def sign_rows(pools: Sequence[Pooled]) -> list[Row]:
