@@ -15,6 +15,7 @@ from hexagent.sim.bounds.lower import LowerBound, keeps_roles, lower_bound
 from hexagent.sim.bounds.pieces import pieces_of
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.conditions import CONDITIONS, Conditions
+from hexagent.sim.fleet import Latency
 from hexagent.sim.metrics import PERCENTS, required_scale
 from hexagent.sim.workloads.generators import GENERATORS, generate
 from hexagent.sim.workloads.model import ScriptedWorkflow, Segment, WorkItem, Workload
@@ -149,7 +150,7 @@ def test_a_workflow_alone_is_near_its_bound(workload: Workload) -> None:
     assert lower_bound(cluster, workload, 1).req100 <= stretch
     # The policy does not know yet which instance is fast, so it gets the chance of equal ones.
     even = cluster._replace(hidden_factor_ppm=(1_000_000, 1_000_000))
-    stretch = World(even, workload, "hexagent", 1).run().rows[0].stretch
+    stretch = World(even, workload, "hexagent", 1, Latency.even(500)).run().rows[0].stretch
     assert lower_bound(even, workload, 1).req100 == pytest.approx(stretch, rel=0.04)
 
 

@@ -43,15 +43,16 @@ Schedule = Callable[..., None]  # (at_us, action, *arguments)
 
 
 class Latency(NamedTuple):
-    """One-way control latencies in microseconds."""
+    """One-way control latencies in microseconds; by default about what `hexagent bench fidelity` measures of a live
+    stack whose two cores are not full."""
 
-    request_us: int = 500  # client to tracker
-    update_us: int = 500  # tracker to client
-    outcome_us: int = 1_000  # agent to tracker, through a stream
-    event_us: int = 1_000  # tracker to scheduler and back, through a stream
-    dispatch_us: int = 500  # scheduler to agent
-    progress_us: int = 500  # agent to scheduler
-    agent_us: int = 500  # agent to agent
+    request_us: int = 4_000  # client to tracker
+    update_us: int = 3_000  # tracker to client
+    outcome_us: int = 3_000  # agent to tracker, through a stream
+    event_us: int = 2_000  # tracker to scheduler and back, through a stream
+    dispatch_us: int = 3_000  # scheduler to agent
+    progress_us: int = 2_500  # agent to scheduler
+    agent_us: int = 2_000  # agent to agent
 
     @classmethod
     def even(cls, way_us: int) -> "Latency":
