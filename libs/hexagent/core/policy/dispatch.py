@@ -7,6 +7,7 @@ import numpy as np
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
 from hexagent.core.policy.books import IDLE
+from hexagent.core.policy.earliest import earliest_finish_us
 from hexagent.core.policy.order import Ages, IntArray, Order
 from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState, smallest
 from hexagent.core.policy.profile import Profile
@@ -64,7 +65,11 @@ class PredictedFinish:
         ages, every = waiting.ages(now_us), np.arange(len(waiting))
         if order.projected and len(waiting) <= self._profile.rescored_max:
             return self._rescored(order, ages, state(every))
-        finish_us = state(every).finish_us() if order.projected else np.zeros(len(every), dtype=np.int64)
+        finish_us = np.zeros(len(every), dtype=np.int64)
+        if order.projected:
+            cached = self._aware and topology.caches
+            earliest_us = None if cached else earliest_finish_us(topology, waiting, now_us)
+            finish_us = state(every).finish_us() if earliest_us is None else earliest_us
         scores = order.scores(ages, finish_us)
         rows = smallest(scores, self._profile.walked_max)
         return self._sorted(state(rows), scores[rows].tolist())

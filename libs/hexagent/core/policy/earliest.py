@@ -1,0 +1,50 @@
+"""When each call of a long queue would finish first, without a matrix of all calls and all instances.
+
+Of instances that are alike only those matter that no other one equals or beats in everything, and they are few.
+"""
+
+import numpy as np
+
+from hexagent.core.policy.books import DECODE_ROOM, EGRESS, FREE, INGRESS, PREFILL_ROOM, SLOTS, STEP
+from hexagent.core.policy.order import IntArray
+from hexagent.core.policy.topology import Topology
+from hexagent.core.policy.waiting import OUTPUT, PROMPT, RESERVE_MAX, WaitingCalls
+from hexagent.core.units import PPM
+
+
+def earliest_finish_us(topology: Topology, waiting: WaitingCalls, now_us: int) -> IntArray | None:
+    """What `SimulatedState.finish_us` says of all waiting calls before any is placed, if no cache is looked at.
+
+    None where that depends on the pair or on room: where links differ, or some instance is too full for some call.
+    """
+    books, columns = topology.books, waiting.columns.T
+    prompt = columns[PROMPT]
+    if not (
+        topology.uniform
+        and prompt.max() <= books.prefill[PREFILL_ROOM].min()
+        and (prompt + columns[RESERVE_MAX]).max() <= books.decode[DECODE_ROOM].min()
+        and books.decode[SLOTS].min() > 0
+    ):
+        return None
+    free_us, egress_us = np.maximum(books.prefill[FREE], now_us), np.maximum(books.prefill[EGRESS], now_us)
+    leave_us = np.full(len(waiting), np.iinfo(np.int64).max)
+    for kind, nominal_us in enumerate(waiting.nominal_us(topology).T):
+        alike = np.flatnonzero(topology.kind_of == kind)
+        for i in alike[_unbeaten(books.speed_ppm[alike], free_us[alike], egress_us[alike])].tolist():
+            end_us = nominal_us * books.speed_ppm[i] // PPM + free_us[i]
+            np.minimum(leave_us, np.maximum(end_us, egress_us[i]), out=leave_us)
+    decode_us = np.full(len(waiting), np.iinfo(np.int64).max)
+    step_us, ingress_us = books.decode[STEP], books.decode[INGRESS]
+    for j in _unbeaten(step_us, ingress_us, np.zeros_like(step_us)).tolist():
+        np.minimum(decode_us, (columns[OUTPUT] - 1) * step_us[j] + ingress_us[j], out=decode_us)
+    finish_us: IntArray = leave_us + decode_us + topology.transfer_us(prompt)
+    return finish_us
+
+
+def _unbeaten(first: IntArray, second: IntArray, third: IntArray) -> IntArray:
+    """Places of the triples that are smaller than all with a smaller `first` in `second` or in `third`."""
+    order = np.lexsort((third, second, first))
+    least_second, least_third = (np.minimum.accumulate(values[order]) for values in (second, third))
+    kept = np.ones(len(order), dtype=bool)
+    kept[1:] = (second[order][1:] < least_second[:-1]) | (third[order][1:] < least_third[:-1])
+    return order[kept]

@@ -1,0 +1,43 @@
+"""Of a long queue the earliest finish without the matrix is the one with it."""
+
+import numpy as np
+
+from hexagent.core.estimate.snapshot import SpeedFactor
+from hexagent.core.policy.earliest import earliest_finish_us
+from hexagent.core.policy.placement import SimulatedState
+from hexagent.core.policy.topology import Topology
+from tests.sim.cases import MODEL, Desk, decodes, prefills
+
+GPUS = ("a100", "h100", "h200") * 4
+
+
+def test_the_earliest_finish_is_that_of_the_simulated_state() -> None:
+    desk = Desk(prefills(*GPUS) + decodes(*GPUS))
+    desk.learn(
+        *[SpeedFactor(f"{side}{n}", 800_000 + 41_000 * n, 900_000 + 37_000 * n, 9) for side in "pd" for n in range(12)]
+    )
+    for number in range(120):
+        desk.start(f"w{number}")
+        desk.reveal(
+            f"w{number}", "n", now_us=number * 1_000, prompt=300 + number * 61 % 4_000, expected=1 + number * 13 % 300
+        )
+    now_us = 500_000  # by then some predictions are overdue, some are not
+    waiting = desk.core.waiting[MODEL]
+    topology = Topology(*desk.core.ledger.pool(MODEL), desk.core.estimator)
+    topology.books.update(())
+    state = SimulatedState(topology, desk.core.estimator, waiting, np.arange(len(waiting)), now_us, 0)
+    earliest_us = earliest_finish_us(topology, waiting, now_us)
+    assert len(waiting) > 50
+    assert earliest_us is not None
+    assert earliest_us.tolist() == state.finish_us().tolist()
+
+
+def test_it_is_not_said_where_room_or_links_decide() -> None:
+    for specs in (prefills("h100") + decodes("h100", kv_blocks=20), prefills("h100") + decodes("h100", max_batch=1)):
+        desk = Desk(specs)
+        for number in range(3):
+            desk.start(f"w{number}")
+            desk.reveal(f"w{number}", "n")
+        topology = Topology(*desk.core.ledger.pool(MODEL), desk.core.estimator)
+        topology.books.update(())
+        assert earliest_finish_us(topology, desk.core.waiting[MODEL], 1) is None
