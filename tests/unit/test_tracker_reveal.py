@@ -6,9 +6,10 @@ import pytest
 
 from hexagent.core import errors
 from hexagent.core.ids import CallId
+from hexagent.core.instance.spec import Role
 from hexagent.core.workflow.commands import Publish, RevealNodes, StartTool, StartWorkflow
 from hexagent.core.workflow.events import NodesRevealed
-from hexagent.core.workflow.limits import Catalog, Limits
+from hexagent.core.workflow.limits import Catalog, Limits, catalog_of
 from hexagent.core.workflow.model import (
     CallSpec,
     Join,
@@ -20,6 +21,7 @@ from hexagent.core.workflow.model import (
     WorkflowSpec,
 )
 from hexagent.core.workflow.tracker import Tracker
+from hexagent.sim.clusters import named_cluster
 
 LIMITS = Limits(
     nodes_per_reveal=5, nodes_per_workflow=6, parents_per_node=2, segments_per_prompt=2, payload_bytes_per_reveal=10
@@ -119,6 +121,20 @@ def test_details_say_what_would_be_right(tracker: Tracker) -> None:
     assert refused.value.details == {"limit": "1000"}
     with pytest.raises(errors.InvalidArgument, match="other: a -> c -> b -> a"):
         tracker.handle(RevealNodes("w", (call("a", "b"), call("b", "c"), call("c", "a"))), 2)
+
+
+def test_a_call_must_fit_an_instance_of_each_phase() -> None:
+    cluster = named_cluster("mini")
+    blocks = {Role.PREFILL: 3, Role.DECODE: 5}  # of 32 tokens
+    cluster = cluster._replace(instances=tuple(i._replace(kv_blocks=blocks[i.role]) for i in cluster.instances))
+    tracker = Tracker(LIMITS, catalog_of(cluster, ["other"]))
+    tracker.handle(StartWorkflow(WorkflowSpec("w", "other", "c")), 0)
+    model = cluster.models[0]
+    tracker.handle(RevealNodes("w", (call("a", model=model, prompt_tokens=96, max_tokens=64),)), 1)
+    for tokens, phase in (((97, 1), "prefills"), ((96, 65), "decodes")):
+        large = call("b", model=model, prompt_tokens=tokens[0], max_tokens=tokens[1])
+        with pytest.raises(errors.InvalidArgument, match=f"fit no instance that {phase} {model}"):
+            tracker.handle(RevealNodes("w", (large,)), 2)
 
 
 def test_nodes_come_in_any_order_and_leave_sorted_and_stable(tracker: Tracker) -> None:

@@ -36,7 +36,7 @@ from hexagent.core.workflow.events import (
     WorkflowEvent,
     workflow_of,
 )
-from hexagent.core.workflow.limits import Catalog, Limits
+from hexagent.core.workflow.limits import Limits, catalog_of
 from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowStatus
 from hexagent.core.workflow.tracker import Tracker
 from hexagent.sim.clients import Freed, ScriptedClient, solo_of
@@ -89,7 +89,7 @@ class World:
         oracle = ScriptOracle(workload, self._nominal, self._model) if conditions.true_lengths or clairvoyant else None
         if policy.partition(":")[0] == "aggregated":
             cluster = aggregated(cluster)
-        self.tracker = Tracker(Limits(), _catalog(cluster, workload))
+        self.tracker = Tracker(Limits(), catalog_of(cluster, [script.tenant for script in workload.workflows]))
         self.scheduler = SchedulerCore(cluster, policy, profile, oracle=oracle)
         self.learner = Learner(last_revision=1)  # revision 1 holds what is told before anything is learned
         self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._progress, self._outcome)
@@ -358,12 +358,3 @@ def _mark(value: WorkflowEvent | DecisionRecord) -> bytes:
         case _:
             said = (workflow_of(value), value.at_us)
     return f"{type(value).__name__}{said}".encode()
-
-
-def _catalog(cluster: ClusterSpec, workload: Workload) -> Catalog:
-    """What the tracker refuses by; tenants of the workload are let in without a cluster file naming them."""
-    largest: dict[str, int] = {}
-    for spec in cluster.instances:
-        largest[spec.model] = max(largest.get(spec.model, 0), spec.kv_tokens)
-    tenants = dict.fromkeys([t.name for t in cluster.tenants] + [w.tenant for w in workload.workflows])
-    return Catalog(tuple(tenants), largest)

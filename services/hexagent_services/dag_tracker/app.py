@@ -7,10 +7,9 @@ from typing import Any, Final
 
 from hexagent.api.workflow.v1 import workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.core.errors import HexagentError
-from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.units import US_PER_S
 from hexagent.core.workflow.commands import Reconcile, Tick
-from hexagent.core.workflow.limits import Catalog
+from hexagent.core.workflow.limits import catalog_of
 from hexagent.core.workflow.tracker import Tracker
 from hexagent.runtime import subjects
 from hexagent.runtime.app import App, Stage
@@ -127,14 +126,6 @@ def observe(app: App[TrackerSettings], record: ClusterRecord, clock: ModelClock,
     )
     app.at_stop(Stage.CLOSE, "spans", observer.close)
     return observer
-
-
-def catalog_of(cluster: ClusterSpec) -> Catalog:
-    """What clients may name, and how much of it fits."""
-    largest: dict[str, int] = {}
-    for instance in cluster.instances:
-        largest[instance.model] = max(largest.get(instance.model, 0), instance.kv_tokens)
-    return Catalog(tuple(tenant.name for tenant in cluster.tenants), dict(sorted(largest.items())))
 
 
 async def _rebuild(bus: Bus, writer: Writer) -> None:

@@ -1,9 +1,10 @@
 """What one workflow, and the tracker as a whole, may hold."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from hexagent.core.instance.spec import ClusterSpec, Role
 from hexagent.core.units import US_PER_S
 
 
@@ -35,4 +36,15 @@ class Catalog(NamedTuple):
     """What the cluster file names, as far as the tracker refuses by it."""
 
     tenants: tuple[str, ...]
-    largest_kv_tokens: Mapping[str, int] = MappingProxyType({})  # by model: KV tokens of its largest instance
+    largest_kv_tokens: Mapping[str, int] = MappingProxyType({})  # by model: what its largest decode instance holds
+    largest_prompt_tokens: Mapping[str, int] = MappingProxyType({})  # the same of prefill; absent = no less
+
+
+def catalog_of(cluster: ClusterSpec, tenants: Iterable[str] = ()) -> Catalog:
+    """Models and tenants of the cluster, and these tenants besides."""
+    decode, prefill = (dict.fromkeys(cluster.models, 0) for _ in range(2))
+    for spec in cluster.instances:
+        for largest, other in ((decode, Role.PREFILL), (prefill, Role.DECODE)):
+            if spec.role is not other:
+                largest[spec.model] = max(largest[spec.model], spec.kv_tokens)
+    return Catalog(tuple(dict.fromkeys([*(tenant.name for tenant in cluster.tenants), *tenants])), decode, prefill)

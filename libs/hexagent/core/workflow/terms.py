@@ -55,7 +55,7 @@ def validate_terms(spec: WorkflowSpec, limits: Limits, now_us: int) -> None:
 
 
 def validate_size(call: CallSpec, path: str, catalog: Catalog) -> None:
-    """Raises NotFound (UNKNOWN_MODEL) or InvalidArgument (PROMPT_TOO_LARGE): no instance could hold the call."""
+    """Raises NotFound (UNKNOWN_MODEL) or InvalidArgument (PROMPT_TOO_LARGE): no instance could prefill or decode it."""
     limit = catalog.largest_kv_tokens.get(call.model)
     if limit is None:
         raise NotFound(
@@ -63,14 +63,18 @@ def validate_size(call: CallSpec, path: str, catalog: Catalog) -> None:
             reason="UNKNOWN_MODEL",
             field=f"{path}.model",
         )
-    if call.prompt_tokens + call.max_tokens > limit:
-        raise InvalidArgument(
-            f"{path}: {call.prompt_tokens} prompt and at most {call.max_tokens} output tokens fit no instance of"
-            f" {call.model}; the largest holds {limit}",
-            reason="PROMPT_TOO_LARGE",
-            field=f"{path}.prompt_tokens",
-            details={"limit": str(limit)},
-        )
+    for needed, largest, does in (
+        (call.prompt_tokens, catalog.largest_prompt_tokens.get(call.model, limit), "prefills"),
+        (call.prompt_tokens + call.max_tokens, limit, "decodes"),
+    ):
+        if needed > largest:
+            raise InvalidArgument(
+                f"{path}: {call.prompt_tokens} prompt and at most {call.max_tokens} output tokens fit no instance that"
+                f" {does} {call.model}; the largest holds {largest}",
+                reason="PROMPT_TOO_LARGE",
+                field=f"{path}.prompt_tokens",
+                details={"limit": str(largest)},
+            )
 
 
 def validate_text(reason: str, message: str, limits: Limits) -> None:
