@@ -37,7 +37,7 @@ def context_from(carrier: Mapping[str, str]) -> TraceContext | None:
 
 
 def carrier_of(context: TraceContext) -> dict[str, str]:
-    """The context as it travels in envelopes, metadata and headers."""
+    """The context as it travels in messages, metadata and headers."""
     carrier = {TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.sampled):02x}"}
     if context.state:
         carrier[TRACESTATE] = context.state

@@ -21,7 +21,7 @@ PAPER_EXAMPLES: Final = examples(
 _SEEDS: Final = "1-99 are for tuning, 100 and up for reporting"
 
 Model = Annotated[str, typer.Option("--model", help="llama-3.1-70b, qwen3-235b-a22b, ...")]
-Cluster = Annotated[str, typer.Option("--cluster", help="hetero-1, hetero-2, homogeneous or mixed-3.")]
+Cluster = Annotated[str, typer.Option("--cluster", help="hetero-1, hetero-2, homogeneous, mixed-3 or mini.")]
 WorkloadName = Annotated[str, typer.Option("--workload", help="sharegpt, bfcl, lats, mixed, ...")]
 Trace = Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Recorded workflows, JSON lines.")]
 World = Annotated[str, typer.Option("--world", help="policy-only: nothing is cached; full: engines reuse prefixes.")]

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from hexagent.core.scheduling.calls import Call
 
 IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 class Ages(NamedTuple):

@@ -24,17 +24,13 @@ _RANGES: Final = {
 
 
 class Profile(NamedTuple):
-    batch_us_max: (
-        int  # most time a prefill batch adds to its first call, 0 = no batches..60 s; the backlog limits it too
-    )
+    batch_us_max: int  # most a prefill batch adds to its first call, 0 = no batches..60 s; the backlog limits it too
     rescored_max: int  # longest queue that is scored anew after each placement, 0..100,000 calls
     walked_max: int  # calls a plan places before it stops looking for one that starts now, 1..100,000
     atlas_spread_tokens: int  # longest prompt that `atlas:least-loaded` sends to any instance, 0..10,000,000 tokens
     atlas_beta_milli: int  # `atlas` promotes what has waited this many times its service, 0..1,000, in thousandths
     sticky_excess_calls: int  # `aggregated` moves a workflow when its instance has this many more than another, 0..10^6
-    prefill_credit_milli: (
-        int  # what `prefix-affinity` takes off a prefill load per cached token, 0..1,000, in thousandths
-    )
+    prefill_credit_milli: int  # `prefix-affinity` takes off a prefill load per cached token, 0..1,000, in thousandths
     decode_credit_milli: int  # and off a decode load, 0..1,000, in thousandths
     local_prefill_tokens_max: int  # most tokens `conversation-sticky` prefills on a decode instance, 0..1,000,000
     stuck_factor: int  # an attempt is stuck after this many times its longest predicted run, 1..1,000
