@@ -1,6 +1,7 @@
 """Experiments: what a cell is, what load means, how runs are judged and pooled."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,18 @@ def test_the_warm_up_is_load_but_is_not_judged() -> None:
     late = [row._replace(arrival_us=at) for row, at in zip(rows, (9_999_999, 10_000_000, 50_000_000), strict=True)]
     assert judged(run, tuple(late)) == tuple(late[1:])
     assert bound_req95(Bound(run.cell, 1)) is None
+
+
+def test_a_trace_that_records_arrivals_has_others_only_under_a_load(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    node = '{"id": 0, "deps": [], "kind": "a", "prompt": 500, "output": 3}'
+    trace.write_text("".join(f'{{"id": "w{n}", "arrival_ms": {n}, "nodes": [{node}]}}\n' for n in range(4)))
+    cell = CELL._replace(workflows=0, workload="t", trace=str(trace), arrivals="poisson")
+    with pytest.raises(InvalidArgument, match="recorded"):
+        check_cell(cell)
+    check_cell(cell._replace(load=0.5))
+    two = [workload_of(cell._replace(load=0.5), seed).workflows[-1].arrival_us for seed in (1, 2)]
+    assert two[0] != two[1]
 
 
 def test_a_duration_that_judges_nothing_is_refused() -> None:

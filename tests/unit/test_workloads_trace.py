@@ -130,6 +130,10 @@ def test_arrivals_as_recorded_or_as_asked(tmp_path: pathlib.Path) -> None:
     assert arrivals(plain, TraceOptions()) == [("a", 0), ("b", 100_000), ("c", 200_000)]
     poisson = arrivals(plain, TraceOptions(arrivals="poisson", seed=4))
     assert poisson != arrivals(plain, TraceOptions(arrivals="poisson", seed=5))
+    with pytest.raises(InvalidArgument, match="those of the trace are recorded") as error:
+        arrivals(timed, TraceOptions(arrivals="poisson"))
+    assert error.value.field == "arrivals"
+    assert len(arrivals(timed, TraceOptions(arrivals="poisson", rate_per_s=2))) == 3
 
 
 def _line(*nodes: Any, **fields: Any) -> str:
@@ -267,7 +271,7 @@ def test_traces_same_bytes_under_every_hash_seed(traces_dir: pathlib.Path) -> No
         "from hexagent.sim.workloads.model import digest\n"
         "from hexagent.sim.workloads.trace import TraceOptions, read_trace\n"
         "for name in sys.argv[1:]:\n"
-        "    print(digest(read_trace(pathlib.Path(name), TraceOptions(limit=5, arrivals='gamma'))))\n"
+        "    print(digest(read_trace(pathlib.Path(name), TraceOptions(limit=5, rate_per_s=5, arrivals='gamma'))))\n"
     )
     files = [str(traces_dir / name) for name in RECORDED]
     outputs = set()
@@ -276,5 +280,5 @@ def test_traces_same_bytes_under_every_hash_seed(traces_dir: pathlib.Path) -> No
         command = [sys.executable, "-c", program, *files]
         outputs.add(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
     assert len(outputs) == 1
-    here = digest(read_trace(traces_dir / "tot_game24.jsonl", TraceOptions(limit=5, arrivals="gamma")))
+    here = digest(read_trace(traces_dir / "tot_game24.jsonl", TraceOptions(limit=5, rate_per_s=5, arrivals="gamma")))
     assert outputs.pop().split()[1] == here

@@ -84,7 +84,7 @@ def check_cell(cell: Cell) -> None:
     profile_of(cell)
     cluster_of(cell)
     if cell.trace:
-        read_trace(Path(cell.trace), TraceOptions(limit=1))
+        read_trace(Path(cell.trace), _trace_options(cell, 0)._replace(limit=1))
 
 
 def cluster_of(cell: Cell) -> ClusterSpec:
@@ -117,8 +117,7 @@ def workload_of(cell: Cell, seed: int) -> Workload:
 
 def _arriving(cell: Cell, seed: int) -> Workload:
     if cell.trace:
-        options = TraceOptions(limit=cell.workflows, arrivals=cell.arrivals, seed=seed)
-        workload = read_trace(Path(cell.trace), options)
+        workload = read_trace(Path(cell.trace), _trace_options(cell, seed))
         return at_rate(workload, _rate_milli(cell, workload), cell.arrivals, seed) if cell.load else workload
     sigma_milli = round(max(cell.spread, 0.0) * MILLI)
     generated = Options(workflows=cell.workflows, seed=seed, arrivals=cell.arrivals, calls_sigma_milli=sigma_milli)
@@ -135,6 +134,12 @@ def _arriving(cell: Cell, seed: int) -> Workload:
     if arriving.workflows[-1].arrival_us < cell.warm_up_us:
         raise _bad("duration_s", "is so short that no workflow arrives after the warm-up")
     return arriving
+
+
+def _trace_options(cell: Cell, seed: int) -> TraceOptions:
+    """Under a load arrivals are drawn for its rate once it is known."""
+    arrivals = TraceOptions().arrivals if cell.load else cell.arrivals
+    return TraceOptions(limit=cell.workflows, arrivals=arrivals, seed=seed)
 
 
 def _rate_milli(cell: Cell, workload: Workload) -> int:

@@ -90,5 +90,11 @@ def _arrivals(recorded_us: list[int], recorded: bool, options: TraceOptions) -> 
     rate_milli = milli(options.rate_per_s or RATE_DEFAULT_PER_S, "rate_per_s", *RATE_RANGE_MILLI)
     arrivals = parse_arrivals(options.arrivals)
     if recorded and not options.rate_per_s:
+        if options.arrivals != TraceOptions().arrivals:
+            raise InvalidArgument(
+                f"{options.arrivals!r} is for arrivals at a rate, but those of the trace are recorded",
+                reason="BAD_OPTION",
+                field="arrivals",
+            )
         return [arrival_us - min(recorded_us) for arrival_us in recorded_us]
     return arrival_times(len(recorded_us), rate_milli, arrivals, options.seed)
