@@ -1,11 +1,13 @@
 """Of a long queue the earliest finish without the matrix is the one with it."""
 
 import numpy as np
+import pytest
 
 from hexagent.core.estimate.snapshot import SpeedFactor
-from hexagent.core.policy.earliest import earliest_finish_us
+from hexagent.core.policy.earliest import earliest_finish_us, unbeaten
 from hexagent.core.policy.placement import SimulatedState
 from hexagent.core.policy.topology import Topology
+from hexagent.core.units import PPM
 from tests.sim.cases import MODEL, Desk, decodes, prefills
 
 GPUS = ("a100", "h100", "h200") * 4
@@ -30,6 +32,17 @@ def test_the_earliest_finish_is_that_of_the_simulated_state() -> None:
     assert len(waiting) > 50
     assert earliest_us is not None
     assert earliest_us.tolist() == state.finish_us().tolist()
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_no_instance_is_passed_over_that_is_the_best_for_some_call(seed: int) -> None:
+    """Milliseconds: idle and busy instances, each with KV of earlier calls still to send."""
+    rng = np.random.default_rng(seed)
+    speed_ppm, free_us = rng.integers(800_000, 1_300_000, 12), rng.integers(0, 2, 12) * rng.integers(0, 500, 12)
+    egress_us = free_us + rng.integers(0, 200, 12)
+    leave_us = np.maximum(np.arange(10, 600)[:, None] * speed_ppm // PPM + free_us, egress_us)
+    kept = unbeaten(speed_ppm, free_us, egress_us)
+    assert leave_us[:, kept].min(axis=1).tolist() == leave_us.min(axis=1).tolist()
 
 
 def test_it_is_not_said_where_room_or_links_decide() -> None:

@@ -30,21 +30,28 @@ def earliest_finish_us(topology: Topology, waiting: WaitingCalls, now_us: int) -
     leave_us = np.full(len(waiting), np.iinfo(np.int64).max)
     for kind, nominal_us in enumerate(waiting.nominal_us(topology).T):
         alike = np.flatnonzero(topology.kind_of == kind)
-        for i in alike[_unbeaten(books.speed_ppm[alike], free_us[alike], egress_us[alike])].tolist():
+        for i in alike[unbeaten(books.speed_ppm[alike], free_us[alike], egress_us[alike])].tolist():
             end_us = nominal_us * books.speed_ppm[i] // PPM + free_us[i]
             np.minimum(leave_us, np.maximum(end_us, egress_us[i]), out=leave_us)
     decode_us = np.full(len(waiting), np.iinfo(np.int64).max)
     step_us, ingress_us = books.decode[STEP], books.decode[INGRESS]
-    for j in _unbeaten(step_us, ingress_us, np.zeros_like(step_us)).tolist():
+    for j in unbeaten(step_us, ingress_us, np.zeros_like(step_us)).tolist():
         np.minimum(decode_us, (columns[OUTPUT] - 1) * step_us[j] + ingress_us[j], out=decode_us)
     finish_us: IntArray = leave_us + decode_us + topology.transfer_us(prompt)
     return finish_us
 
 
-def _unbeaten(first: IntArray, second: IntArray, third: IntArray) -> IntArray:
-    """Places of the triples that are smaller than all with a smaller `first` in `second` or in `third`."""
+def unbeaten(first: IntArray, second: IntArray, third: IntArray) -> IntArray:
+    """Places of the triples, without such as one with a smaller `first` equals or beats in `second` and `third`.
+
+    It must be a single one that does: one less in `second` and another in `third` can both be worse for some call. Only
+    those with the least of either so far are looked at, so a few more are kept than need be.
+    """
     order = np.lexsort((third, second, first))
-    least_second, least_third = (np.minimum.accumulate(values[order]) for values in (second, third))
-    kept = np.ones(len(order), dtype=bool)
-    kept[1:] = (second[order][1:] < least_second[:-1]) | (third[order][1:] < least_third[:-1])
-    return order[kept]
+    second, third = second[order], third[order]
+    beaten = np.zeros(len(order), dtype=bool)
+    for values in (second, third):
+        least = np.where(values == np.minimum.accumulate(values), np.arange(len(order)), 0)
+        before = np.maximum.accumulate(least)[:-1]  # place of the least one before each
+        beaten[1:] |= (second[before] <= second[1:]) & (third[before] <= third[1:])
+    return order[~beaten]
