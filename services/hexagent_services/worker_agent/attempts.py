@@ -117,8 +117,10 @@ class Attempts:
         for instance_id in dict.fromkeys((order.prefill_instance, order.decode_instance)):
             self.abort(order.ticket, instance_id)
 
-    async def hand_off(self, request: pb.HandOffRequest) -> str:
+    async def hand_off(self, request: pb.HandOffRequest, draining: bool) -> str:
         """Take over a prefilled call for decoding: "" or the reason for a no. Idempotent by ticket.
+
+        Draining it takes none that is not here already.
 
         Under push it comes twice: when prefill begins, and `kv_ready` when it has ended.
 
@@ -134,6 +136,8 @@ class Attempts:
             if request.kv_ready and held.kv_ready is not None and not held.kv_ready.done():
                 held.kv_ready.set_result(request)
             return ""
+        if draining:
+            return "DRAINING"
         attempt = LiveAttempt(spec, engine, Phase.PREFILLED if request.kv_ready else Phase.ACCEPTED)
         if not request.kv_ready:
             attempt.kv_ready = asyncio.get_running_loop().create_future()

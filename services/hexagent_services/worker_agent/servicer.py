@@ -124,7 +124,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
             _check_ticket(request.attempt.ticket, "attempt.ticket")
             if request.first_tokens < 1:
                 raise bad("NO_TOKEN", "first_tokens", "a hand-off comes with its first token")
-            reason = "DRAINING" if self._agent.draining else await self._agent.attempts.hand_off(request)
+            reason = await self._agent.attempts.hand_off(request, self._agent.draining)
             yield pb.HandOffResponse(accepted=not reason, reason=reason, number=request.number)
 
     async def PullKv(
