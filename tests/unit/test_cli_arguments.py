@@ -53,7 +53,7 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "drain", "replay", "doctor"
         (["bench", "fidelity", "--policies", "clairvoyant"], "--policies", "only a simulation knows"),
         (["bench", "fidelity", "--picture", "/nonexistent/x.png"], "hexagent: --picture: cannot write", ""),
         (["bench", "fidelity", "--picture", "/tmp/x.bmp"], "--picture", ".png or .svg"),
-        (["bench", "bounds", "--cells", "nosuch:3"], "--cells", "known: bfcl"),
+        (["bench", "bounds", "--cells", "bfcl:10,nosuch:3"], "--cells", "known: bfcl"),
         (["bench", "simulator", "--policies", "fcfs,nosuch"], "--policies", "known: fcfs"),
         (["bench", "simulator", "--workloads", ",", "--large"], "--workloads", "names nothing"),
         (["bench", "simulator", "--workloads", "bfcl,nosuch"], "--workloads", "known: bfcl"),

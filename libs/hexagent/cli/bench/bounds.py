@@ -45,20 +45,24 @@ def parsed_cells(text: str) -> tuple[tuple[str, int], ...]:
 
 def bounds_rows(options: BoundsOptions) -> list[Row]:
     """A row a cell and seed, of Req_95: with so few workflows the largest stretch."""
-    with _progress("searching schedules", len(options.cells) * len(options.seeds) * options.tries) as advance:
-        return [
-            _row(options, name, workflows, seed, advance) for name, workflows in options.cells for seed in options.seeds
-        ]
-
-
-def _row(options: BoundsOptions, name: str, workflows: int, seed: int, advance: Callable[[], None]) -> Row:
-    workload = generate(name, Options(workflows=workflows, rate_per_s=options.rate_per_s, seed=seed))
     cluster = named_cluster(options.cluster)._replace(noise_ppm=round(options.noise * PPM))
+    workloads = [
+        (generate(name, Options(workflows=workflows, rate_per_s=options.rate_per_s, seed=seed)), seed)
+        for name, workflows in options.cells
+        for seed in options.seeds
+    ]
+    with _progress("searching schedules", len(workloads) * options.tries) as advance:
+        return [_row(options, cluster, workload, seed, advance) for workload, seed in workloads]
+
+
+def _row(
+    options: BoundsOptions, cluster: ClusterSpec, workload: Workload, seed: int, advance: Callable[[], None]
+) -> Row:
     bound = lower_bound(cluster, workload, seed)
     reached = {policy: _required(cluster, workload, policy, seed) for policy in POLICIES}
     found = Search(cluster, workload, seed).best(options.tries, advance)
     return {
-        "cell": f"{name} x {workflows}",
+        "cell": f"{workload.name} x {len(workload.workflows)}",
         "cluster": options.cluster,
         "seed": seed,
         "noise": options.noise,
