@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
+from hexagent.core.errors import Aborted
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.workflow.model import CallOutcome
 from hexagent.runtime import subjects
@@ -30,12 +31,21 @@ class Results:
         self._bus.publish_core(subjects.token(ticket.call), token_delta_to_bytes(delta))
 
     async def delivered(self, call: CallId) -> tuple[int, bytes]:
-        """Output tokens of a call that were published by earlier attempts, and their text."""
+        """Output tokens of a call that were published by earlier attempts, and their text.
+
+        `Aborted` (TOKENS_LOST) where some are missing before others: a client may have those others, and what would
+        be generated in place of the missing ones need not lead to them.
+        """
         tokens, text = 0, b""
         async with await self._bus.follow(subjects.TOKENS, subjects.token(call)) as feed:
             async for batch in feed.backlog():
                 for message in batch:
                     delta = token_delta_from_bytes(message.data)
+                    if delta.offset > tokens:
+                        raise Aborted(
+                            f"{call}: output tokens {tokens} to {delta.offset} were lost on their way, later ones not",
+                            reason="TOKENS_LOST",
+                        )
                     if delta.offset == tokens:  # a repeated or overlapping one says nothing new
                         tokens, text = tokens + delta.tokens, text + delta.text
         return tokens, text
