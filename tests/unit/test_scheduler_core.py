@@ -445,3 +445,17 @@ def test_a_call_whose_attempts_are_always_lost_fails() -> None:
     assert (last.outcome.status, last.outcome.reason) == (NodeStatus.FAILED, "ATTEMPTS_EXHAUSTED")
     desk.finish(CallId("w", "a"))
     assert desk.ledger_is_empty()
+
+
+def test_calls_without_room_take_no_places_in_a_plan_of_a_long_queue() -> None:
+    """Of a queue too long to score anew two calls are placed: one that fits starts behind three that do not."""
+    profile = DEFAULT._replace(rescored_max=0, walked_max=2)
+    desk = Desk(prefills("h100", "h100") + decodes("h100", kv_blocks=300), "hexagent", profile=profile)
+    desk.start("w")
+    desk.reveal("w", "running")
+    desk.reveal("w", "big0", "big1", "big2", prompt=8_700, now_us=1)
+    desk.reveal("w", "small", now_us=2)
+    assert desk.calls == ["w/running", "w/small"]
+    for dispatch in list(desk.dispatched):
+        desk.run(dispatch, 10)
+    assert desk.calls[2] == "w/big0"

@@ -70,9 +70,11 @@ class PredictedFinish:
             cached = self._aware and topology.caches
             earliest_us = None if cached else earliest_finish_us(topology, waiting, now_us)
             finish_us = state(every).finish_us() if earliest_us is None else earliest_us
-        scores = order.scores(ages, finish_us)
+        nowhere = finish_us >= NEVER_US
+        scores = order.scores(ages, np.where(nowhere, now_us, finish_us))
+        scores[nowhere] = _LAST  # the walk is for calls that have room somewhere
         rows = smallest(scores, self._profile.walked_max)
-        return self._sorted(state(rows), scores[rows].tolist())
+        return self._sorted(state(rows), scores[rows].tolist(), bool(nowhere.any()))
 
     def _rescored(self, order: Order, ages: Ages, state: SimulatedState) -> Plan:
         """Score every remaining call anew after each placement: the simulated state has moved."""
@@ -95,10 +97,9 @@ class PredictedFinish:
                 break
         return Plan(tuple(decisions))
 
-    def _sorted(self, state: SimulatedState, scores: list[int]) -> Plan:
+    def _sorted(self, state: SimulatedState, scores: list[int], starved: bool) -> Plan:
         """Place the calls of the state in order; one without room is passed over."""
         decisions: list[Decision] = []
-        starved = False
         for r, score in enumerate(scores):
             if not state.feasible(r):
                 starved = True
