@@ -1,6 +1,8 @@
 """The bus against a real nats-server: order, once, across crashes."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
@@ -439,3 +441,21 @@ async def test_the_port_of_a_data_folder_is_kept(crashing_server: NatsServer) ->
             await third.start()
     assert taken.value.reason == "NATS_SERVER_FAILED"
     assert "address already in use" in taken.value.message
+
+
+async def test_what_nobody_answers_is_bounded_while_the_server_does_not_read(
+    crashing_server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hexagent.runtime.bus.UNSENT_BYTES_MAX", 1 << 20)
+    async with await connect(crashing_server.url) as bus:
+        assert crashing_server.pid is not None
+        os.kill(crashing_server.pid, signal.SIGSTOP)
+        try:
+            for _ in range(400):
+                bus.publish_core("anything", bytes(64 << 10))
+                await asyncio.sleep(0)
+            # The socket's own buffers took some of the 25 MiB.
+            assert bus._connection.unsent_bytes < 2 << 20
+            assert "NATS has not read" in caplog.text
+        finally:
+            os.kill(crashing_server.pid, signal.SIGCONT)

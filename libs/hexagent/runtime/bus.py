@@ -27,6 +27,7 @@ __all__ = ["Bus", "BusOptions", "Feed", "Message"]
 log = logging.getLogger(__name__)
 
 API_WAIT_S: Final = 2.0  # one request about streams and consumers
+UNSENT_BYTES_MAX: Final = 64 << 20  # beyond it what nobody answers is dropped; the rest is bounded by `in_flight_max`
 _MESSAGE_ID: Final = "Nats-Msg-Id"
 _EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 
@@ -61,6 +62,7 @@ class Bus:
         self._buckets: dict[str, KvBucket] = {}
         self._limits: StreamLimits | None = None  # of the streams this process wants there
         self._closing = False
+        self._dropping = False  # what nobody answers, since the server does not read
 
     # -- lifecycle -----------------------------------------------------------------------------------------------
 
@@ -184,7 +186,18 @@ class Bus:
         return await self._publisher.send(subject, data, headers, self._options.deadline_s)
 
     def publish_core(self, subject: str, data: bytes) -> None:
-        """Send to whoever listens now, a stream among them; nobody answers. Dropped while the connection is lost."""
+        """Send to whoever listens now, a stream among them; nobody answers.
+
+        Dropped while the connection is lost, or while `UNSENT_BYTES_MAX` wait for a server that does not read.
+        """
+        full = self._connection.unsent_bytes > UNSENT_BYTES_MAX
+        if full and not self._dropping:
+            log.warning(
+                "messages that nobody answers are dropped: NATS has not read the last %d bytes", UNSENT_BYTES_MAX
+            )
+        self._dropping = full
+        if full:
+            return
         try:
             self._connection.send(subject, data)
         except nats.errors.MaxPayloadError as error:

@@ -49,6 +49,12 @@ class Connection(Client):
         self._asked = 0
         self._writing = False
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What has not left this process yet: it grows while the server does not read."""
+        writer = getattr(self._transport, "_io_writer", None)
+        return self._pending_data_size + (writer.transport.get_write_buffer_size() if writer is not None else 0)
+
     async def take(self, subject: str, taker: Take) -> Subscription:
         """Subscribe; `taker` is called for each message in order. What it raises is logged."""
         self._takers[self._sid + 1] = taker  # the number that `subscribe` gives before it waits for anything
