@@ -45,6 +45,8 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "drain", "replay", "doctor"
         (["explain", "no-slash"], "CALL", "WORKFLOW/NODE"),
         (["explain", "a b/c"], "CALL", "letters, digits"),
         (["explain", "a/b", "--address", "nowhere"], "--address", "host:port"),
+        (["drain", "d0", "--address", "host:65535"], "--address", "from 1 to 65534"),
+        (["drain", "d0", "--scheduler", "nowhere"], "--scheduler", "host:port"),
         (["run", "bfcl", "--nosuch"], "--nosuch", "No such option"),
         (["bench", "fidelity", "--workloads", "bfcl,nosuch"], "--workloads", "known: bfcl, lats"),
         (["bench", "fidelity", "--policies", "nosuch"], "--policies", "known: fcfs"),

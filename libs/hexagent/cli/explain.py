@@ -5,6 +5,7 @@ from typing import Final
 from rich.console import Console
 
 from hexagent.cli.failures import usage
+from hexagent.cli.ports import PORT_MAX
 from hexagent.cli.report import Row, console, table_of
 from hexagent.client.explain import CallExplanation
 from hexagent.core.ids import CallId, checked_id
@@ -161,9 +162,20 @@ def _seconds(us: int) -> float | None:
     return us / US_PER_S if us else None
 
 
-def scheduler_address(tracker_address: str) -> str:
-    """Where `hexagent up` puts the scheduler: on the port after the tracker's. `InvalidArgument` for no host:port."""
-    host, colon, port = tracker_address.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise usage("address", f"must be host:port; got {tracker_address!r}")
-    return f"{host}:{int(port) + 1}"
+def scheduler_address(tracker_address: str, given: str = "") -> str:
+    """The address given, or where `hexagent up` puts the scheduler: on the port after the tracker's.
+
+    `InvalidArgument` names the option that is no host:port.
+    """
+    if given:
+        _parsed_address(given, "scheduler", PORT_MAX)
+        return given
+    host, port = _parsed_address(tracker_address, "address", PORT_MAX - 1)
+    return f"{host}:{port + 1}"
+
+
+def _parsed_address(address: str, option: str, port_max: int) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= port_max:
+        raise usage(option, f"must be host:port, the port from 1 to {port_max}; got {address!r}")
+    return host, int(port)

@@ -47,6 +47,7 @@ _OPTIONS: Final = {
     "policy": "--policy",
     "profile": "--profile",
     "rate_per_s": "--rate",
+    "scheduler": "--scheduler",
     "seed": "--seed",
     "spread": "--spread",
     "tools": "--tools",

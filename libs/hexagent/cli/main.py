@@ -218,7 +218,7 @@ def explain(
 
     check_writable(json_file)
     parsed = parsed_call(call)
-    explanation = asyncio.run(explain_call(parsed, address, scheduler or scheduler_address(address)))
+    explanation = asyncio.run(explain_call(parsed, address, scheduler_address(address, scheduler)))
     show_explanation(explanation)
     write_json(json_file, "explain", None, explanation_rows(explanation))
 
@@ -240,7 +240,7 @@ def drain(
     from hexagent.cli.report import check_writable, write_json
 
     check_writable(json_file)
-    rows = asyncio.run(run_drain(instance, scheduler or scheduler_address(address), undo))
+    rows = asyncio.run(run_drain(instance, scheduler_address(address, scheduler), undo))
     write_json(json_file, "drain", None, rows)
 
 
