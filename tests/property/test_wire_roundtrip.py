@@ -45,10 +45,10 @@ class Trip(NamedTuple):
 TRIPS = [
     Trip(CallProgress, worker.progress_to_proto, worker.progress_from_proto),
     Trip(Candidate, scheduler.candidate_to_proto, scheduler.candidate_from_proto),
-    Trip(DecisionRecord, scheduler.record_to_bytes, scheduler.record_from_bytes),
+    Trip(DecisionRecord, scheduler.record_to_proto, scheduler.record_from_proto),
     Trip(HeldTicket, worker.held_to_proto, worker.held_from_proto),
     Trip(InstanceLoad, telemetry.load_to_proto, telemetry.load_from_proto),
-    Trip(InstanceSpec, cluster.instance_to_bytes, cluster.instance_from_bytes),
+    Trip(InstanceSpec, cluster.instance_to_proto, cluster.instance_from_proto),
     Trip(NodeSpec, nodes.node_to_record, nodes.node_from_record),
     Trip(Snapshot, estimator.snapshot_to_bytes, estimator.snapshot_from_bytes),
     Trip(WorkflowSpec, nodes.terms_to_record, nodes.terms_from_record),

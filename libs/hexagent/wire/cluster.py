@@ -60,14 +60,6 @@ def instance_from_proto(message: telemetry_pb2.InstanceDescription) -> InstanceS
     )
 
 
-def instance_to_bytes(spec: InstanceSpec) -> bytes:
-    return to_bytes(instance_to_proto(spec))
-
-
-def instance_from_bytes(data: bytes) -> InstanceSpec:
-    return instance_from_proto(parse(telemetry_pb2.InstanceDescription, data))
-
-
 def link_to_proto(link: LinkSpec) -> telemetry_pb2.LinkDescription:
     return telemetry_pb2.LinkDescription(bytes_per_s=link.bytes_per_s, setup_us=link.setup_us)
 

@@ -83,14 +83,6 @@ def candidate_from_proto(message: records_pb2.Candidate) -> Candidate:
     )
 
 
-def record_to_bytes(record: DecisionRecord) -> bytes:
-    return to_bytes(record_to_proto(record))
-
-
-def record_from_bytes(data: bytes) -> DecisionRecord:
-    return record_from_proto(parse(records_pb2.DecisionRecord, data))
-
-
 def records_to_bytes(records: Sequence[DecisionRecord], *, scheduler_id: str, epoch: int) -> bytes:
     """One published batch; `records` holds at least one, in order."""
     first = records[0].sequence
