@@ -15,7 +15,7 @@ from hexagent.core.instance.spec import Role
 from hexagent.runtime.grpc_server import GrpcServer
 from hexagent_services.worker_agent.engine.port import EngineRefused
 from hexagent_services.worker_agent.peers import Peers
-from tests.contract.test_engine import spec
+from tests.contract.engines import spec
 
 pytestmark = pytest.mark.integration
 

@@ -14,7 +14,7 @@ from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.reports import Reports
 from hexagent_services.worker_agent.requests import BodyCache
 from hexagent_services.worker_agent.results import Results
-from tests.contract.test_engine import CLOCK, MODEL, emulated, spec
+from tests.contract.engines import CLOCK, MODEL, emulated, spec
 
 
 def offer(node: str, kv_ready: bool) -> pb.HandOffRequest:

@@ -1,5 +1,7 @@
 """Composition root of a worker-agent."""
 
+import asyncio
+
 from hexagent.api.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.estimate.tables import load_table
@@ -19,6 +21,7 @@ from hexagent_services.worker_agent.attempts import Attempts
 from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
 from hexagent_services.worker_agent.engine.faults import Fault, FaultyEngine, parse_faults
 from hexagent_services.worker_agent.engine.port import Engine
+from hexagent_services.worker_agent.engine.supervision import bring_up, keep_running
 from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.reporting import report_telemetry
 from hexagent_services.worker_agent.reports import Reports
@@ -54,6 +57,9 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     engines = {spec.instance_id: _engine(app, spec, record, clock, faults) for spec in instances}
     for engine in engines.values():
         app.at_stop(Stage.CLOSE, "engine", engine.close)
+    await asyncio.gather(*(bring_up(engine) for engine in engines.values()))
+    for instance_id, engine in engines.items():
+        app.start(keep_running(engine), f"engine of {instance_id}")
     bodies, peers, reports = BodyCache(bus), Peers(), Reports()
     app.at_stop(Stage.CLOSE, "peers", peers.close)
     results = Results(bus, bodies, settings.agent_id)

@@ -374,6 +374,9 @@ class Attempts:
     async def _succeed(
         self, attempt: LiveAttempt, prefilled: Prefilled, source: str, finished: Finished, times: CallTimes
     ) -> None:
+        transfer = finished.transfer
+        if transfer is not None:
+            times = times._replace(transfer_start_us=transfer.start_us, transfer_end_us=transfer.end_us)
         times = times._replace(
             prefill_start_us=prefilled.started_us,
             prefill_end_us=prefilled.ended_us,
@@ -382,11 +385,12 @@ class Attempts:
         )
         outcome = self._outcome(attempt, NodeStatus.SUCCEEDED, times)._replace(
             finish_reason=finished.finish,
+            prompt_tokens=prefilled.prompt_tokens,
             cached_tokens=prefilled.cached_tokens,
             output_tokens=finished.output_tokens,
             prefill_instance=source,
             decode_instance=attempt.instance_id if times.decode_start_us else "",
-            kv_bytes=prefilled.kv_bytes if times.transfer_end_us else 0,
+            kv_bytes=(transfer or prefilled).kv_bytes if times.transfer_end_us else 0,
             decode_us=finished.decode_us,
         )
         await self._end(attempt, outcome, finished.text)

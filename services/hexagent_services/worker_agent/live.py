@@ -69,6 +69,9 @@ def hand_off_request(
         offer.first_text += prefilled.first_text
         offer.opaque_state = prefilled.opaque_state
         offer.cached_tokens = prefilled.cached_tokens
+        offer.prompt_tokens = prefilled.prompt_tokens
+        offer.prompt_token_ids.extend(prefilled.prompt_token_ids)
+        offer.first_token_ids.extend(prefilled.first_token_ids)
         offer.kv_bytes = prefilled.kv_bytes
         offer.kv_ready = True
     return offer
@@ -85,4 +88,7 @@ def handed_prefill(handed: pb.HandOffRequest) -> Prefilled:
         finish=FinishReason.NONE,
         kv_bytes=handed.kv_bytes,
         opaque_state=handed.opaque_state,
+        prompt_tokens=handed.prompt_tokens,
+        prompt_token_ids=handed.prompt_token_ids,
+        first_token_ids=handed.first_token_ids,
     )

@@ -30,12 +30,13 @@ from hexagent.core.instance.io import DecodeStarted as ModelDecodeStarted
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.samples import SampleBuffer, Samples
-from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role
+from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec, Role
 from hexagent.core.instance.telemetry import TransferSample
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import ModelClock
 from hexagent_services.worker_agent.engine.output import EmulatedOutput
 from hexagent_services.worker_agent.engine.port import (
+    Capabilities,
     DecodeEvent,
     DecodeStarted,
     EngineAborted,
@@ -175,6 +176,16 @@ class EmulatedEngine:
         """Another true speed from the next step on."""
         self._model.retune(truth)
 
+    async def start(self) -> Capabilities:
+        profile = PROFILES[self.spec.profile]
+        reuse = profile.block_reuse and self.spec.prefix_cache
+        return Capabilities(reuse, profile.local_prefill, profile.pipelined_transfer, priority=True)
+
+    async def lost(self) -> str:
+        """An emulated engine dies with its agent only."""
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await never
+
     async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
         run = self._open(request)
         run.on_started = started
@@ -261,6 +272,7 @@ class EmulatedEngine:
             finish=run.finish if done.done else FinishReason.NONE,
             kv_bytes=self._kv_bytes(run),
             opaque_state=b"",
+            prompt_tokens=run.request.prompt_tokens,
         )
 
     async def _fetch(self, run: _Run, fetch_kv: FetchKv) -> KvPiece:

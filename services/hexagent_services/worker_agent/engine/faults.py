@@ -30,6 +30,7 @@ from hexagent.core.units import PPM, US_PER_S
 from hexagent.runtime.clock import ModelClock
 from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
 from hexagent_services.worker_agent.engine.port import (
+    Capabilities,
     DecodeEvent,
     EngineAborted,
     EngineRequest,
@@ -116,6 +117,12 @@ class FaultyEngine:
     def _value(self, kind: str) -> float | None:
         now_us = self._clock.now_us()
         return next((f.value for f in self._faults if f.kind == kind and f.holds(now_us)), None)
+
+    async def start(self) -> Capabilities:
+        return await self._inner.start()
+
+    async def lost(self) -> str:
+        return await self._inner.lost()
 
     async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
         return await self._inner.prefill(request, started)

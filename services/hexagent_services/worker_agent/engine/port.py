@@ -1,6 +1,13 @@
-"""What the agent needs of an engine, as narrow as it can be; every engine passes the same conformance suite."""
+"""What the agent needs of an engine, as narrow as it can be; every engine passes the same conformance suite.
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+KV reaches the decode side in one of two ways, and agents need not know which. Through the agents: the decode engine
+asks for it, the holder's `send_kv` gives the bytes. Or by the engines' own transceivers: the decode engine pulls with
+what it reads from `opaque_state`, and asks once the KV is there, upon which `send_kv` lets go of it without bytes.
+
+Draining is the agent's business: it takes nothing new, waits until an engine holds nothing, and closes it.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from hexagent.api.common.v1 import call_pb2
@@ -25,6 +32,15 @@ class EngineRequest(NamedTuple):
     delivered_text: bytes = b""
 
 
+class Capabilities(NamedTuple):
+    """What a started engine was found to be able to do; a profile may not promise more of what both name."""
+
+    block_reuse: bool
+    local_prefill: bool
+    pipelined_transfer: bool
+    priority: bool  # its own queue can be ordered; without, only the agent's queue is
+
+
 class Prefilled(NamedTuple):
     """The next token exists; unless `finish` says that it was the last, the KV is pinned until sent."""
 
@@ -35,6 +51,9 @@ class Prefilled(NamedTuple):
     finish: FinishReason  # NONE: decoding goes on
     kv_bytes: int  # of the prompt, unscaled
     opaque_state: bytes  # what the decode engine needs besides the KV
+    prompt_tokens: int  # exact
+    prompt_token_ids: Sequence[int] = ()  # where the engine reports them: the prompt and what was delivered
+    first_token_ids: Sequence[int] = ()
 
 
 class KvPiece(NamedTuple):
@@ -48,7 +67,7 @@ class KvPiece(NamedTuple):
 
 
 class HandedOver(NamedTuple):
-    """What the decode side is given by the prefill side."""
+    """What the decode side is given by the prefill side; the first text begins with what was delivered."""
 
     source_instance: str
     prefilled: Prefilled
@@ -79,10 +98,11 @@ class Finished(NamedTuple):
     finish: FinishReason
     text: bytes  # the whole output
     decode_us: int = 0  # its share of the decode steps it was in, each divided by its batch; 0 = not known
+    transfer: KvPiece | None = None  # where the engine measures it better than was said when decoding started
 
 
 DecodeEvent = DecodeStarted | Generated | Finished
-FetchKv = Callable[[], Awaitable[KvPiece]]  # pulls the KV from its holder, returns the measurements
+FetchKv = Callable[[], Awaitable[KvPiece]]  # asks the holder for the KV, returns its measurements; `EngineRefused`
 
 
 class EngineRefused(Exception):
@@ -106,12 +126,23 @@ class Engine(Protocol):
 
     spec: InstanceSpec
 
+    async def start(self) -> Capabilities:
+        """Load the model; nothing else is called before. Called again after `lost`. `HexagentError` where it cannot."""
+        ...
+
+    async def lost(self) -> str:
+        """Return the cause once the engine has died or hangs; what it held is refused by then."""
+        ...
+
     async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
         """Run the prompt; `started` is called when its first step begins. `EngineRefused`, `EngineAborted`."""
         ...
 
     def send_kv(self, ticket: Ticket, to_instance: str, to_link: LinkSpec) -> AsyncIterator[KvPiece]:
-        """Hand the pinned KV over; blocks are released with the last piece. `EngineRefused`."""
+        """Hand the pinned KV over, or let go of what has been pulled; blocks are released with the last piece.
+
+        `EngineRefused`.
+        """
         ...
 
     def reserve(self, request: EngineRequest, source_instance: str, kv_ready: bool) -> None:
