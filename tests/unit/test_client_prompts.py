@@ -8,10 +8,11 @@ from hexagent.api.common.v1 import call_pb2, enums_pb2
 from hexagent.client import Join, JoinKind, Segment
 from hexagent.client.options import call_request, join_of
 from hexagent.client.prompts import Handle, build_prompt, parent_id
-from hexagent.client.results import CallFailed, call_error, call_result, tool_calls
+from hexagent.client.results import CallFailed, call_error, call_result
 from hexagent.core.errors import Cancelled, DeadlineExceeded, HexagentError, InvalidArgument, ResourceExhausted
 from hexagent.core.ids import CallId
 from hexagent.core.workflow.model import CallOutcome, FinishReason, NodeStatus, SegmentRef
+from hexagent.text.tools import tool_calls
 
 CALL = CallId("w", "n")
 DONE = call_result(

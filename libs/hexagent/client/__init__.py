@@ -14,7 +14,7 @@ Every error is one of `hexagent.core.errors`, with a stable `reason`.
 from hexagent.client.nodes import CallStream, NodeHandle, ToolHandle
 from hexagent.client.options import CallOptions
 from hexagent.client.prompts import Segment
-from hexagent.client.results import CallFailed, CallResult, ToolCall, Usage
+from hexagent.client.results import CallFailed, CallResult, Usage
 from hexagent.client.session import Client, connect
 from hexagent.client.views import (
     NodeState,
@@ -26,6 +26,7 @@ from hexagent.client.views import (
 from hexagent.client.workflow import Workflow
 from hexagent.core.errors import HexagentError
 from hexagent.core.workflow.model import FinishReason, Join, JoinKind, NodeStatus, WorkflowStatus
+from hexagent.text.tools import ToolCall
 
 __all__ = [
     "CallFailed",

@@ -1,16 +1,15 @@
 """What calls and workflows end with, and the errors that failed ones raise."""
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hexagent.api.common.v1 import call_pb2
 from hexagent.core import errors
 from hexagent.core.errors import HexagentError
 from hexagent.core.ids import CallId
 from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus
+from hexagent.text.tools import ToolCall, tool_calls
 
 
 class CallFailed(HexagentError):
@@ -38,14 +37,6 @@ class Usage(NamedTuple):
     prompt_tokens: int
     cached_tokens: int  # of the prompt, served from the prefix cache
     output_tokens: int
-
-
-class ToolCall(NamedTuple):
-    """A tool the model asks for."""
-
-    name: str
-    arguments: Mapping[str, Any]
-    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,46 +115,6 @@ def tool_error(tool: CallId, status: NodeStatus, reason: str, message: str) -> H
     text = f"tool {tool} was {status.name.lower()}: {message or reason or 'no cause is known'}"
     kind = errors.Cancelled if status is NodeStatus.CANCELLED else CallFailed
     return kind(text, reason=reason or status.name, details=details)
-
-
-def tool_calls(text: str) -> tuple[ToolCall, ...]:
-    """The tools an output asks for: a JSON list or object, or JSON between `<tool_call>` tags; () for other text."""
-    blocks = _TAGGED.findall(text) or [text]
-    found: list[ToolCall] = []
-    for block in blocks:
-        try:
-            value = json.loads(block)
-        except ValueError:
-            return ()
-        items = value.get("tool_calls", [value]) if isinstance(value, dict) else value
-        if not isinstance(items, list):
-            return ()
-        for item in items:
-            call = _tool_call(item)
-            if call is None:
-                return ()
-            found.append(call)
-    return tuple(found)
-
-
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-
-
-def _tool_call(item: object) -> ToolCall | None:
-    if not isinstance(item, dict):
-        return None
-    function = item.get("function", item)
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        return None
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError:
-            return None
-    if not isinstance(arguments, dict):
-        return None
-    return ToolCall(function["name"], arguments, str(item.get("id", "")))
 
 
 def _refusal(reason: str) -> type[HexagentError]:
