@@ -151,7 +151,7 @@ class Play:
             assert instance.pinned_tokens >= 0
             assert instance.reserved_tokens >= 0
             assert instance.context_sum >= 0
-            assert instance.ingress_us >= 0
+            assert instance.local_us >= 0
             assert instance.kv_free_tokens >= 0, f"{instance.spec.instance_id} is over its capacity"
             assert len(instance.decoding) <= instance.spec.max_batch
         assert set(self.desk.core.ledger.attempts) == {ticket for ticket, _ in self.running.values()}

@@ -165,7 +165,8 @@ class Desk:
         return not self.core.ledger.attempts and all(
             not i.prefilling
             and not i.decoding
-            and (i.pinned_tokens, i.reserved_tokens, i.context_sum, i.ingress_us) == (0, 0, 0, 0)
+            and (i.pinned_tokens, i.reserved_tokens, i.context_sum, i.local_us) == (0, 0, 0, 0)
+            and not (i.sender.pending or i.receiver.pending)
             for i in self.core.ledger.instances.values()
         )
 

@@ -60,7 +60,7 @@ def test_a_conversation_stays_and_prefills_there_what_is_short() -> None:
     short = say(d, "w", "b", ("doc", 2_000), ("ask", 200))
     assert pair(short) == (home, home)
     assert d.core.ledger.instances[home].pinned_tokens == 0
-    assert d.core.ledger.instances[home].ingress_us > 0
+    assert d.core.ledger.instances[home].local_us > 0
     d.run(short)
     assert d.ledger_is_empty()
     long = say(d, "w", "c", ("doc", 2_000), ("ask", 200), ("result", 1_000))

@@ -140,7 +140,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
                 reserved_tokens=instance.reserved_tokens,
                 capacity_tokens=instance.spec.kv_tokens,
                 pinned_tokens=instance.pinned_tokens,
-                transfer_free_us=max(instance.egress_free_us, self._clock.now_us() + instance.ingress_us),
+                transfer_free_us=max(instance.sender.backlog.free_us, instance.receiver.backlog.free_us),
                 prefill_ppm=prefill_ppm,
                 decode_ppm=decode_ppm,
             ),

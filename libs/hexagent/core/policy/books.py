@@ -9,16 +9,16 @@ from hexagent.core.policy.order import IntArray
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.units import PPM
 
-FREE, EGRESS, PREFILL_ROOM, IDLE = range(4)
-INGRESS, DECODE_ROOM, SLOTS, STEP = range(4)
+FREE, EGRESS, EGRESS_BUSY, PREFILL_ROOM, IDLE = range(5)
+INGRESS, INGRESS_BUSY, LOCAL, DECODE_ROOM, SLOTS, STEP = range(6)
 
 
 class Books:
     """One column an instance, brought up to date only where the ledger has changed it.
 
-    `prefill` has shape (4, P): when the prefill dispatched there ends (0 = there is none) and when its link is
-    free, microseconds; free KV tokens; whether nothing is in prefill. `decode` has shape (4, D): time of all transfers
-    to it and of its next step, microseconds; free KV tokens; free seats.
+    `prefill` has shape (5, P): when the prefill dispatched there ends (0 = there is none), the `Backlog` of its
+    transfers, microseconds; free KV tokens; whether nothing is in prefill. `decode` has shape (6, D): the `Backlog` of
+    transfers to it, time of prefills of its own and of its next step, microseconds; free KV tokens; free seats.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class Books:
         self._kind_of, self._nominal_floor_us = kind_of, floor_us
         self._prefill_at = {p.spec.instance_id: i for i, p in enumerate(prefill)}
         self._decode_at = {d.spec.instance_id: j for j, d in enumerate(decode)}
-        self.prefill = np.zeros((4, len(prefill)), dtype=np.int64)
-        self.decode = np.zeros((4, len(decode)), dtype=np.int64)
+        self.prefill = np.zeros((5, len(prefill)), dtype=np.int64)
+        self.decode = np.zeros((6, len(decode)), dtype=np.int64)
         self._revision = -1
         self.speed_ppm = self.fastest_ppm = self.floor_us = kind_of  # until the first `update`
 
@@ -49,12 +49,13 @@ class Books:
             if i is not None:
                 busy = bool(instance.prefilling)
                 free_us = instance.prefill_free_us if busy else 0
-                self.prefill[:, i] = (free_us, instance.egress_free_us, instance.kv_free_tokens, not busy)
+                self.prefill[:, i] = (free_us, *instance.sender.backlog, instance.kv_free_tokens, not busy)
             j = self._decode_at.get(instance.spec.instance_id)
             if j is not None:
                 seats = instance.spec.max_batch - len(instance.decoding)
                 step_us = instance.next_step_us(self._estimator)
-                self.decode[:, j] = (instance.ingress_us, instance.kv_free_tokens, seats, step_us)
+                backlog, local_us = instance.receiver.backlog, instance.local_us
+                self.decode[:, j] = (*backlog, local_us, instance.kv_free_tokens, seats, step_us)
 
     def _learn_speeds(self) -> None:
         """Time factors of prefill instances and of the fastest of each kind, and the least time of a prefill."""

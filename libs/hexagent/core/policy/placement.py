@@ -5,18 +5,29 @@ from typing import NamedTuple
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
-from hexagent.core.policy.books import DECODE_ROOM, EGRESS, FREE, INGRESS, PREFILL_ROOM, SLOTS, STEP
+from hexagent.core.policy.books import (
+    DECODE_ROOM,
+    EGRESS,
+    EGRESS_BUSY,
+    FREE,
+    INGRESS,
+    INGRESS_BUSY,
+    LOCAL,
+    PREFILL_ROOM,
+    SLOTS,
+    STEP,
+)
 from hexagent.core.policy.order import IntArray
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import OUTPUT, PROMPT, RESERVE_MAX, RESERVE_PREDICTED, WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
+from hexagent.core.scheduling.links import Backlog
 from hexagent.core.scheduling.record import Candidate
 from hexagent.core.units import PPM
 
 NEVER_US = 1 << 61  # the finish of a placement that is not feasible
 OTHERS_MAX = 3  # runners-up a record keeps
-_FEW = 16  # instances that are all looked at for runners-up
 _SORTED_WHOLE = 256  # values up to which sorting them all is the fastest way to the smallest ones
 
 
@@ -55,8 +66,10 @@ class SimulatedState:
         books = topology.books
         free_us = np.maximum(books.prefill[FREE], now_us)
         self._free_us: list[int] = free_us.tolist()
-        _, self._egress_us, self._prefill_room, self._idle = books.prefill.tolist()
-        self._ingress_us, self._decode_room, self._slots, self._step_us = books.decode.tolist()
+        *_, self._prefill_room, self._idle = books.prefill.tolist()
+        *_, self._local_us, self._decode_room, self._slots, self._step_us = books.decode.tolist()
+        self._egress, self._ingress = books.prefill[EGRESS : EGRESS_BUSY + 1], books.decode[INGRESS : INGRESS_BUSY + 1]
+        self._egress, self._ingress = self._egress.copy(), self._ingress.copy()  # a `Backlog` a column
         self._floor_us = books.floor_us.tolist()  # part of a prompt's time that is saved in another's batch
         self._startable = sum(self._idle)  # instances that could take a call that starts now
         # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
@@ -84,10 +97,10 @@ class SimulatedState:
             and self._kv_tokens[1].max() * len(rows) <= min(self._decode_room)
             and min(self._slots) >= len(rows)
         )
-        # When KV begins to move as far as P is concerned, (P, calls); wait for the link into D and decode there,
+        # When KV could begin to move as far as P is concerned, (P, calls); time on D from then on but for the transfer,
         # (D, calls); `NEVER_US` where there is no room.
-        self._leave_us = np.maximum(free_us[:, None] + self._alone_us, books.prefill[EGRESS][:, None])
-        self._decode_us = self._steps * books.decode[STEP][:, None] + books.decode[INGRESS][:, None]
+        self._leave_us = begins_us(free_us[:, None] + self._alone_us, *self._egress[:, :, None])
+        self._decode_us = self._steps * books.decode[STEP][:, None] + books.decode[LOCAL][:, None]
         if not self._roomy:
             self._leave_us[self._prompt > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
             full = self._kv_tokens[topology.never_evicts] > books.decode[DECODE_ROOM][:, None]
@@ -102,9 +115,13 @@ class SimulatedState:
         """Where each call would finish if it were placed next, shape (calls,); at `NEVER_US` or later = nowhere."""
         finish_us: IntArray
         if self._topology.uniform:
-            finish_us = np.minimum.reduce(self._leave_us) + np.minimum.reduce(self._decode_us) + self._transfer_us
+            # Wherever a call decodes, it is there first from where it can leave first.
+            begin_us = begins_us(np.minimum.reduce(self._leave_us), *self._ingress[:, :, None])
+            finish_us = np.minimum.reduce(begin_us + self._decode_us) + self._transfer_us
             return finish_us
-        pair_us = self._leave_us[:, None] + self._decode_us + self._transfer_us
+        begin_us = begins_us(self._leave_us[:, None], *self._ingress[:, :, None])
+        begin_us = np.where(self._topology.local[:, :, None], self._leave_us[:, None], begin_us)
+        pair_us = begin_us + self._decode_us + self._transfer_us
         finish_us = np.where(self._topology.pairs[:, :, None], pair_us, NEVER_US).min(axis=(0, 1))
         return finish_us
 
@@ -113,11 +130,13 @@ class SimulatedState:
 
         The call must be feasible somewhere.
         """
-        leave_us, decode_us = self._leave_us[:, r], self._decode_us[:, r]
         if self._topology.uniform:
-            i, j = int(leave_us.argmin()), int(decode_us.argmin())
+            i = int(self._leave_us[:, r].argmin())
+            j = int((begins_us(self._leave_us[i, r], *self._ingress) + self._decode_us[:, r]).argmin())
         else:
-            i, j = divmod(int(self._pair_us(r).argmin()), len(decode_us))
+            near_i, pair_us = self._near(r)
+            place, j = divmod(int(pair_us.argmin()), len(self._slots))
+            i = near_i[place]
         placed = self._placed(r, i, j) if self._idle[i] or self._joins(r, i) else None
         self._apply(r, i, j)
         return placed
@@ -156,14 +175,16 @@ class SimulatedState:
 
     def _pair_us(self, r: int) -> IntArray:
         """Finish of call r over all pairs, (P, D)."""
-        pair_us: IntArray = self._leave_us[:, r, None] + self._decode_us[:, r] + self._transfer_us[..., r]
+        leave_us = self._leave_us[:, r, None]
+        begin_us = np.where(self._topology.local, leave_us, begins_us(leave_us, *self._ingress))
+        pair_us: IntArray = begin_us + self._decode_us[:, r] + self._transfer_us[..., r]
         return np.where(self._topology.pairs & (pair_us < NEVER_US), pair_us, NEVER_US)
 
     def _placed(self, r: int, i: int, j: int) -> Placed:
         """The record of a call that starts now, with the best other pairs."""
-        near_i, near_j, pair_us = self._near(r)
+        near_i, pair_us = self._near(r)
         best = smallest(pair_us.ravel(), OTHERS_MAX + 1)
-        pairs = [(near_i[pair // len(near_j)], near_j[pair % len(near_j)]) for pair in best.tolist()]
+        pairs = [(near_i[pair // len(self._slots)], pair % len(self._slots)) for pair in best.tolist()]
         candidates = [
             self._candidate(r, *pair, finish_us)
             for pair, finish_us in zip(pairs, pair_us.ravel()[best].tolist(), strict=True)
@@ -178,17 +199,19 @@ class SimulatedState:
             self._move_us(r, i, j),
         )
 
-    def _near(self, r: int) -> tuple[list[int], list[int], IntArray]:
-        """Prefill and decode instances, in order, among which the best pairs of call r are, and its finish on each."""
-        # Each of the best pairs has one of as many best prefill instances, and of decode instances if all are linked.
-        if self._topology.uniform:
-            leave_us, decode_us = self._leave_us[:, r], self._decode_us[:, r]
-            near_i, near_j = _some_smallest(leave_us), _some_smallest(decode_us)
-            pair_us = leave_us[near_i, None] + decode_us[near_j] + self._transfer_us[r]
-            return near_i.tolist(), near_j.tolist(), pair_us
-        pair_us = self._pair_us(r)
-        near_i = _some_smallest(pair_us.min(axis=1))
-        return near_i.tolist(), list(range(len(self._slots))), pair_us[near_i]
+    def _near(self, r: int) -> tuple[list[int], IntArray]:
+        """Prefill instances among which the best pairs of call r are, and its finish on each with each decode instance.
+
+        In the order in which KV could leave them: of equal finishes, as where the link of the decode instance decides,
+        the first one keeps the rest freest.
+        """
+        leave_us = self._leave_us[:, r]
+        if self._topology.uniform:  # each of the best pairs has one of as many best prefill instances
+            near_i = smallest(leave_us, OTHERS_MAX + 1)
+            begin_us = begins_us(leave_us[near_i, None], *self._ingress)
+            return near_i.tolist(), begin_us + self._decode_us[:, r] + self._transfer_us[r]
+        near_i = leave_us.argsort(kind="stable")
+        return near_i.tolist(), self._pair_us(r)[near_i]
 
     def _candidate(self, r: int, i: int, j: int, finish_us: int) -> Candidate:
         added_us = self._added_us(r, i)
@@ -221,9 +244,11 @@ class SimulatedState:
         self._decode_room[j] -= kv_tokens
         self._slots[j] -= 1
         if not local:
-            wait_us = self._move_us(r, i, j)
-            self._egress_us[i] = max(self._free_us[i], self._egress_us[i]) + wait_us
-            self._ingress_us[j] += wait_us
+            move_us = self._move_us(r, i, j)
+            out, into = Backlog(*self._egress[:, i].tolist()), Backlog(*self._ingress[:, j].tolist())
+            arrives_us = into.begins_us(out.begins_us(self._free_us[i])) + move_us
+            self._egress[:, i] = out.then(arrives_us, move_us)
+            self._ingress[:, j] = into.then(arrives_us, move_us)
         calls, context = self._added[j]
         self._added[j] = (calls + 1, context + self._calls[self._rows[r]].mean_context)
         self._step_us[j] = self._topology.decode[j].next_step_us(self._estimator, *self._added[j])
@@ -236,12 +261,18 @@ class SimulatedState:
         if headroom_us >= 0:
             joins = (added_us <= headroom_us + floor_us) & (self._new_tokens(i) <= self._batch_room[i])
             added_us = added_us - floor_us * joins
-        np.maximum(added_us + self._free_us[i], self._egress_us[i], out=self._leave_us[i])
-        np.add(self._steps * self._step_us[j], self._ingress_us[j], out=self._decode_us[j])
+        self._leave_us[i] = begins_us(added_us + self._free_us[i], *self._egress[:, i])
+        np.add(self._steps * self._step_us[j], self._local_us[j], out=self._decode_us[j])
         if not self._roomy:
             self._leave_us[i, self._prompt > self._prefill_room[i]] = NEVER_US
             full = self._kv_tokens[self._topology.never_evicts[j]] > self._decode_room[j]
             self._decode_us[j, full if self._slots[j] > 0 else slice(None)] = NEVER_US
+
+
+def begins_us(ready_us: IntArray, free_us: IntArray, busy_us: IntArray) -> IntArray:
+    """`Backlog.begins_us` of arrays."""
+    begin_us: IntArray = np.maximum(ready_us, np.minimum(free_us, ready_us + busy_us))
+    return begin_us
 
 
 def smallest(values: IntArray, count: int) -> IntArray:
@@ -250,12 +281,3 @@ def smallest(values: IntArray, count: int) -> IntArray:
         return values.argsort(kind="stable")[:count]
     near = np.flatnonzero(values <= np.partition(values, count - 1)[count - 1])
     return near[values[near].argsort(kind="stable")[:count]]
-
-
-def _some_smallest(values: IntArray) -> IntArray:
-    """Places, ascending, among which those of a record's pairs are."""
-    if len(values) <= _FEW:
-        return np.arange(len(values))
-    places = smallest(values, OTHERS_MAX + 1)
-    places.sort()
-    return places

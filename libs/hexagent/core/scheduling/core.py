@@ -164,7 +164,7 @@ class SchedulerCore:
                 attempt.phase = max(attempt.phase, Phase.PREFILLED)
                 return not attempt.prefill.prefilling
             case Phase.DECODING:
-                self.ledger.kv_arrived(attempt)
+                self.ledger.kv_arrived(attempt, event.at_us)
                 return attempt.call.model in self._starved
             case Phase.ENDED:
                 freed = attempt.ticket in attempt.prefill.prefilling

@@ -7,6 +7,7 @@ from hexagent.core.instance.spec import PROFILES, EngineProfile, InstanceSpec, R
 from hexagent.core.scheduling.beliefs import CacheBelief, Reuse
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.events import Phase
+from hexagent.core.scheduling.links import Receiver, Sender, Transfer
 from hexagent.core.units import scale_ppm
 from hexagent.core.workflow.model import SegmentRef
 
@@ -58,13 +59,14 @@ class Instance:
         "context_sum",
         "cordoned",
         "decoding",
-        "egress_free_us",
-        "ingress_us",
+        "local_us",
         "pinned_tokens",
         "prefill_free_us",
         "prefilling",
         "profile",
+        "receiver",
         "reserved_tokens",
+        "sender",
         "spec",
         "suspect_until_us",
         "table",
@@ -82,8 +84,9 @@ class Instance:
         self.prefilling: dict[Ticket, Attempt] = {}
         self.decoding: dict[Ticket, Attempt] = {}  # bound here: waiting, in flight or decoding
         self.prefill_free_us = 0  # predicted end of the prefill work dispatched here
-        self.egress_free_us = 0  # predicted end of the last transfer dispatched from here
-        self.ingress_us = 0  # predicted time of all transfers to here, and prefills of its own, that have not ended
+        self.sender = Sender(self.profile.send_concurrency)
+        self.receiver = Receiver()
+        self.local_us = 0  # predicted time of prefills here of what decodes here as well, that have not ended
         self.pinned_tokens = 0  # prompts in prefill or waiting to be pulled
         self.reserved_tokens = 0
         self.context_sum = 0  # over `decoding`: prompt plus half the predicted output
@@ -137,6 +140,7 @@ class Ledger:
         known = instance.spec
         instance.spec = spec
         instance.profile = PROFILES[spec.profile]
+        instance.sender.servers = instance.profile.send_concurrency
         instance.table = Estimator.table(spec)
         instance.up = True
         if not (spec.prefix_cache and instance.profile.block_reuse):
@@ -183,7 +187,6 @@ class Ledger:
             attempt.cached_tokens = prefill.cache.begin(attempt.ticket, call.chain, call.prompt_tokens, kv_tokens)
         if not attempt.local:
             prefill.pinned_tokens += call.prompt_tokens
-            prefill.egress_free_us = max(prefill.egress_free_us, prefill_end_us) + transfer_us
         self._bind(attempt)
 
     def rebound(self, attempt: Attempt, decode: Instance) -> None:
@@ -199,7 +202,7 @@ class Ledger:
         decode.reserved_tokens += attempt.kv_tokens
         decode.context_sum += attempt.call.mean_context
         if attempt.phase < Phase.DECODING:
-            decode.ingress_us += attempt.transfer_us
+            self._await_kv(attempt)
 
     def _unbind(self, attempt: Attempt) -> None:
         if attempt.decode.decoding.pop(attempt.ticket, None) is not None:
@@ -207,13 +210,38 @@ class Ledger:
             attempt.decode.reserved_tokens -= attempt.kv_tokens
             attempt.decode.context_sum -= attempt.call.mean_context
             if attempt.phase < Phase.DECODING:
-                attempt.decode.ingress_us -= attempt.transfer_us
+                self._forget_kv(attempt)
+
+    def _await_kv(self, attempt: Attempt) -> None:
+        if attempt.local:
+            attempt.decode.local_us += attempt.transfer_us
+            return
+        sender, receiver = attempt.prefill.sender, attempt.decode.receiver
+        transfer = Transfer(attempt.ticket, sender, attempt.prefill_end_us, attempt.transfer_us)
+        sender.pending[attempt.ticket] = receiver.pending[attempt.ticket] = transfer
+        self._predict_arrivals(attempt.decode)
+
+    def _forget_kv(self, attempt: Attempt) -> None:
+        if attempt.local:
+            attempt.decode.local_us -= attempt.transfer_us
+            return
+        del attempt.prefill.sender.pending[attempt.ticket], attempt.decode.receiver.pending[attempt.ticket]
+        self._change(attempt.prefill)
+        self._predict_arrivals(attempt.decode)
+
+    def _predict_arrivals(self, decode: Instance) -> None:
+        decode.receiver.predict()
+        self._change(decode, *[self.attempts[ticket].prefill for ticket in decode.receiver.pending])
 
     def prefill_ended(self, attempt: Attempt, at_us: int) -> None:
         """The slot is free; the prompt stays pinned until `kv_left`."""
         if attempt.prefill.prefilling.pop(attempt.ticket, None) is not None:
             self._change(attempt.prefill)
             attempt.prefill_end_us = at_us
+            transfer = attempt.prefill.sender.pending.get(attempt.ticket)
+            if transfer is not None:
+                transfer.ready_us = at_us
+                self._predict_arrivals(attempt.decode)
 
     def prefilled(self, attempt: Attempt, at_us: int, cached_tokens: int) -> None:
         """The prompt is computed, of which the engine had `cached_tokens` already."""
@@ -225,8 +253,9 @@ class Ledger:
             cache.computed(attempt.ticket, call.chain, call.prompt_tokens, cached_tokens)
             self.reuse = self.reuse.plus(call.prompt_tokens, attempt.cached_tokens, cached_tokens)
 
-    def kv_arrived(self, attempt: Attempt) -> None:
+    def kv_arrived(self, attempt: Attempt, at_us: int) -> None:
         """The decode side has the KV."""
+        attempt.decode.receiver.last_us = max(attempt.decode.receiver.last_us, at_us)
         self.kv_left(attempt)
         call = attempt.call
         if attempt.prefill.cache is not None:
@@ -247,15 +276,16 @@ class Ledger:
             self._change(attempt.prefill, attempt.decode)
             if not attempt.local:
                 attempt.prefill.pinned_tokens -= attempt.call.prompt_tokens
-            attempt.decode.ingress_us -= attempt.transfer_us
+            self._forget_kv(attempt)
             attempt.phase = Phase.DECODING
 
     def ended(self, attempt: Attempt, at_us: int) -> None:
         """The attempt holds nothing any more."""
-        if self.attempts.pop(attempt.ticket, None) is not None:
+        if attempt.ticket in self.attempts:
             self.prefill_ended(attempt, at_us)
             self.kv_left(attempt)  # before `_unbind`, which no longer counts a transfer then
             self._unbind(attempt)
+            del self.attempts[attempt.ticket]
             for instance in (attempt.prefill, attempt.decode):
                 if instance.cache is not None:
                     instance.cache.end(attempt.ticket)
