@@ -10,9 +10,11 @@ from hexagent.client import CallResult, FinishReason
 from hexagent.client.results import call_result
 from hexagent.core.errors import HexagentError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from hexagent.core.ids import CallId
+from hexagent.core.instance.spec import TextSpec
 from hexagent.core.workflow.model import CallOutcome, NodeStatus, SegmentRef
+from hexagent.text.reader import Piece, Whole
 from hexagent_services.gateway.chat import Chat, Models, parse_chat
-from hexagent_services.gateway.completions import Completion, ToolHold
+from hexagent_services.gateway.completions import Completion
 from hexagent_services.gateway.failures import Failures, client_field
 from hexagent_services.gateway.prompts import Outputs, node_of
 
@@ -34,13 +36,21 @@ def chat_of(*texts: str, **options: Any) -> Chat:
     return parse_chat(json.dumps({"messages": messages, "hexagent": options}).encode(), MODELS)
 
 
+def remember(outputs: Outputs, result: CallResult, parents: tuple[str, ...]) -> None:
+    outputs.add(result, chat_of("x").said(result), parents)
+
+
+def whole(result: CallResult) -> dict[str, Any]:
+    return completion().whole(result, chat_of("x").said(result))
+
+
 # -- prompts -----------------------------------------------------------------------------------------------------
 
 
 def test_a_growing_conversation_shares_its_prefix() -> None:
     outputs = Outputs(10)
     first = node_of(chat_of("hello"), "c1", "w", outputs)
-    outputs.add(result_of("hi there", "c1"), first.parents)
+    remember(outputs, result_of("hi there", "c1"), first.parents)
     second = node_of(chat_of("hello", "hi there", "more"), "c2", "w", outputs)
     refs = second.spec.call.request.segments
     assert refs[0] == first.spec.call.request.segments[0]
@@ -57,10 +67,10 @@ def test_only_the_calls_that_no_other_parent_stands_for_are_parents() -> None:
     for i in range(5):
         node = node_of(chat_of(*texts), f"c{i}", "w", outputs)
         assert list(node.spec.after) == ([f"c{i - 1}"] if i else [])
-        outputs.add(result_of(f"answer {i}", f"c{i}"), node.parents)
+        remember(outputs, result_of(f"answer {i}", f"c{i}"), node.parents)
         texts += [f"answer {i}", "next"]
     branch = node_of(chat_of("q", "answer 0", "other"), "b", "w", outputs)
-    outputs.add(result_of("branch", "b"), branch.parents)
+    remember(outputs, result_of("branch", "b"), branch.parents)
     both = node_of(
         chat_of("q", "answer 1", "and", "branch", "merge"),
         "m",
@@ -72,7 +82,7 @@ def test_only_the_calls_that_no_other_parent_stands_for_are_parents() -> None:
 
 def test_outputs_of_an_earlier_workflow_are_reused_without_an_edge() -> None:
     outputs = Outputs(10)
-    outputs.add(result_of("hi", "c1", wf="before"), ())
+    remember(outputs, result_of("hi", "c1", wf="before"), ())
     node = node_of(chat_of("hello", "hi", "more", after=["x"]), "c2", "now", outputs)
     assert node.spec.call.request.segments[1].kind == enums_pb2.SEGMENT_KIND_OUTPUT
     assert list(node.spec.after) == ["x"]
@@ -80,8 +90,8 @@ def test_outputs_of_an_earlier_workflow_are_reused_without_an_edge() -> None:
 
 def test_other_text_and_forgotten_outputs_stand_for_themselves() -> None:
     outputs = Outputs(1)
-    outputs.add(result_of("one", "c1"), ())
-    outputs.add(result_of("two", "c2"), ("c1",))
+    remember(outputs, result_of("one", "c1"), ())
+    remember(outputs, result_of("two", "c2"), ("c1",))
     for text in ("one", "Two", "two "):
         node = node_of(chat_of("hello", text, "more"), "c3", "w", outputs)
         assert node.spec.call.request.segments[1].kind == enums_pb2.SEGMENT_KIND_TEXT
@@ -90,7 +100,7 @@ def test_other_text_and_forgotten_outputs_stand_for_themselves() -> None:
 
 def test_an_expired_output_stands_for_itself_and_is_still_a_parent() -> None:
     outputs = Outputs(10)
-    outputs.add(result_of("one", "c1"), ())
+    remember(outputs, result_of("one", "c1"), ())
     chat = chat_of("hello", "one", "more")
     keys = [message.output_key for message in chat.messages]
     assert outputs.expire(keys)
@@ -114,7 +124,7 @@ def completion(usage: bool = False) -> Completion:
 
 
 def test_a_whole_answer() -> None:
-    answer = completion().whole(result_of("hello", finish=FinishReason.LENGTH))
+    answer = whole(result_of("hello", finish=FinishReason.LENGTH))
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "hello", "refusal": None}
     assert answer["choices"][0]["finish_reason"] == "length"
@@ -127,7 +137,7 @@ def test_a_whole_answer() -> None:
 
 
 def test_a_whole_answer_that_asks_for_tools() -> None:
-    choice = completion().whole(result_of(TOOLS, finish=FinishReason.TOOL_CALLS))["choices"][0]
+    choice = whole(result_of(TOOLS, finish=FinishReason.TOOL_CALLS))["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] is None
     calls = choice["message"]["tool_calls"]
@@ -137,12 +147,12 @@ def test_a_whole_answer_that_asks_for_tools() -> None:
     ]
     assert len({call["id"] for call in calls}) == 2
     # The same text from an engine that does not say so is text.
-    assert completion().whole(result_of(TOOLS))["choices"][0]["message"]["content"] == TOOLS
+    assert whole(result_of(TOOLS))["choices"][0]["message"]["content"] == TOOLS
 
 
 def test_chunks() -> None:
     parts = completion(usage=True)
-    sent = events_of(parts.first() + parts.text("grün\n") + parts.last(result_of("x"), ""))
+    sent = events_of(parts.first() + parts.piece(Piece("", "grün\n")) + parts.last(result_of("x"), Whole("", "", ())))
     assert [chunk["choices"][0]["delta"] for chunk in sent[:3]] == [
         {"role": "assistant", "content": "", "refusal": None},
         {"content": "grün\n"},
@@ -157,7 +167,8 @@ def test_chunks() -> None:
 
 
 def test_chunks_that_ask_for_tools() -> None:
-    sent = events_of(completion().last(result_of(TOOLS, finish=FinishReason.TOOL_CALLS), TOOLS))
+    result = result_of(TOOLS, finish=FinishReason.TOOL_CALLS)
+    sent = events_of(completion().last(result, chat_of("x").said(result)))
     deltas = [chunk["choices"][0]["delta"] for chunk in sent[:-1]]
     names = [delta["tool_calls"][0]["function"].get("name") for delta in deltas[:-1]]
     assert names == ["find", None, "stop", None]
@@ -177,14 +188,32 @@ def test_chunks_that_ask_for_tools() -> None:
     ],
 )
 def test_what_may_ask_for_tools_is_held_back(pieces: list[str], shown: list[str], held: str) -> None:
-    hold = ToolHold()
-    assert [hold.take(piece) for piece in pieces] == shown
-    assert hold.rest() == held
+    reader = chat_of("x").reader()
+    assert [reader.take(piece).content for piece in pieces] == shown
+    assert reader.end(asked=False).content == held
 
 
 def test_what_was_held_back_in_vain_is_shown_at_the_end() -> None:
-    sent = events_of(completion().last(result_of("{"), "{"))
+    sent = events_of(completion().last(result_of("{"), Whole("", "{", ())))
     assert sent[0]["choices"][0]["delta"] == {"content": "{"}
+
+
+def test_reasoning_is_told_apart_and_the_answer_behind_it_is_recognised() -> None:
+    texts = {"m": TextSpec("m", tools="hermes", reasoning="think")}
+    body = {"messages": [{"role": "user", "content": "q"}], "tools": [{"type": "function", "function": {"name": "f"}}]}
+    chat = parse_chat(json.dumps(body).encode(), MODELS._replace(texts=texts))
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    result = result_of(f"<think>so</think>\n\nI look.\n{call}", finish=FinishReason.TOOL_CALLS)
+    message = completion().whole(result, chat.said(result))["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("so", "I look.")
+    outputs = Outputs(10)
+    outputs.add(result, chat.said(result), ())
+    # What a client makes of a stream ends with the line end before the call.
+    for content in ("I look.", "I look.\n"):
+        asked = {"role": "assistant", "content": content, "tool_calls": message["tool_calls"]}
+        again = [{"role": "user", "content": "q"}, asked]
+        node = node_of(parse_chat(json.dumps({"messages": again}).encode(), MODELS), "c2", "w", outputs)
+        assert node.spec.call.request.segments[1].kind == enums_pb2.SEGMENT_KIND_OUTPUT
 
 
 # -- errors ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 from hexagent.api.common.v1 import call_pb2
 from hexagent.client import ToolCall
 from hexagent.core.errors import HexagentError, InvalidArgument, NotFound
+from hexagent.core.instance.spec import TextSpec
 from hexagent_services.gateway.chat import Chat, Models, parse_chat
 from hexagent_services.gateway.identity import SessionName, caller_of, tier_priority, workflow_id_of
 from hexagent_services.gateway.messages import assistant_text, output_key, parse_messages
@@ -54,13 +55,27 @@ def test_tools_and_formats_reach_the_call() -> None:
     assert parsed(tools=[tool()], tool_choice="required").request.tool_choice.mode == call_pb2.ToolChoice.MODE_REQUIRED
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [({"tool_choice": "required"}, "tool_choice"), ({"tool_choice": "auto"}, "tools[0].function.strict")],
+)
+def test_models_with_a_directory_refuse_what_forces_tools(fields: dict[str, Any], field: str) -> None:
+    models = MODELS._replace(texts={"small": TextSpec("small", directory="/models/small")})
+    body = {"model": "small", "messages": HELLO, "tools": [tool()], **fields}
+    with pytest.raises(InvalidArgument) as caught:
+        parse_chat(json.dumps(body).encode(), models)
+    assert (caught.value.reason, caught.value.field) == ("UNSUPPORTED_FIELD", field)
+
+
 def test_extension_and_ignored_fields() -> None:
     chat = parsed(
         user="u", metadata={"a": "b"}, nvext={"x": 1}, logprobs=False, n=1, temperature=None,
+        chat_template_kwargs={"enable_thinking": False},
         hexagent={"role": "plan", "after": ["a"], "engine_options": {"emulated.text": "x"}, "slo_scale": 3},
     )  # fmt: skip
     assert (chat.options.role, chat.options.after, chat.options.slo_scale) == ("plan", ["a"], 3)
     assert dict(chat.request.engine_options) == {"emulated.text": "x"}
+    assert chat.request.template_options == '{"enable_thinking": false}'
 
 
 @pytest.mark.parametrize(
@@ -145,10 +160,11 @@ def test_one_text_a_message() -> None:
     )
     assert [(message.role, message.text) for message in messages] == [
         ("system", "be brief"),
-        ("user", "name: ann\n\nab"),
+        ("user", '{"content":"ab","name":"ann"}'),
         ("assistant", ""),
-        ("tool", "tool_call_id: c1\n\n42"),
+        ("tool", '{"content":"42","tool_call_id":"c1"}'),
     ]
+    assert [message.structured for message in messages] == [False, True, False, True]
     assert [bool(message.output_key) for message in messages] == [False, False, True, False]
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from hexagent.core.errors import ResourceExhausted
+from hexagent.text.reader import OutputReader
 from hexagent_services.gateway.completions import Completion
 from hexagent_services.gateway.failures import Failures
 from hexagent_services.gateway.sse import EventStream
@@ -62,6 +63,7 @@ async def stream(call: ScriptedCall, wire: Wire, *, keep_alive_s: float = 5, tim
     response = EventStream(
         Completion.new("c", "w", "m", False),
         cast(Call, call),
+        OutputReader("", "", may_ask=True),
         asyncio.create_task(call.next_text()),
         headers={"x-request-id": "r"},
         keep_alive_s=keep_alive_s,

@@ -6,8 +6,10 @@ import pytest
 
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.estimate.tables import load_table
-from hexagent.core.instance.spec import LinkSpec, Role, TenantSpec
+from hexagent.core.instance.spec import LinkSpec, Role, TenantSpec, TextSpec
 from hexagent.runtime.cluster_file import load_cluster, parse_cluster, shipped_clusters
+from hexagent.text.reader import REASONING
+from hexagent.text.tools import FORMS
 from hexagent.wire.cluster import cluster_record_from_bytes, cluster_record_to_bytes
 
 PREFILL = '[[pool]]\nrole = "prefill"\ngpu = "h100"\nmodel = "llama-3.1-70b"\ntp = 4\n'
@@ -77,6 +79,21 @@ def test_overrides_reach_their_pool_only() -> None:
     assert len(config.agents) == 3
 
 
+def test_models_say_where_their_text_comes_from() -> None:
+    model = '[[model]]\nname = "llama-3.1-70b"\ndirectory = "/models/l"\ntools = "llama3-json"\n'
+    config = parse_cluster(GOOD + model, "c.toml")
+    text = TextSpec("llama-3.1-70b", "/models/l", "llama3-json")
+    assert config.spec.texts == (text,)
+    assert (config.spec.text_of("llama-3.1-70b"), config.spec.text_of("other")) == (text, TextSpec("other"))
+    assert cluster_record_from_bytes(cluster_record_to_bytes(config.record(1))).cluster == config.spec
+
+
+def test_every_way_of_text_can_be_named() -> None:
+    for key, values in (("tools", FORMS), ("reasoning", REASONING)):
+        for value in values:
+            parse_cluster(GOOD + f'[[model]]\nname = "llama-3.1-70b"\n{key} = "{value}"\n', "c.toml")
+
+
 def test_numbers_run_on_over_pools_of_one_name() -> None:
     config = parse_cluster(GOOD + DECODE, "c.toml")
     assert [instance.instance_id for instance in config.spec.instances] == ["d-a100-0", "d-a100-1", "p-h100-0"]
@@ -117,6 +134,9 @@ def test_the_record_survives_the_wire() -> None:
         (f"time_scale = 0\n{GOOD}", "BAD_CLUSTER", "time_scale", "greater than 0"),
         (f"time_scale = nan\n{GOOD}", "BAD_CLUSTER", "time_scale", ""),
         (f"hidden_factor = [1.3, 0.8]\n{GOOD}", "BAD_CLUSTER", "hidden_factor", "range"),
+        (f"{GOOD}[[model]]\nname = 'other'\n", "UNKNOWN_MODEL", "model[0].name", "no pool runs"),
+        (f"{GOOD}[[model]]\nname = 'llama-3.1-70b'\ntools = 'x'\n", "BAD_CLUSTER", "model[0].tools", "'hermes'"),
+        (GOOD + "[[model]]\nname = 'llama-3.1-70b'\n" * 2, "DUPLICATE_MODEL", "model[1].name", "twice"),
         (f"{GOOD}[[tenant]]\nname = 'a'\n[[tenant]]\nname = 'a'\n", "DUPLICATE_TENANT", "tenant[1].name", "twice"),
         (f"{GOOD}[[tenant]]\nname = 'a'\nweight = 0\n", "BAD_CLUSTER", "tenant[0].weight", "1"),
     ],

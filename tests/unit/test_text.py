@@ -182,7 +182,7 @@ LLAMA = '{"name": "find", "parameters": {"query": "a"}}'
     ],
 )
 def test_outputs_are_read_the_same_whole_and_by_character(text: str, tools: str, reasoning: str, whole: Whole) -> None:
-    assert read_output(text, tools, reasoning, may_ask=True, asked=True) == whole
+    assert read_output(OutputReader(tools, reasoning, may_ask=True), text, asked=True) == whole
     reader = OutputReader(tools, reasoning, may_ask=True)
     pieces = [reader.take(character) for character in text]
     end = reader.end(asked=True)

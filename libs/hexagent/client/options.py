@@ -50,6 +50,7 @@ class CallOptions(SamplingOptions, total=False):
     lora: str  # adapter on top of the model
     min_precision: str  # lowest weight precision, such as fp8 or bf16
     cache_salt: str  # keeps the prompt's KV apart from other salts'
+    template_options: Mapping[str, Any]  # variables of the model's chat template, such as enable_thinking
     engine_options: Mapping[str, str]  # options of one engine, keys like `emulated.output_tokens`
 
 
@@ -70,6 +71,8 @@ def call_request(options: CallOptions, model: str, max_tokens: int, stream: bool
         engine_options=options.get("engine_options", {}),
         stream=stream,
     )
+    if options.get("template_options"):
+        request.template_options = json.dumps(options["template_options"], sort_keys=True)
     if "tool_choice" in options:
         request.tool_choice.CopyFrom(_tool_choice(options["tool_choice"]))
     if "response_format" in options:

@@ -20,13 +20,15 @@ class Segment(NamedTuple):
 
     `role` says who speaks: system, user, assistant, tool, or raw for text outside any chat template. `tokens`
     declares how many tokens the piece has (0 = unknown, a quarter of its bytes is assumed); a workload may declare
-    many tokens for a small body. `token_ids` in place of `text` are for prompts that are tokenised already.
+    many tokens for a small body. `token_ids` in place of `text` are for prompts that are tokenised already. The text
+    of a `structured` one is JSON of a chat message that has more than content, as SEGMENT_KIND_MESSAGE says.
     """
 
     text: str = ""
     role: str = "user"
     tokens: int = 0
     token_ids: tuple[int, ...] = ()
+    structured: bool = False
 
 
 class Handle:
@@ -121,6 +123,9 @@ def _bodies(segment: Segment, path: str) -> Iterator[Body]:
         yield Body(role, SegmentKind.TOKEN_IDS, token_ids=segment.token_ids, tokens=segment.tokens)
         return
     data = segment.text.encode()
+    if segment.structured:
+        yield Body(role, SegmentKind.MESSAGE, data, tokens=segment.tokens)
+        return
     pieces = list(_split(data))
     for piece in pieces:
         tokens = segment.tokens if len(pieces) == 1 else ceil_div(segment.tokens * len(piece), len(data))

@@ -6,16 +6,17 @@ error is an InvalidArgument that names the file, the key and what is allowed the
 
 import math
 import tomllib
+from collections.abc import Set
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.ids import checked_id
-from hexagent.core.instance.spec import PROFILES, ClusterSpec, InstanceSpec, TenantSpec
+from hexagent.core.instance.spec import PROFILES, ClusterSpec, InstanceSpec, TenantSpec, TextSpec
 from hexagent.core.units import PPM
 from hexagent.runtime.clock import MAX_TIME_SCALE
 from hexagent.runtime.cluster_pools import AgentGrouping, LinkTable, PoolTable, agent_groups, build_instances
@@ -55,6 +56,16 @@ class _TenantTable(BaseModel):
     weight: int = Field(default=1, ge=1, le=1_000_000)
 
 
+class _ModelTable(BaseModel):
+    """Text of a model of the pools."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    directory: str = ""
+    tools: Literal["", "hermes", "llama3-json"] = ""
+    reasoning: Literal["", "think", "think-open"] = ""
+
+
 class _ClusterTable(BaseModel):
     """The top level of a cluster file."""
 
@@ -72,6 +83,7 @@ class _ClusterTable(BaseModel):
     agents: AgentGrouping = "role"
     link: LinkTable = LinkTable()
     tenant: list[_TenantTable] = Field(default=[], max_length=TENANTS_MAX)
+    model: list[_ModelTable] = Field(default=[], max_length=INSTANCES_MAX)
     pool: list[PoolTable] = Field(min_length=1, max_length=INSTANCES_MAX)
 
 
@@ -108,7 +120,7 @@ def parse_cluster(text: str, source: str) -> ClusterConfig:
 
     InvalidArgument: BAD_TOML, BAD_CLUSTER (unknown key, wrong type, out of range), UNKNOWN_GPU, UNKNOWN_MODEL,
     UNKNOWN_PROFILE, BAD_ENGINE (no such engine: tensor parallelism, precision, memory), NO_PREFILL_INSTANCE,
-    NO_DECODE_INSTANCE, DUPLICATE_TENANT, TOO_MANY_INSTANCES, BAD_ID.
+    NO_DECODE_INSTANCE, DUPLICATE_TENANT, DUPLICATE_MODEL, TOO_MANY_INSTANCES, BAD_ID.
     """
     try:
         table = _ClusterTable.model_validate(tomllib.loads(text))
@@ -133,6 +145,7 @@ def parse_cluster(text: str, source: str) -> ClusterConfig:
         seed=table.seed,
         noise_ppm=round(table.noise * PPM),
         hidden_factor_ppm=_hidden_factor_ppm(table.hidden_factor, source),
+        texts=_texts(table.model, {instance.model for instance in instances}, source),
     )
     agents = tuple(AgentSpec(agent_id, ids) for agent_id, ids in agent_groups(instances))
     return ClusterConfig(spec, agents, table.policy, table.time_scale, 1 / table.kv_byte_divisor, table.engine_profile)
@@ -146,6 +159,17 @@ def _tenants(tables: list[_TenantTable], source: str) -> tuple[TenantSpec, ...]:
             raise _error(source, f"tenant[{index}].name", f"{table.name!r} is named twice", "DUPLICATE_TENANT")
         tenants[table.name] = TenantSpec(table.name, table.weight)
     return tuple(tenants[name] for name in sorted(tenants)) or (DEFAULT_TENANT,)
+
+
+def _texts(tables: list[_ModelTable], models: Set[str], source: str) -> tuple[TextSpec, ...]:
+    texts: dict[str, TextSpec] = {}
+    for index, table in enumerate(tables):
+        if table.name not in models:
+            raise _error(source, f"model[{index}].name", f"no pool runs {table.name!r}", "UNKNOWN_MODEL")
+        if table.name in texts:
+            raise _error(source, f"model[{index}].name", f"{table.name!r} is named twice", "DUPLICATE_MODEL")
+        texts[table.name] = TextSpec(table.name, table.directory, table.tools, table.reasoning)
+    return tuple(texts[name] for name in sorted(texts))
 
 
 def _hidden_factor_ppm(factors: tuple[float, float], source: str) -> tuple[int, int]:
@@ -204,7 +228,9 @@ def _key_path(location: tuple[int | str, ...]) -> str:
 
 
 def _table_at(location: tuple[int | str, ...]) -> type[BaseModel]:
-    tables: dict[Any, type[BaseModel]] = {"pool": PoolTable, "tenant": _TenantTable, "link": LinkTable}
+    tables: dict[Any, type[BaseModel]] = {
+        "pool": PoolTable, "tenant": _TenantTable, "model": _ModelTable, "link": LinkTable,
+    }  # fmt: skip
     return tables.get(location[0], _ClusterTable) if location else _ClusterTable
 
 

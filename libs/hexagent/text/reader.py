@@ -51,9 +51,8 @@ class OutputReader:
         return Whole(thought, shown + held, calls)
 
 
-def read_output(text: str, tools: str, reasoning: str, may_ask: bool, asked: bool) -> Whole:
-    """A finished output at once."""
-    reader = OutputReader(tools, reasoning, may_ask)
+def read_output(reader: OutputReader, text: str, asked: bool) -> Whole:
+    """A finished output at once; line ends between an answer and tools it asks for are left out."""
     first, last = reader.take(text), reader.end(asked)
     content = first.content + last.content
     return Whole(first.reasoning + last.reasoning, content.rstrip() if last.tool_calls else content, last.tool_calls)

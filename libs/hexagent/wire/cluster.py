@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.worker.v1 import cluster_pb2, telemetry_pb2
-from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role, TenantSpec
+from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role, TenantSpec, TextSpec
 from hexagent.wire.codec import enum_of, parse, to_bytes
 
 
@@ -78,6 +78,7 @@ def cluster_to_proto(cluster: ClusterSpec) -> cluster_pb2.ClusterSpec:
         noise_ppm=cluster.noise_ppm,
         hidden_factor_min_ppm=least,
         hidden_factor_max_ppm=most,
+        texts=[cluster_pb2.ModelText(**text._asdict()) for text in cluster.texts],
     )
 
 
@@ -89,6 +90,7 @@ def cluster_from_proto(message: cluster_pb2.ClusterSpec) -> ClusterSpec:
         seed=message.seed,
         noise_ppm=message.noise_ppm,
         hidden_factor_ppm=(message.hidden_factor_min_ppm, message.hidden_factor_max_ppm),
+        texts=tuple(TextSpec(text.model, text.directory, text.tools, text.reasoning) for text in message.texts),
     )
 
 

@@ -1,5 +1,6 @@
 """Parsing and serialising with typed errors, and the values every message shares: enums, ids, tickets."""
 
+import json
 from enum import IntEnum
 from typing import TypeVar
 
@@ -30,6 +31,16 @@ def parse(kind: type[M], data: bytes) -> M:
 def bad(reason: str, field: str, message: str) -> InvalidArgument:
     """The refusal of one field, its path in front of the message."""
     return InvalidArgument(f"{field}: {message}", reason=reason, field=field)
+
+
+def check_json_object(text: str, field: str) -> None:
+    """`InvalidArgument` (BAD_JSON) unless the text is a JSON object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise bad("BAD_JSON", field, f"no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise bad("BAD_JSON", field, "must be a JSON object")
 
 
 def enum_of(kind: type[E], value: int, field: str) -> E:

@@ -1,11 +1,10 @@
 """Checks of a call's request at the public edge; what engines differ in is checked by the engine's own side."""
 
-import json
 import math
 import re
 
 from hexagent.api.common.v1 import call_pb2
-from hexagent.wire.codec import bad
+from hexagent.wire.codec import bad, check_json_object
 from hexagent.wire.times import duration_from_proto
 
 STOP_MAX = 16
@@ -39,6 +38,8 @@ def check_request(request: call_pb2.CallRequest, path: str) -> None:
         _check_format(request.response_format, f"{path}.response_format")
     if request.HasField("kv_retention"):
         _check_retention(request.kv_retention, f"{path}.kv_retention")
+    if request.template_options:
+        check_json_object(request.template_options, f"{path}.template_options")
     for key in request.engine_options:
         if not _OPTION_KEY.match(key):
             raise bad("BAD_OPTION", f"{path}.engine_options", f"a key is `engine.option`; got {key[:80]!r}")
@@ -95,7 +96,7 @@ def _check_tools(request: call_pb2.CallRequest, path: str) -> set[str]:
             raise bad("DUPLICATE_TOOL", f"{path}[{i}].name", f"{tool.name} stands twice in the request")
         names.add(tool.name)
         if tool.json_schema:
-            _check_json_object(tool.json_schema, f"{path}[{i}].json_schema")
+            check_json_object(tool.json_schema, f"{path}[{i}].json_schema")
     return names
 
 
@@ -119,7 +120,7 @@ def _check_format(response: call_pb2.ResponseFormat, path: str) -> None:
     if bool(response.definition) != (response.kind in _WITH_DEFINITION):
         raise bad("BAD_FORMAT", f"{path}.definition", "belongs to JSON_SCHEMA, REGEX and GRAMMAR, which need it")
     if response.kind == kinds.KIND_JSON_SCHEMA:
-        _check_json_object(response.definition, f"{path}.definition")
+        check_json_object(response.definition, f"{path}.definition")
 
 
 def _check_retention(retention: call_pb2.KvRetention, path: str) -> None:
@@ -127,12 +128,3 @@ def _check_retention(retention: call_pb2.KvRetention, path: str) -> None:
         raise bad("BAD_RETENTION", f"{path}.priority", f"must be 0 to 100; got {retention.priority}")
     if retention.HasField("ttl"):
         duration_from_proto(retention.ttl, f"{path}.ttl")
-
-
-def _check_json_object(text: str, field: str) -> None:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise bad("BAD_JSON", field, f"no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise bad("BAD_JSON", field, "must be a JSON object")

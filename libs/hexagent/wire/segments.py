@@ -14,7 +14,7 @@ from hexagent.api.common.v1 import call_pb2, enums_pb2
 from hexagent.core.errors import ResourceExhausted
 from hexagent.core.units import ceil_div
 from hexagent.core.workflow.model import SegmentRef
-from hexagent.wire.codec import bad, enum_of, parse, to_bytes
+from hexagent.wire.codec import bad, check_json_object, enum_of, parse, to_bytes
 
 BODY_MAX_BYTES = 1 << 20  # text bytes plus 4 a token id; longer texts are sent as several segments
 INLINE_BODY_MAX_BYTES = 256 << 10  # the same, inside a reveal: a prompt of 64,000 tokens needs no request ahead of it
@@ -39,6 +39,7 @@ class SegmentKind(IntEnum):
     TEXT = 1
     TOKEN_IDS = 2
     OUTPUT = 3  # of a call: text, token ids or both
+    MESSAGE = 4  # JSON of a chat message that is more than its content
 
 
 class Segment(NamedTuple):
@@ -149,10 +150,12 @@ def _check_content(segment: Segment, path: str) -> None:
             raise bad("BAD_SEGMENT", f"{path}.text", "a TOKEN_IDS body has token ids only")
         if not segment.token_ids:
             raise bad("BAD_SEGMENT", f"{path}.token_ids", "a TOKEN_IDS body needs at least one token id")
-    elif segment.kind is SegmentKind.TEXT:
+    elif segment.kind is not SegmentKind.OUTPUT:
         if segment.token_ids:
-            raise bad("BAD_SEGMENT", f"{path}.token_ids", "a TEXT body has text only")
+            raise bad("BAD_SEGMENT", f"{path}.token_ids", f"a {segment.kind.name} body has text only")
         try:
-            segment.text.decode()
+            text = segment.text.decode()
         except UnicodeDecodeError as error:
             raise bad("BAD_UTF8", f"{path}.text", f"not UTF-8 at byte {error.start}") from None
+        if segment.kind is SegmentKind.MESSAGE:
+            check_json_object(text, f"{path}.text")

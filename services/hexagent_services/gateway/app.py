@@ -87,7 +87,8 @@ def models_of(record: ClusterRecord, settings: GatewaySettings) -> Models:
             reason="UNKNOWN_MODEL",
             field="default_model",
         )
-    return Models(names, default, settings.default_max_tokens)
+    texts = {text.model: text for text in record.cluster.texts}
+    return Models(names, default, settings.default_max_tokens, texts)
 
 
 async def _cluster_record(settings: GatewaySettings) -> ClusterRecord:

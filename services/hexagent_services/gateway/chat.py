@@ -8,10 +8,12 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from hexagent.api.common.v1 import call_pb2
-from hexagent.client import CallOptions
+from hexagent.client import CallOptions, CallResult, FinishReason
 from hexagent.client.options import call_request
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.ids import checked_id
+from hexagent.core.instance.spec import TextSpec
+from hexagent.text.reader import OutputReader, Whole, read_output
 from hexagent_services.gateway.messages import Message, parse_messages
 
 # Read by other servers or about storage and billing: without effect here, and harmless.
@@ -90,6 +92,7 @@ class ChatBody(_Body):
     tool_choice: str | dict[str, Any] | None = None
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     cache_salt: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     hexagent: HexagentOptions = HexagentOptions()
 
 
@@ -99,6 +102,7 @@ class Models(NamedTuple):
     names: tuple[str, ...]
     default: str  # "" = a request must name one
     max_tokens: int  # of requests that set none
+    texts: Mapping[str, TextSpec] = {}  # by model, of those that have one
 
 
 class Chat(NamedTuple):
@@ -110,6 +114,15 @@ class Chat(NamedTuple):
     service_tier: str | None
     stream: bool
     include_usage: bool
+    text: TextSpec  # of its model
+
+    def reader(self) -> OutputReader:
+        """For its output. What emulated engines say needs no tools in the request to ask for some."""
+        return OutputReader(self.text.tools, self.text.reasoning, bool(self.request.tools) or not self.text.tools)
+
+    def said(self, result: CallResult) -> Whole:
+        """What its finished output says."""
+        return read_output(self.reader(), result.text, result.finish_reason is FinishReason.TOOL_CALLS)
 
 
 def parse_chat(data: bytes, models: Models) -> Chat:
@@ -154,6 +167,9 @@ def _chat(body: ChatBody, models: Models) -> Chat:
         raise NotFound(f"the model {model[:80]!r} does not exist", reason="UNKNOWN_MODEL", field="model")
     if body.hexagent.role:
         checked_id(body.hexagent.role, "hexagent.role")
+    text = models.texts.get(model) or TextSpec(model)
+    if text.directory:
+        _refuse_forced_tools(body)
     messages = parse_messages(body.messages)
     max_tokens = body.max_completion_tokens or body.max_tokens or models.max_tokens
     return Chat(
@@ -163,6 +179,7 @@ def _chat(body: ChatBody, models: Models) -> Chat:
         service_tier=body.service_tier,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        text=text,
     )
 
 
@@ -179,6 +196,8 @@ def _options(body: ChatBody) -> CallOptions:
         options["logit_bias"] = {_token_id(key): bias for key, bias in body.logit_bias.items()}
     if body.cache_salt:
         options["cache_salt"] = body.cache_salt
+    if body.chat_template_kwargs:
+        options["template_options"] = body.chat_template_kwargs
     if body.tools:
         options["tools"] = _tools(body.tools)
     if body.tool_choice is not None:
@@ -188,6 +207,15 @@ def _options(body: ChatBody) -> CallOptions:
             raise _bad("response_format.type", f"must be one of {', '.join(_FORMATS)}")
         options["response_format"] = body.response_format
     return options
+
+
+def _refuse_forced_tools(body: ChatBody) -> None:
+    """Nothing constrains a real engine's output to calls of tools."""
+    if body.tool_choice not in (None, "auto", "none"):
+        raise _unsupported("tool_choice", "only auto and none are supported by this model's engines")
+    for i, tool in enumerate(body.tools or ()):
+        if isinstance(tool.get("function"), dict) and tool["function"].get("strict"):
+            raise _unsupported(f"tools[{i}].function.strict", "is not supported by this model's engines")
 
 
 def _token_id(key: str) -> int:

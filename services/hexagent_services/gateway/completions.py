@@ -7,46 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from hexagent.client import CallResult, FinishReason, ToolCall, Usage
+from hexagent.text.reader import Piece, Whole
 
 DONE: Final = b"data: [DONE]\n\n"
 KEEP_ALIVE: Final = b": still working\n\n"
 
 _FINISH: Final = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.TOOL_CALLS: "stop"}
-# How outputs begin that ask for tools; both forms are parsed by the SDK.
-_TOOL_MARKS: Final = ('{"tool_calls":', "<tool_call>")
-
-
-class ToolHold:
-    """Holds back the beginning of an output for as long as it may turn out to ask for tools."""
-
-    def __init__(self) -> None:
-        self._held = ""
-        self._released = False
-
-    def take(self, piece: str) -> str:
-        """What can be shown now."""
-        if self._released:
-            return piece
-        self._held += piece
-        if may_ask_for_tools(self._held):
-            return ""
-        return self.rest()
-
-    def rest(self) -> str:
-        """What was held back, once it is known to be text."""
-        text, self._held, self._released = self._held, "", True
-        return text
-
-
-def may_ask_for_tools(text: str) -> bool:
-    """Whether an output that begins so may ask for tools."""
-    text = text.lstrip()
-    return any(text.startswith(mark) or mark.startswith(text) for mark in _TOOL_MARKS)
-
-
-def asked_tools(result: CallResult) -> tuple[ToolCall, ...]:
-    """The tools a finished output asks for, in either way of answering."""
-    return result.tool_calls if may_ask_for_tools(result.text) else ()
 
 
 class Completion(NamedTuple):
@@ -63,10 +29,13 @@ class Completion(NamedTuple):
         digest = hashlib.sha256(f"{workflow_id}/{node_id}".encode()).hexdigest()
         return cls(f"chatcmpl-{digest[:29]}", int(time.time()), model, include_usage)
 
-    def whole(self, result: CallResult) -> dict[str, Any]:
+    def whole(self, result: CallResult, said: Whole) -> dict[str, Any]:
         """The answer to a request that does not stream."""
-        calls = asked_tools(result)
-        message: dict[str, Any] = {"role": "assistant", "content": None if calls else result.text, "refusal": None}
+        calls = said.tool_calls
+        content = said.content or (None if calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if said.reasoning:
+            message["reasoning_content"] = said.reasoning
         if calls:
             message["tool_calls"] = [self._tool_call(i, call) for i, call in enumerate(calls)]
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(result, calls)}
@@ -76,16 +45,15 @@ class Completion(NamedTuple):
         """The chunk that says who speaks."""
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
 
-    def text(self, piece: str) -> bytes:
-        """A piece of the output."""
-        return self._chunk({"content": piece})
+    def piece(self, piece: Piece) -> bytes:
+        """What became known of the output; nothing for nothing."""
+        parts = {"reasoning_content": piece.reasoning, "content": piece.content}
+        return b"".join(self._chunk({name: text}) for name, text in parts.items() if text)
 
-    def last(self, result: CallResult, held: str) -> bytes:
-        """What follows the text: tool calls or what was `held` back, how it ended, and where asked for the usage."""
-        calls = asked_tools(result)
-        parts: list[bytes] = []
-        if held and not calls:
-            parts.append(self.text(held))
+    def last(self, result: CallResult, rest: Whole) -> bytes:
+        """What follows: the rest of the output, tool calls, how it ended, and where asked for the usage."""
+        calls = rest.tool_calls
+        parts = [self.piece(Piece(rest.reasoning, rest.content))]
         for i, call in enumerate(calls):
             whole = self._tool_call(i, call)
             function = whole["function"]

@@ -18,6 +18,7 @@ from hexagent.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from hexagent.text.reader import OutputReader
 from hexagent_services.gateway.chat import Models, parse_chat
 from hexagent_services.gateway.completions import Completion
 from hexagent_services.gateway.failures import Failures
@@ -80,15 +81,21 @@ class ChatEndpoint:
         completion = Completion.new(call.node_id, call.workflow.workflow_id, chat.request.model, chat.include_usage)
         try:
             if chat.stream:
-                return await self._stream(request, completion, call, headers, end_s)
+                return await self._stream(request, completion, call, chat.reader(), headers, end_s)
             result = await self._wait(request.receive, call.result(), end_s)
         except HexagentError as error:
             call.close(error.reason)
             raise
-        return JSONResponse(completion.whole(result), headers=headers)
+        return JSONResponse(completion.whole(result, chat.said(result)), headers=headers)
 
     async def _stream(
-        self, request: Request, completion: Completion, call: Call, headers: dict[str, str], end_s: float
+        self,
+        request: Request,
+        completion: Completion,
+        call: Call,
+        reader: OutputReader,
+        headers: dict[str, str],
+        end_s: float,
     ) -> ASGIApp:
         """The answer once its first text or its end is there, so that a refusal gets a status of its own."""
         first = asyncio.create_task(call.next_text())
@@ -103,6 +110,7 @@ class ChatEndpoint:
         return EventStream(
             completion,
             call,
+            reader,
             first,
             headers=headers,
             keep_alive_s=self._limits.keep_alive_s,

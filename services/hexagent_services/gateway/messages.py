@@ -1,8 +1,7 @@
 """Chat messages as pieces of a prompt: one segment a message, so that a growing conversation shares its prefix.
 
-The segment's role says who speaks. Its text is the message's content; what a message has beside it comes before it
-as header lines (`name`, `tool_call_id`), and tool calls of an assistant stand behind it as JSON in one fixed form.
-No chat template is applied here.
+The segment's role says who speaks. Its text is the message's content, or where a message has a name, calls of tools
+or the id of one beside it, all of it as JSON in one form. The engine's side renders it by the model's template.
 """
 
 import hashlib
@@ -23,7 +22,8 @@ class Message(NamedTuple):
     """One message of a conversation."""
 
     role: str  # of the segment: system, user, assistant or tool
-    text: str
+    text: str  # of the segment
+    structured: bool = False  # the text is JSON of more than the content
     output_key: str = ""  # of an assistant's message: what it is recognised by if a call of the session generated it
 
 
@@ -40,8 +40,8 @@ def assistant_text(content: str, tool_calls: Sequence[ToolCall]) -> str:
     """What an assistant's message or a call's output says, in one form for both."""
     if not tool_calls:
         return content
-    calls = [{"arguments": dict(call.arguments), "name": call.name} for call in tool_calls]
-    text = json.dumps({"tool_calls": calls}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = _json({"tool_calls": _shown(tool_calls)})
+    content = content.rstrip()
     return f"{content}\n{text}" if content else text
 
 
@@ -62,11 +62,14 @@ def _message(message: Mapping[str, Any], path: str) -> Message:
     headers = {"name": message.get("name"), "tool_call_id": message.get("tool_call_id") if role == "tool" else None}
     if role == "tool" and not isinstance(headers["tool_call_id"], str):
         raise _bad(f"{path}.tool_call_id", "is required: the id of the tool call that this answers")
-    if not any(headers.values()):
-        text = assistant_text(content, calls)
-        return Message(_ROLES[role], text, output_key(text) if role == "assistant" else "")
-    lines = [f"{name}: {_header(value, f'{path}.{name}')}\n" for name, value in headers.items() if value]
-    return Message(_ROLES[role], "".join(lines) + "\n" + assistant_text(content, calls))
+    extras: dict[str, object] = {
+        name: _header(value, f"{path}.{name}") for name, value in headers.items() if value is not None
+    }
+    key = output_key(assistant_text(content, calls)) if role == "assistant" and not extras else ""
+    if calls:
+        extras["tool_calls"] = _shown(calls)
+    text = _json({"content": content, **extras}) if extras else content
+    return Message(_ROLES[role], text, bool(extras), key)
 
 
 def _content(content: object, path: str, *, optional: bool) -> str:
@@ -115,6 +118,14 @@ def _arguments(arguments: object, path: str) -> Mapping[str, Any]:
         value = None
     # What a model got wrong stays in the conversation as it was.
     return value if isinstance(value, dict) else {"": arguments}
+
+
+def _shown(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
+    return [{"arguments": dict(call.arguments), "name": call.name} for call in calls]
+
+
+def _json(value: Mapping[str, object]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _header(value: object, path: str) -> str:

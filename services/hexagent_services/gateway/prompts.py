@@ -8,6 +8,7 @@ from hexagent.api.common.v1 import call_pb2, enums_pb2
 from hexagent.api.workflow.v1 import workflow_pb2
 from hexagent.client import CallResult, Segment
 from hexagent.client.prompts import build_prompt
+from hexagent.text.reader import Whole
 from hexagent_services.gateway.chat import Chat
 from hexagent_services.gateway.messages import Message, assistant_text, output_key
 
@@ -30,11 +31,11 @@ class Outputs:
         self._by_key: OrderedDict[str, Output] = OrderedDict()
         self._by_node: dict[str, Output] = {}
 
-    def add(self, result: CallResult, parents: tuple[str, ...]) -> None:
-        """Remember the output of a call that succeeded."""
+    def add(self, result: CallResult, said: Whole, parents: tuple[str, ...]) -> None:
+        """Remember the output of a call that succeeded, and said so to its client."""
         if not result.digest or not self._limit:
             return
-        key = output_key(assistant_text("" if result.tool_calls else result.text, result.tool_calls))
+        key = output_key(assistant_text(said.content, said.tool_calls))
         self._drop(self._by_key.pop(key, None))
         output = Output(result.call.workflow_id, result.node_id, result.digest, result.usage.output_tokens, parents)
         self._by_key[key] = self._by_node[output.node_id] = output
@@ -117,7 +118,7 @@ def _segments(
         if output is not None:
             found.append(output)
         if output is None or not output.digest:
-            built = build_prompt(Segment(message.text, message.role), workflow_id)
+            built = build_prompt(Segment(message.text, message.role, structured=message.structured), workflow_id)
             segments.extend(built.segments)
             bodies |= built.bodies
             continue

@@ -77,7 +77,7 @@ class Sessions:
         except BaseException:
             self._ended(session, cancelled_for="CLIENT_DISCONNECTED")
             raise
-        call.on_success = partial(_remember, session, revealed.parents)
+        call.on_success = partial(_remember, session, chat, revealed.parents)
         call.on_close = partial(self._closed, session, call)
         return call
 
@@ -214,8 +214,8 @@ async def _finish_idle(workflow: Workflow) -> None:
         await workflow.finish()
 
 
-def _remember(session: Session, parents: tuple[str, ...], result: CallResult) -> None:
-    session.outputs.add(result, parents)
+def _remember(session: Session, chat: Chat, parents: tuple[str, ...], result: CallResult) -> None:
+    session.outputs.add(result, chat.said(result), parents)
 
 
 def _keys(chat: Chat) -> list[str]:

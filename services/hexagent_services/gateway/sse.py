@@ -7,7 +7,9 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from hexagent.core.errors import DeadlineExceeded, HexagentError
-from hexagent_services.gateway.completions import KEEP_ALIVE, Completion, ToolHold, event
+from hexagent.core.workflow.model import FinishReason
+from hexagent.text.reader import OutputReader
+from hexagent_services.gateway.completions import KEEP_ALIVE, Completion, event
 from hexagent_services.gateway.failures import Failures
 from hexagent_services.gateway.workflow import Call
 
@@ -31,6 +33,7 @@ class EventStream:
         self,
         completion: Completion,
         call: Call,
+        reader: OutputReader,
         first: "asyncio.Task[str | None]",
         *,
         headers: Mapping[str, str],
@@ -40,6 +43,7 @@ class EventStream:
     ) -> None:
         self._completion = completion
         self._call = call
+        self._reader = reader
         self._first = first
         self._headers = headers
         self._keep_alive_s = keep_alive_s
@@ -79,7 +83,7 @@ class EventStream:
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Pieces of the stream as they become known, each of whole events."""
-        completion, hold = self._completion, ToolHold()
+        completion, reader = self._completion, self._reader
         begin = completion.first()
         task = self._first
         try:
@@ -93,10 +97,10 @@ class EventStream:
                 if piece is None:
                     break
                 task = asyncio.create_task(self._call.next_text())
-                if shown := hold.take(piece):
-                    yield begin + completion.text(shown)
+                if shown := completion.piece(reader.take(piece)):
+                    yield begin + shown
                     begin = b""
         finally:
             task.cancel()
         result = await self._call.result()
-        yield begin + completion.last(result, hold.rest())
+        yield begin + completion.last(result, reader.end(result.finish_reason is FinishReason.TOOL_CALLS))

@@ -73,6 +73,15 @@ class TenantSpec(NamedTuple):
     weight: int = 1
 
 
+class TextSpec(NamedTuple):
+    """How text of a model becomes token ids and back."""
+
+    model: str
+    directory: str = ""  # of its tokenizer and chat template, as agents with real engines see it; "" = none
+    tools: str = ""  # how outputs ask for tools: a key of `hexagent.text.tools.FORMS`
+    reasoning: str = ""  # how outputs reason: a key of `hexagent.text.reader.REASONING`
+
+
 class ClusterSpec(NamedTuple):
     """A stack as configured: what `solo` times and static limits are taken from."""
 
@@ -82,7 +91,11 @@ class ClusterSpec(NamedTuple):
     seed: int  # hidden factors and noise of emulated instances
     noise_ppm: int  # standard deviation of the log of a step's noise
     hidden_factor_ppm: tuple[int, int]  # range of an emulated instance's constant factor
+    texts: tuple[TextSpec, ...] = ()  # sorted by model; models without an entry have no text of their own
 
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(sorted({i.model for i in self.instances}))
+
+    def text_of(self, model: str) -> TextSpec:
+        return next((text for text in self.texts if text.model == model), TextSpec(model))

@@ -350,6 +350,10 @@ class _SegmentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SegmentKi
     """Token ids of the model's tokenizer."""
     SEGMENT_KIND_OUTPUT: _SegmentKind.ValueType  # 3
     """The output of a call: its text, its token ids, or both."""
+    SEGMENT_KIND_MESSAGE: _SegmentKind.ValueType  # 4
+    """A chat message that is more than its content: JSON with `content`, and where they are there `name`,
+    `tool_call_id` and `tool_calls`, each of these with `name` and the object `arguments`; keys in ascending order.
+    """
 
 class SegmentKind(_SegmentKind, metaclass=_SegmentKindEnumTypeWrapper):
     """What the body of a piece of a prompt is made of."""
@@ -362,4 +366,8 @@ SEGMENT_KIND_TOKEN_IDS: SegmentKind.ValueType  # 2
 """Token ids of the model's tokenizer."""
 SEGMENT_KIND_OUTPUT: SegmentKind.ValueType  # 3
 """The output of a call: its text, its token ids, or both."""
+SEGMENT_KIND_MESSAGE: SegmentKind.ValueType  # 4
+"""A chat message that is more than its content: JSON with `content`, and where they are there `name`,
+`tool_call_id` and `tool_calls`, each of these with `name` and the object `arguments`; keys in ascending order.
+"""
 Global___SegmentKind: _TypeAlias = SegmentKind  # noqa: Y015

@@ -72,6 +72,7 @@ class ClusterSpec(_message.Message):
     NOISE_PPM_FIELD_NUMBER: _builtins.int
     HIDDEN_FACTOR_MIN_PPM_FIELD_NUMBER: _builtins.int
     HIDDEN_FACTOR_MAX_PPM_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     seed: _builtins.int
@@ -90,6 +91,10 @@ class ClusterSpec(_message.Message):
     def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantSpec]:
         """Tenants."""
 
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelText]:
+        """How text of its models becomes token ids and back; models without an entry have none."""
+
     def __init__(
         self,
         *,
@@ -100,14 +105,51 @@ class ClusterSpec(_message.Message):
         noise_ppm: _builtins.int = ...,
         hidden_factor_min_ppm: _builtins.int = ...,
         hidden_factor_max_ppm: _builtins.int = ...,
+        texts: _abc.Iterable[Global___ModelText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hidden_factor_max_ppm", b"hidden_factor_max_ppm", "hidden_factor_min_ppm", b"hidden_factor_min_ppm", "instances", b"instances", "name", b"name", "noise_ppm", b"noise_ppm", "seed", b"seed", "tenants", b"tenants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hidden_factor_max_ppm", b"hidden_factor_max_ppm", "hidden_factor_min_ppm", b"hidden_factor_min_ppm", "instances", b"instances", "name", b"name", "noise_ppm", b"noise_ppm", "seed", b"seed", "tenants", b"tenants", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterSpec: _TypeAlias = ClusterSpec  # noqa: Y015
+
+@_typing.final
+class ModelText(_message.Message):
+    """Text of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    directory: _builtins.str
+    """Folder of its tokenizer and chat template, as agents with real engines see it; empty = none."""
+    tools: _builtins.str
+    """How outputs ask for tools: hermes, llama3-json; empty = they do not."""
+    reasoning: _builtins.str
+    """How outputs reason: think (between the tags at their begin), think-open (the prompt ends with the opening tag);
+    empty = they do not.
+    """
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        directory: _builtins.str = ...,
+        tools: _builtins.str = ...,
+        reasoning: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "model", b"model", "reasoning", b"reasoning", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelText: _TypeAlias = ModelText  # noqa: Y015
 
 @_typing.final
 class TenantSpec(_message.Message):
