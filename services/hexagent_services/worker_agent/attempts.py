@@ -235,10 +235,12 @@ class Attempts:
         self._lost(attempt.ticket, attempt.instance_id, reason)
 
     async def _fail(self, attempt: LiveAttempt, error: BaseException) -> None:
-        """The attempt cannot even begin: wrong input fails the call, anything else only the attempt."""
+        """The attempt cannot even begin: the call is refused for what it asks for, else it fails."""
         if not isinstance(error, HexagentError):
             raise error
-        outcome = self._outcome(attempt, NodeStatus.FAILED, CallTimes(), reason=error.reason, message=error.message)
+        refused = isinstance(error, InvalidArgument | Unsupported)
+        status = NodeStatus.REFUSED if refused else NodeStatus.FAILED
+        outcome = self._outcome(attempt, status, CallTimes(), reason=error.reason, message=error.message)
         await self._end(attempt, outcome)
 
     def _lost(self, ticket: Ticket, instance_id: str, reason: str) -> None:
