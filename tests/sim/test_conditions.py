@@ -10,7 +10,7 @@ from hexagent.core.ids import CallId
 from hexagent.core.scheduling.events import SchedulerEvent
 from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.sim.clusters import named_cluster
-from hexagent.sim.conditions import Conditions, EstimateNoise
+from hexagent.sim.conditions import Conditions, EstimateNoise, hints
 from hexagent.sim.workloads.generators import generate
 from hexagent.sim.workloads.options import Options
 from hexagent.sim.world import RunResult, World
@@ -83,3 +83,24 @@ def test_true_lengths_are_told_of_every_call() -> None:
     for workflow in WORKLOAD.workflows:
         for item in workflow.items:
             assert predicted[CallId(workflow.workflow_id, f"c{item.index}")] == item.output_tokens
+
+
+def test_hints_are_wrong_by_as_much_as_they_are_said_to_be() -> None:
+    said = [hints(3, f"w{number}", 10_000_000, 300_000).total_solo_us / 10_000_000 for number in range(400)]
+    assert mean(map(math.log, said)) == pytest.approx(0, abs=0.05)
+    assert stdev(map(math.log, said)) == pytest.approx(0.3, rel=0.1)
+    assert hints(3, "w1", 10_000_000, 0).total_solo_us == 10_000_000
+
+
+def test_the_scheduler_has_the_hint_and_the_paper_s_rule_does_without() -> None:
+    worlds = [
+        World(named_cluster("mixed-3"), WORKLOAD, "hexagent", 1, conditions=Conditions(hint_noise_ppm=noise))
+        for noise in (-1, 0)
+    ]
+    results = [world.run() for world in worlds]
+    assert results[0].digest == results[1].digest
+    records = [{e.predictor: e for e in world.scheduler.projection.work.errors()} for world in worlds]
+    assert "solo" not in records[0]
+    solo = records[1]["solo"]
+    assert (solo.workflows, solo.trusted) == (6, True)
+    assert solo.log_error_milli < 100  # what is revealed has predicted lengths

@@ -37,6 +37,7 @@ _OPTIONS: Final = {
     "hardware": "--hardware",
     "json": "--json",
     "limit": "--limit",
+    "hints": "--hints",
     "link_gb_per_s": "--link",
     "load": "--load",
     "model": "--model",

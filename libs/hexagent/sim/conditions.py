@@ -6,6 +6,9 @@ from hexagent.core.estimate.snapshot import EMPTY, LengthQuantiles, Snapshot, Sp
 from hexagent.core.instance.noise import Truth, hash64
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.units import PPM
+from hexagent.core.workflow.model import Hints
+
+NO_HINTS = -1
 
 
 class Conditions(NamedTuple):
@@ -15,6 +18,7 @@ class Conditions(NamedTuple):
     decode_factor_ppm: int = PPM
     estimate_noise_ppm: int = 0  # standard deviation of the log of an estimate's error
     true_lengths: bool = False  # schedulers are told what each call they can see will generate
+    hint_noise_ppm: int = NO_HINTS  # clients say their workflow's horizon with such a log error; NO_HINTS: they do not
 
 
 CONDITIONS = Conditions()
@@ -59,3 +63,9 @@ class EstimateNoise:
 
     def _factor(self, *key: str) -> int:
         return self._truth.noise(hash64("estimate", self._truth.seed, *key), 0)
+
+
+def hints(seed: int, workflow_id: str, solo_us: int, noise_ppm: int) -> Hints:
+    """What a client that is wrong by a log-normal factor of median one, its workflow's own, says of its future."""
+    factor_ppm = Truth(seed, noise_ppm=noise_ppm).noise(hash64("hint", seed, workflow_id), 0)
+    return Hints(total_solo_us=max(1, solo_us * factor_ppm // PPM))

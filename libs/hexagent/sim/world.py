@@ -37,11 +37,11 @@ from hexagent.core.workflow.events import (
     workflow_of,
 )
 from hexagent.core.workflow.limits import Limits, catalog_of
-from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowStatus
+from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowSpec, WorkflowStatus
 from hexagent.core.workflow.tracker import Tracker
 from hexagent.sim.clients import Freed, ScriptedClient, solo_of
 from hexagent.sim.clusters import aggregated
-from hexagent.sim.conditions import CONDITIONS, Conditions, EstimateNoise
+from hexagent.sim.conditions import CONDITIONS, NO_HINTS, Conditions, EstimateNoise, hints
 from hexagent.sim.fleet import Fleet, Flight, Latency
 from hexagent.sim.metrics import WorkflowRow
 from hexagent.sim.oracle import ScriptOracle
@@ -95,6 +95,8 @@ class World:
         self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._progress, self._outcome)
         self.now_us = 0
         self.events = 0
+        self._seed = seed
+        self._hint_noise_ppm = conditions.hint_noise_ppm
         self._journal = journal
         self._latency = latency
         self._caches = any(spec.prefix_cache for spec in cluster.instances)
@@ -142,8 +144,16 @@ class World:
     # --- clients ----------------------------------------------------------------------------------------------
     def _arrive(self, script: ScriptedWorkflow, now_us: int) -> None:
         client = self._clients[script.workflow_id] = ScriptedClient(script, self._model)
-        self._command((commands.StartWorkflow(client.spec),), now_us)
+        self._command((commands.StartWorkflow(self._spec(client)),), now_us)
         self.schedule(self._answered_us(now_us), self._begin, client)
+
+    def _spec(self, client: ScriptedClient) -> WorkflowSpec:
+        """The workflow's terms, with what its client says about its future."""
+        if self._hint_noise_ppm == NO_HINTS:
+            return client.spec
+        solo_us = solo_of(client.script, self._nominal, self._model).solo_us
+        said = hints(self._seed, client.script.workflow_id, solo_us, self._hint_noise_ppm)
+        return client.spec._replace(hints=said)
 
     def _begin(self, client: ScriptedClient, now_us: int) -> None:
         self._freed(client, client.start(now_us), now_us)

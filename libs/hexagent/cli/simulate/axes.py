@@ -40,6 +40,7 @@ class Axes(NamedTuple):
     tp: str
     tools: str
     spread: str
+    hints: str
     profile: Path | None
 
 
@@ -63,6 +64,7 @@ def cells(axes: Axes) -> list[Cell]:
         "tp": _whole_numbers(axes.tp, "tp"),
         "tools": _numbers(axes.tools, "tools"),
         "spread": _numbers(axes.spread, "spread"),
+        "hints": _numbers(axes.hints, "hints"),
         "profile": [_overrides(axes.profile)],
         "trace": [str(axes.trace or "")],
     }

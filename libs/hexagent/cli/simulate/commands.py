@@ -49,6 +49,9 @@ Tools = Annotated[str, typer.Option("--tools", help="Times the workload's tool t
 Spread = Annotated[
     str, typer.Option("--spread", help="Log standard deviation of calls a workflow; -1: the workload's own.")
 ]
+Hints = Annotated[
+    str, typer.Option("--hints", help="Log error of the horizon that each client hints, 0 to 2; -1: no hints.")
+]
 Tuned = Annotated[
     Path | None, typer.Option("--profile", metavar="FILE", help="TOML with numbers of policies other than the default.")
 ]
@@ -84,6 +87,7 @@ def sim_run(
     tp: TensorParallel = "0",
     tools: Tools = "1",
     spread: Spread = "-1",
+    hints: Hints = "-1",
     profile: Tuned = None,
     gantt: Annotated[Path, typer.Option("--gantt", metavar="FILE", help="Picture of what each instance did.")] = Path(
         ".hexagent/gantt.png"
@@ -115,6 +119,7 @@ def sim_run(
         tp,
         tools,
         spread,
+        hints,
         profile,
     )
     found = cells(axes)
@@ -153,6 +158,7 @@ def sim_compare(
     tp: TensorParallel = "0",
     tools: Tools = "1",
     spread: Spread = "-1",
+    hints: Hints = "-1",
     profile: Tuned = None,
     processes: Processes = _PROCESSES,
     out: Annotated[
@@ -190,6 +196,7 @@ def sim_compare(
         tp,
         tools,
         spread,
+        hints,
         profile,
     )
     plans = [Plan(Experiment(cell, given), policies(names, cell)) for cell in cells(axes)]
@@ -213,6 +220,9 @@ def bench_paper(
         ),
     ] = 0,
     engine_profile: Profile = "trtllm-1.2.1",
+    hints: Annotated[
+        float, typer.Option("--hints", help="Log error of the horizon that each client hints, 0 to 2; -1: no hints.")
+    ] = -1.0,
     processes: Processes = _PROCESSES,
     out: Annotated[
         Path,
@@ -239,7 +249,11 @@ def bench_paper(
         raise usage("world", f"no world {world!r}; known: {', '.join(WORLDS)}, both")
     pool = pool or (FULL_POOL if full else 0)
     worlds = list(WORLDS) if world == "both" else [world]
-    found = [experiment for name in worlds for experiment in experiments(name, engine_profile, given, pool, full)]
+    found = [
+        experiment._replace(cell=experiment.cell._replace(hints=hints))
+        for name in worlds
+        for experiment in experiments(name, engine_profile, given, pool, full)
+    ]
     for cell, _ in found:
         check_cell(cell)
     plans = [Plan(experiment, POLICIES[experiment.cell.world]) for experiment in found]

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
+from hexagent.core.estimate.remaining import Remaining, RemainingWork, Trail
 from hexagent.core.ids import CallId
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.service import Service
@@ -25,9 +26,21 @@ from hexagent.core.workflow.model import CallOutcome, NodeStatus, WorkflowStatus
 class Workflow:
     """One running workflow: graph, horizon and its calls that have not ended."""
 
-    __slots__ = ("arrival_us", "calls", "graph", "horizon", "horizon_us", "own", "service")
+    __slots__ = (
+        "arrival_us",
+        "calls",
+        "depths",
+        "graph",
+        "horizon",
+        "horizon_us",
+        "own",
+        "revealed_calls",
+        "service",
+        "trail",
+        "work",
+    )
 
-    def __init__(self, started: WorkflowStarted) -> None:
+    def __init__(self, started: WorkflowStarted, work: RemainingWork) -> None:
         self.arrival_us = started.at_us
         self.graph = WorkflowGraph(started)
         self.horizon = Horizon()
@@ -35,6 +48,24 @@ class Workflow:
         self.calls: dict[str, Call] = {}
         self.service = Service()
         self.own: dict[str, OwnOutputs] = {}  # by role
+        self.depths: list[int] = []  # of each node: calls on the longest chain that ends with it
+        self.revealed_calls = 0
+        self.work = work
+        self.trail = Trail(started.spec.workflow_class, started.spec.hints)
+
+    def remaining(self) -> Remaining:
+        """F, what the horizon is predicted to grow by, and whether to rely on it."""
+        return self.work.remaining(self.trail, self.horizon_us)
+
+    def revealed(self, node: Node, roles: list[str]) -> None:
+        """Take in a node's depth; `roles` are those of the levels that this reveal adds."""
+        depth = max([self.depths[parent] for parent in node.parents], default=0)
+        if node.spec.call is not None:
+            depth += 1
+            self.revealed_calls += 1
+            if depth > self.trail.depth + len(roles):
+                roles.append(node.spec.role)
+        self.depths.append(depth)
 
     def generated(self, outcome: CallOutcome) -> None:
         """An output that tells how long the workflow's next ones may be."""
@@ -90,6 +121,7 @@ class Projection:
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
         self.workflows: dict[str, Workflow] = {}
+        self.work = RemainingWork()
 
     def find(self, call_id: CallId) -> Call | None:
         workflow = self.workflows.get(call_id.workflow_id)
@@ -98,16 +130,18 @@ class Projection:
     def apply(self, event: WorkflowEvent, now_us: int) -> Change:
         """Take in a workflow event; one of a workflow that is not known is ignored."""
         if isinstance(event, WorkflowStarted):
-            self.workflows.setdefault(event.spec.workflow_id, Workflow(event))
+            self.workflows.setdefault(event.spec.workflow_id, Workflow(event, self.work))
             return NO_CHANGE
         workflow = self.workflows.get(workflow_of(event))
         if workflow is None:
             return NO_CHANGE
         delta = workflow.graph.apply(event)
+        roles: list[str] = []  # of levels that are new
         match event:
             case NodesRevealed(nodes=nodes):
+                workflow.trail.settle(workflow.horizon_us)
                 for spec in nodes:
-                    self._reveal(workflow, workflow.graph.node(spec.node_id))
+                    self._reveal(workflow, workflow.graph.node(spec.node_id), roles)
             case CallFinished(outcome=outcome):
                 call = workflow.calls.get(outcome.call.node_id)
                 if call is not None:
@@ -116,17 +150,22 @@ class Projection:
                 self._closed(workflow, outcome.call.node_id)
             case ToolFinished(node=node):
                 self._closed(workflow, node.node_id)
-            case WorkflowFinished():
+            case WorkflowFinished(status=status):
+                if status is WorkflowStatus.COMPLETED:
+                    self.work.completed(workflow.trail, workflow.horizon_us)
                 del self.workflows[workflow.graph.workflow_id]
                 return Change(ended=tuple(workflow.calls.values()))
             case WorkflowChanged():
                 return Change(ready=workflow.ready())
         workflow.horizon_us = workflow.horizon.total_us()
+        if roles:
+            self.work.deepened(workflow.trail, roles, workflow.horizon_us, workflow.revealed_calls)
         return self._change(workflow, delta, now_us)
 
-    def _reveal(self, workflow: Workflow, node: Node) -> None:
+    def _reveal(self, workflow: Workflow, node: Node, roles: list[str]) -> None:
         if node.index < len(workflow.horizon):
             return  # revealed before
+        workflow.revealed(node, roles)
         cost_us = self._cost_us(workflow, node)
         workflow.horizon.add(node.index, node.parents, node.spec.join, cost_us)
         spec = node.spec.call

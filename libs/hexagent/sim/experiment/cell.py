@@ -10,7 +10,7 @@ from hexagent.core.instance.spec import PROFILES, ClusterSpec, LinkSpec
 from hexagent.core.policy.profile import Profile, parse_profile
 from hexagent.core.units import MILLI, PPM, US_PER_S, ceil_div
 from hexagent.sim.clusters import CLUSTERS, LINK, named_cluster
-from hexagent.sim.conditions import Conditions
+from hexagent.sim.conditions import NO_HINTS, Conditions
 from hexagent.sim.experiment.load import at_rate, capacity
 from hexagent.sim.workloads.arrivals import parse_arrivals
 from hexagent.sim.workloads.generators import GENERATORS, generate
@@ -24,7 +24,7 @@ HARDWARE: Final = {  # true step times over the tables': prefill, decode, in ppm
     "slower-stack": (1_400_000, 2_000_000),
 }
 LOAD_RANGE: Final = (0.01, 10.0)
-NOISE_RANGE: Final = (0.0, 2.0)
+NOISE_RANGE: Final = (0.0, 2.0)  # of hints as well
 LINK_RANGE: Final = (0.1, 1_000.0)  # GB/s
 TOOLS_RANGE: Final = (0.0, 100.0)
 SPREAD_RANGE: Final = (0.001, SIGMA_MAX_MILLI / MILLI)
@@ -50,6 +50,7 @@ class Cell(NamedTuple):
     tp: int = 0  # GPUs of an instance; 0 = what the model is served with by default
     tools: float = 1.0  # times the workload's tool times
     spread: float = -1.0  # log standard deviation of calls a workflow; -1 = the workload's own
+    hints: float = -1.0  # log error of the horizons that clients hint; -1 = they hint nothing
     profile: str = ""  # TOML with numbers of policies that are not the default ones
     trace: str = ""  # file; "" = generated
 
@@ -81,6 +82,8 @@ def check_cell(cell: Cell) -> None:
         _check_range("spread", cell.spread, SPREAD_RANGE)
         if cell.trace:
             raise _bad("spread", "needs a generated workload")
+    if cell.hints != Cell._field_defaults["hints"]:
+        _check_range("hints", cell.hints, NOISE_RANGE)
     profile_of(cell)
     cluster_of(cell)
     if cell.trace:
@@ -93,7 +96,9 @@ def cluster_of(cell: Cell) -> ClusterSpec:
 
 
 def conditions_of(cell: Cell) -> Conditions:
-    return Conditions(*HARDWARE[cell.hardware], estimate_noise_ppm=round(cell.noise * PPM))
+    hint_noise_ppm = NO_HINTS if cell.hints < 0 else round(cell.hints * PPM)
+    noise_ppm = round(cell.noise * PPM)
+    return Conditions(*HARDWARE[cell.hardware], estimate_noise_ppm=noise_ppm, hint_noise_ppm=hint_noise_ppm)
 
 
 def profile_of(cell: Cell) -> Profile:

@@ -21,6 +21,7 @@ VARIANTS: Final = (
     "tp",
     "tools",
     "spread",
+    "hints",
     "profile",
 )
 

@@ -1,0 +1,122 @@
+"""Predicted remaining work: levels that follow, hints by their record, and when either may be used."""
+
+import math
+import random
+from itertools import pairwise
+
+import pytest
+
+from hexagent.core.estimate.levels import Levels
+from hexagent.core.estimate.remaining import Remaining, RemainingWork, Trail, log_ratio_milli
+from hexagent.core.workflow.model import Hints
+
+CALL_US = 1_000_000
+
+
+def run(work: RemainingWork, calls: int, hints: Hints = Hints(), name: str = "agent") -> list[Remaining]:
+    """A chain of calls of one second each; what was predicted after each was revealed."""
+    trail = Trail(name, hints)
+    predicted = []
+    for depth in range(1, calls + 1):
+        trail.settle((depth - 1) * CALL_US)
+        work.deepened(trail, ["step"], depth * CALL_US, depth)
+        predicted.append(work.remaining(trail, depth * CALL_US))
+    work.completed(trail, calls * CALL_US)
+    return predicted
+
+
+def test_a_loop_of_fixed_length_is_predicted_and_trusted() -> None:
+    work = RemainingWork()
+    first = run(work, 8)
+    assert not any(remaining.trusted for remaining in first)
+    for _ in range(40):
+        run(work, 8)
+    predicted = run(work, 8)
+    assert all(remaining.trusted for remaining in predicted)
+    expected = [(8 - depth) * CALL_US for depth in range(1, 9)]
+    assert [remaining.unrevealed_us for remaining in predicted] == pytest.approx(expected, abs=1_000)
+
+
+def test_what_cannot_be_known_is_not_trusted() -> None:
+    rng = random.Random(1)
+    work = RemainingWork()
+    for _ in range(200):
+        run(work, rng.choice((1, 2, 4, 8, 16, 32)))
+    assert not any(remaining.trusted for remaining in run(work, 32))
+    assert [error.trusted for error in work.errors()] == [False]
+
+
+def test_a_role_tells_what_follows_it() -> None:
+    levels = Levels()
+    for rounds in (1, 2, 3, 4, 5) * 20:
+        path = ["think", "act"] * rounds + ["answer"]
+        for depth, (role, following) in enumerate(pairwise(path), 1):
+            levels.went_on(depth, role, following)
+        levels.ended(len(path), "answer")
+    assert levels.further(3, "answer") == 0
+    assert levels.further(1, "think") == 6
+    assert levels.further(10, "act") == 1
+
+
+def test_workflows_that_still_run_count_as_far_as_they_have_come() -> None:
+    """Half of the class ends at 2 levels, half goes on to 20: before any long one has ended they are not all short."""
+    levels = Levels()
+    for _ in range(20):
+        levels.went_on(1, "step", "step")
+        levels.ended(2, "step")
+        for depth in range(1, 12):
+            levels.went_on(depth, "step", "step")
+    assert levels.further(8, "step") >= 3
+    assert levels.further(2, "step") >= 1
+
+
+@pytest.mark.parametrize(("log_error", "trusted"), [(0.1, True), (0.2, True), (0.45, False)])
+def test_a_hint_is_trusted_by_its_record(log_error: float, trusted: bool) -> None:
+    rng = random.Random(2)
+    work = RemainingWork()
+    answers: list[Remaining] = []
+    for _ in range(60):
+        calls = rng.choice((1, 2, 4, 8, 16, 32))
+        answers = run(work, calls, Hints(round(calls * CALL_US * rng.lognormvariate(0, log_error))))
+    assert answers[0].trusted is trusted
+    record = next(error for error in work.errors() if error.predictor == "solo")
+    assert record.log_error_milli <= 1_000 * log_error * 1.2
+    assert run(work, 4, Hints(4 * CALL_US), "another class")[0] == Remaining(3 * CALL_US, False)
+
+
+def test_the_number_of_calls_is_a_hint_too() -> None:
+    rng = random.Random(3)
+    work = RemainingWork()
+    for _ in range(30):
+        calls = rng.choice((1, 2, 4, 8, 16, 32))
+        run(work, calls, Hints(total_calls=calls))
+    expected = [Remaining((5 - depth) * CALL_US, True) for depth in range(1, 6)]
+    assert run(work, 5, Hints(total_calls=5)) == expected
+
+
+def test_without_a_hint_a_class_of_hinting_workflows_is_not_trusted() -> None:
+    work = RemainingWork()
+    for calls in (1, 30) * 20:
+        run(work, calls, Hints(calls * CALL_US))
+    assert run(work, 30, Hints(30 * CALL_US))[0] == Remaining(29 * CALL_US, True)
+    assert not run(work, 30)[0].trusted
+
+
+def test_a_workflow_that_failed_tells_nothing() -> None:
+    work = RemainingWork()
+    trail = Trail("agent", Hints(CALL_US))
+    work.deepened(trail, ["step"], CALL_US, 1)
+    assert not work.errors()
+
+
+def test_classes_are_bounded() -> None:
+    work = RemainingWork()
+    for number in range(200):
+        run(work, 2, Hints(2 * CALL_US), f"class {number:03}")
+    assert len(work.errors()) == 64
+
+
+def test_log_ratio() -> None:
+    for a, b in ((1, 1), (100, 130), (400, 100), (1, 4), (10**9, 10**9 + 10**7)):
+        assert log_ratio_milli(a, b) == pytest.approx(1_000 * math.log(a / b), rel=0.01, abs=2)
+    assert log_ratio_milli(10**12, 1) < 3_100
