@@ -26,3 +26,12 @@ def words(text: str, option: str) -> tuple[str, ...]:
     if not found:
         raise usage(option, "names nothing")
     return found
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Different whole numbers with commas between, at least one."""
+    found = words(text, option)
+    for word in found:
+        if not word.isdecimal():
+            raise usage(option, f"{word!r} is not a whole number")
+    return tuple(dict.fromkeys(map(int, found)))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hexagent.cli.failures import EXIT_FAILED, options_named, usage
-from hexagent.cli.options import Cluster, Json, Policy, TimeScale, examples, words
+from hexagent.cli.options import Cluster, Json, Policy, TimeScale, examples, whole_numbers, words
 from hexagent.cli.simulate.commands import PAPER_EXAMPLES, bench_paper
 
 bench = typer.Typer(
@@ -122,6 +122,57 @@ def bench_simulator(
         rows = profile_rows(options) if profile else speed_rows(options, error_console().print)
     console().print(table_of("profile" if profile else "simulator", rows))
     write_json(json_file, "bench simulator", seed, rows)
+
+
+@bench.command(
+    "decisions",
+    epilog=examples(
+        "hexagent bench decisions --json rows.json --picture decisions.png",
+        "hexagent bench decisions --policies fcfs,hexagent --instances 100 --ready-calls 1000",
+    ),
+)
+def bench_decisions(
+    policies: Annotated[
+        str, typer.Option("--policies", help="Comma-separated; by default all, with their first dispatch.")
+    ] = "",
+    instances: Annotated[
+        str, typer.Option("--instances", help="Sizes of the cluster: 10, or multiples of 20, comma-separated.")
+    ] = "10,20,100,1000",
+    ready_calls: Annotated[
+        str, typer.Option("--ready-calls", help="Lengths of the queue, comma-separated.")
+    ] = "10,100,1000,10000",
+    decisions: Annotated[int, typer.Option("--decisions", min=1, max=100_000, help="Timed in each case.")] = 500,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sizes of calls.")] = 1,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw how they grow, as .png.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """CPU time of the scheduler's decisions, the queue held at a length, and how it grows.
+
+    A decision is one event handled while a prefill instance is idle, so that a call may start there: all that the
+    scheduler does with it, the record of the decision included. Seconds are those of this process's CPU.
+    """
+    from hexagent.cli.bench.decisions import DecisionOptions, decision_rows, draw
+    from hexagent.cli.report import check_writable, console, error_console, table_of, write_json
+    from hexagent.core.policy.registry import RECIPES
+
+    check_writable(json_file)
+    check_writable(picture, "picture")
+    names = policies or ",".join(name for name, recipe in RECIPES.items() if not recipe.clairvoyant)
+    options = DecisionOptions(
+        words(names, "policies"),
+        whole_numbers(instances, "instances"),
+        whole_numbers(ready_calls, "ready-calls"),
+        decisions,
+        seed,
+    )
+    with options_named({"policy": "policies"}):
+        rows = decision_rows(options, error_console().print)
+    console().print(table_of("decisions", rows))
+    write_json(json_file, "bench decisions", seed, rows)
+    if picture is not None:
+        draw(rows, picture)
 
 
 @bench.command(
