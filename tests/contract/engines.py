@@ -1,8 +1,11 @@
 """Engines under test, and calls that each of them answers alike."""
 
 import asyncio
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from hexagent.api.common.v1 import call_pb2, enums_pb2
 from hexagent.core.estimate.tables import load_table
@@ -14,6 +17,7 @@ from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec, Role
 from hexagent.runtime.clock import ModelClock
 from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
 from hexagent_services.worker_agent.engine.faults import FaultyEngine, parse_faults
+from hexagent_services.worker_agent.engine.host_process import HostProcess
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
     Engine,
@@ -22,6 +26,8 @@ from hexagent_services.worker_agent.engine.port import (
     KvPiece,
     Prefilled,
 )
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from tests.fakes.byte_text import ByteText
 
 MODEL = "llama-3.1-8b"
 LINK = LinkSpec(25_000_000_000, 5_000)
@@ -49,7 +55,22 @@ def faulty(instance: InstanceSpec) -> Engine:
     return FaultyEngine(emulated(instance), faults, Truth(seed=7), ModelClock(time.time_ns()))
 
 
-ENGINES: dict[str, Callable[[InstanceSpec], Engine]] = {"emulated": emulated, "faulty": faulty}
+FAKES = Path(__file__).parents[1] / "fakes"
+WALL_CLOCK = ModelClock(time.time_ns())
+_FOLDER = tempfile.TemporaryDirectory(prefix="hexagent-hosts-")
+LOGS = Path(_FOLDER.name)
+
+
+def trtllm(instance: InstanceSpec) -> TrtllmEngine:
+    """TensorRT-LLM in its host, which finds the fake one."""
+    environ = {"PYTHONPATH": str(FAKES)}
+    host = HostProcess(sys.executable, environ, LOGS / f"{instance.instance_id}.log")
+    options = TrtllmOptions("/models/none", max_seq_tokens=64_000, transfer_timeout_s=0.3, grace_s=0.05)
+    kv_bytes = load_table("h100", MODEL, 1).kv_bytes_per_token
+    return TrtllmEngine(instance, host, ByteText(), WALL_CLOCK, kv_bytes, options)
+
+
+ENGINES: dict[str, Callable[[InstanceSpec], Engine]] = {"emulated": emulated, "faulty": faulty, "trtllm": trtllm}
 
 
 def request_of(

@@ -1,0 +1,56 @@
+"""A call's sampling as TensorRT-LLM takes it; what it cannot do is refused by name."""
+
+from typing import Any
+
+from hexagent.api.common.v1 import call_pb2
+from hexagent.core.errors import Unsupported
+from hexagent_services.worker_agent.engine.port import EngineRequest
+
+_AS_THEY_ARE = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+
+
+def sampling_arguments(request: EngineRequest, end_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    """Keyword arguments of `SamplingParams`. `Unsupported` (UNSUPPORTED_BY_ENGINE) names the field."""
+    call, sampling = request.call, request.call.sampling
+    _check_supported(call)
+    given = {field.name: value for field, value in sampling.ListFields()}
+    arguments: dict[str, Any] = {name: given[name] for name in _AS_THEY_ARE if name in given}
+    end_id, *others = end_token_ids
+    arguments["end_id"] = arguments["pad_id"] = end_id
+    stop_ids = [*others, *sampling.stop_token_ids]
+    if stop_ids:
+        arguments["stop_token_ids"] = stop_ids
+    arguments["ignore_eos"] = sampling.ignore_eos
+    arguments["max_tokens"] = request.max_tokens - request.delivered_tokens
+    return arguments
+
+
+def retention_of(call: call_pb2.CallRequest) -> dict[str, int] | None:
+    """What is wished for the prompt's KV: `{priority, ttl_ms}`, 0 ms = no end; None = the engine's rule."""
+    if not call.HasField("kv_retention"):
+        return None
+    wish = call.kv_retention
+    return {"priority": wish.priority, "ttl_ms": wish.ttl.ToMilliseconds() if wish.HasField("ttl") else 0}
+
+
+def _check_supported(call: call_pb2.CallRequest) -> None:
+    sampling = call.sampling
+    asked = {
+        "sampling.n": sampling.n > 1,
+        "sampling.logprobs": sampling.logprobs,
+        "sampling.logit_bias": bool(sampling.logit_bias),
+        "lora": bool(call.lora),
+        "response_format": call.response_format.kind not in (0, call_pb2.ResponseFormat.KIND_TEXT),
+    }
+    for field, wanted in asked.items():
+        if wanted:
+            raise Unsupported(f"{field}: engine trtllm does not take it", reason="UNSUPPORTED_BY_ENGINE", field=field)

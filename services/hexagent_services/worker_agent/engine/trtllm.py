@@ -1,0 +1,481 @@
+"""TensorRT-LLM behind the port: the agent's side, which queues, counts blocks and speaks to the engine host.
+
+KV is pulled by the decode side's engine, through its own transceiver. What is known of the engine and kept here:
+
+- It takes blocks for the prompt and the longest output before it pulls (GUARANTEED_NO_EVICT); so does the ledger.
+- A prefilled prompt holds its blocks until it is pulled, or until the transfer timeout; nobody can free them sooner.
+- An abort while KV is on its way leaks; the host makes it wait for the first token. A request that does not end long
+  after its abort, or blocks that nobody holds, mean a broken engine: everything on it is refused, and it starts again.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from hexagent.core.errors import Unavailable
+from hexagent.core.ids import Ticket
+from hexagent.core.instance.io import InstanceLoad, StepDone
+from hexagent.core.instance.samples import SampleBuffer, Samples
+from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec
+from hexagent.core.instance.telemetry import TransferSample
+from hexagent.core.workflow.model import FinishReason
+from hexagent.runtime.clock import Clock
+from hexagent_services.worker_agent.engine.admission import Admission, Claim
+from hexagent_services.worker_agent.engine.host_process import Host
+from hexagent_services.worker_agent.engine.port import (
+    Capabilities,
+    DecodeEvent,
+    DecodeStarted,
+    EngineAborted,
+    EngineRefused,
+    EngineRequest,
+    FetchKv,
+    Finished,
+    Generated,
+    HandedOver,
+    KvPiece,
+    Prefilled,
+)
+from hexagent_services.worker_agent.engine.run import Kind, Phase, Run, request_id
+from hexagent_services.worker_agent.engine.sampling import retention_of, sampling_arguments
+from hexagent_services.worker_agent.engine.text import Decoder, Text
+from hexagent_services.worker_agent.engine_host.frames import Frame, frame_to_bytes, read_frame
+
+log = logging.getLogger(__name__)
+
+RELEASE_S: Final = 5.0  # wall time for telling the holder that its KV has been pulled
+_FINISH: Final = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "not_finished": FinishReason.NONE}
+_ROLES: Final = {1: "prefill", 2: "decode", 3: "both"}
+
+
+class TrtllmOptions(NamedTuple):
+    """How the engine is built, beyond what its instance's description says."""
+
+    model_dir: str
+    max_seq_tokens: int  # of the longest prompt and its output
+    transceiver: str = "UCX"
+    transfer_timeout_s: float = 60.0  # after which either side gives a hand-off up
+    load_timeout_s: float = 1800.0
+    grace_s: float = 5.0  # that the engine may take longer than its own timeout says
+    arguments: Mapping[str, Any] = {}  # of the `LLM` constructor; they win
+
+    @property
+    def hand_off_s(self) -> float:
+        """After which the engine has given a hand-off up for certain, unless it is broken."""
+        return self.transfer_timeout_s + self.grace_s
+
+
+class TrtllmEngine:
+    """One instance. Times are those of a model clock that runs as wall time does."""
+
+    def __init__(
+        self, spec: InstanceSpec, host: Host, text: Text, clock: Clock, kv_bytes_per_token: int, options: TrtllmOptions
+    ) -> None:
+        self.spec = spec
+        self.dropped_hand_offs = 0  # prefilled, never pulled: their blocks were held until the timeout
+        self._host = host
+        self._text = text
+        self._clock = clock
+        self._kv_bytes_per_token = kv_bytes_per_token
+        self._options = options
+        self._admission = Admission(spec)
+        self._runs: dict[Ticket, Run] = {}  # that somebody waits for
+        self._by_number: dict[int, Run] = {}  # that the engine may hold something of, or that wait for room
+        self._numbers = 0
+        self._samples = SampleBuffer()
+        self._cached_blocks = 0
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    # --- the engine's life ------------------------------------------------------------------------------------
+    async def start(self) -> Capabilities:
+        reader, self._writer = await self._host.start()
+        self._send(self._load_order())
+        try:
+            async with asyncio.timeout(self._options.load_timeout_s):
+                frame = await read_frame(reader)
+        except TimeoutError:
+            frame = None
+        if frame is None:
+            self._writer = None
+            await self._host.kill()
+            raise Unavailable(f"the engine of {self.spec.instance_id} does not load", reason="ENGINE_HOST_FAILED")
+        self._lost = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read(reader))
+        found = frame.body["capabilities"]
+        log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, frame.body["version"], found)
+        pipelined, priority = found["pipelined_transfer"], found["priority"]
+        return Capabilities(block_reuse=True, local_prefill=True, pipelined_transfer=pipelined, priority=priority)
+
+    async def lost(self) -> str:
+        return await asyncio.shield(self._lost)
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+        self._refuse_all("ENGINE_CLOSED")
+        await self._host.stop()
+
+    def _load_order(self) -> dict[str, Any]:
+        spec, options = self.spec, self._options
+        return {
+            "op": "load",
+            "model": options.model_dir,
+            "role": _ROLES[spec.role],
+            "tp": spec.tp,
+            "max_batch": spec.max_batch,
+            "max_step_tokens": spec.max_step_tokens,
+            "max_seq_tokens": options.max_seq_tokens,
+            "kv_tokens": spec.kv_tokens,
+            "block_tokens": spec.block_tokens,
+            "prefix_cache": spec.prefix_cache,
+            "pipelined": PROFILES[spec.profile].pipelined_transfer,
+            "transceiver": options.transceiver,
+            "transfer_timeout_ms": round(options.transfer_timeout_s * 1000),
+            "arguments": dict(options.arguments),
+        }
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        while (frame := await read_frame(reader)) is not None:
+            if frame.body["event"] == "stats":
+                self._on_stats(frame.body)
+            elif (run := self._by_number.get(frame.body["id"])) is not None:
+                self._on_said(run, frame)
+        self._fail("the engine host has ended", self._host.stop)  # it may still be writing why
+
+    def _fail(self, cause: str, end: Callable[[], Awaitable[None]]) -> None:
+        """The engine is of no use any more: refuse what is on it, and end it so that it can be started again."""
+        if self._writer is not None:
+            self._refuse_all("ENGINE_LOST")
+            self._ending = asyncio.create_task(self._ended(cause, end))
+
+    async def _ended(self, cause: str, end: Callable[[], Awaitable[None]]) -> None:
+        await end()
+        self._lost.set_result(cause)
+
+    def _refuse_all(self, reason: str) -> None:
+        self._writer = None
+        for run in self._by_number.values():
+            run.tell(EngineRefused(reason))
+        self._runs.clear()
+        self._by_number.clear()
+        self._admission = Admission(self.spec)
+
+    def _send(self, body: dict[str, Any], ids: Sequence[int] = ()) -> None:
+        if self._writer is not None:
+            self._writer.write(frame_to_bytes(body, ids))
+
+    # --- attempts ---------------------------------------------------------------------------------------------
+    async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
+        run = self._open(request, Kind.PREFILL)
+        try:
+            run.prompt_ids = await self._text.prompt_ids(request)
+            if run.tokens_left < 1:
+                self._release(run)
+                return self._prefilled(run, {}, (), b"", FinishReason.LENGTH)
+            decoder = self._text.decoder(request)
+            if run.tokens_left == 1:
+                return await self._only_token(run, decoder)
+            self._claim(run, len(run.prompt_ids), decodes=False)
+            await run.room()
+            order = {"op": "prefill", "request_id": request_id(run.ticket)}
+            frame = await self._submit(run, order, Phase.COMPUTING)
+            text, finish = self._fed(run, decoder, frame.ids), FinishReason.NONE
+            if frame.body["finish"] == "stop" or decoder.stopped:
+                rest, finish = decoder.end(FinishReason.STOP)
+                text += rest
+                self._drop(run)
+            return self._prefilled(run, frame.body, frame.ids, text, finish)
+        except BaseException:
+            self._leave(run)
+            raise
+
+    async def send_kv(self, ticket: Ticket, to_instance: str, to_link: LinkSpec) -> AsyncIterator[KvPiece]:
+        run = self._runs.get(ticket)
+        if run is None or run.phase is not Phase.PINNED:
+            raise EngineRefused("UNKNOWN_TICKET")
+        self._release(run)
+        yield KvPiece(b"", True, self._kv_bytes(run))
+
+    def reserve(self, request: EngineRequest, source_instance: str, kv_ready: bool) -> None:
+        run = self._open(request, Kind.DECODE)
+        try:
+            self._claim(run, request.prompt_tokens + request.max_tokens, decodes=True)
+        except EngineRefused:
+            self._leave(run)
+            raise
+
+    def kv_ready(self, ticket: Ticket) -> None:
+        """Told under push only, which this engine does not do."""
+
+    async def decode(self, request: EngineRequest, handed: HandedOver, fetch_kv: FetchKv) -> AsyncIterator[DecodeEvent]:
+        run, prefilled = self._runs.get(request.ticket), handed.prefilled
+        if run is None:
+            raise EngineAborted(0)
+        try:
+            run.prompt_ids = prefilled.prompt_token_ids
+            await run.room()
+            await self._pulled(run, prefilled)
+            transfer = KvPiece(b"", True, prefilled.kv_bytes, run.submitted_us, self._clock.now_us())
+            await _let_go(fetch_kv)
+            yield DecodeStarted(self._clock.now_us(), transfer)
+            decoder = self._text.decoder(request)
+            self._fed(run, decoder, prefilled.first_token_ids)
+            async for event in self._generate(run, decoder, prefilled.first_text):
+                if isinstance(event, Finished):
+                    transfer = _measured(run, transfer)
+                    self._sample(handed.source_instance, transfer)
+                    event = event._replace(transfer=transfer)
+                yield event
+        finally:
+            self._leave(run)
+
+    async def local(self, request: EngineRequest) -> AsyncIterator[DecodeEvent | Prefilled]:
+        run = self._open(request, Kind.LOCAL)
+        try:
+            run.prompt_ids = await self._text.prompt_ids(request)
+            self._claim(run, len(run.prompt_ids) + run.tokens_left, decodes=True)
+            await run.room()
+            frame = await self._submit(run, {"op": "local"}, Phase.COMPUTING)
+            decoder = self._text.decoder(request)
+            text = self._fed(run, decoder, frame.ids)
+            yield self._prefilled(run, frame.body, frame.ids, text, FinishReason.NONE)
+            async for event in self._generate(run, decoder, request.delivered_text + text):
+                yield event
+        finally:
+            self._leave(run)
+
+    def abort(self, ticket: Ticket) -> None:
+        run = self._runs.get(ticket)
+        if run is not None:
+            run.tell(EngineAborted(run.output_tokens))
+            self._drop(run)
+
+    # --- an attempt's phases ----------------------------------------------------------------------------------
+    def _open(self, request: EngineRequest, kind: Kind) -> Run:
+        if self._writer is None:
+            raise EngineRefused("ENGINE_DOWN")
+        self._numbers += 1
+        run = Run(self._numbers, kind, request, self._clock.now_us())
+        self._runs[run.ticket] = self._by_number[run.number] = run
+        return run
+
+    def _claim(self, run: Run, tokens: int, *, decodes: bool) -> None:
+        """Let it wait for room. `EngineRefused` where there can never be enough."""
+        if run.number not in self._by_number:
+            return  # aborted or refused meanwhile, which it is told when it asks for room
+        blocks = self._admission.need(tokens)
+        if blocks > self.spec.kv_blocks:
+            raise EngineRefused("KV_TOO_SMALL")
+        if blocks > self._admission.capacity:
+            raise EngineRefused("KV_LEAKED")
+        computes = 0 if run.kind is Kind.DECODE else len(run.prompt_ids)
+        self._admission.add(Claim(run.request.rank, run.number, blocks, computes, decodes))
+        self._pump()
+
+    def _pump(self) -> None:
+        for number in self._admission.admitted():
+            self._by_number[number].tell(None)
+
+    async def _submit(self, run: Run, order: dict[str, Any], phase: Phase) -> Frame:
+        """Give it to the engine and wait for the first answer."""
+        call = run.request.call
+        order |= {
+            "id": run.number,
+            "sampling": sampling_arguments(run.request, self._text.end_token_ids),
+            "retention": retention_of(call),
+            "stream": call.stream or bool(call.sampling.stop),  # a stop text is seen only as it comes
+        }
+        run.phase = phase
+        run.submitted_us = self._clock.now_us()
+        self._send(order, run.prompt_ids)
+        return await self._said(run)
+
+    async def _said(self, run: Run) -> Frame:
+        """The engine's next word. `EngineRefused` where it is that the request has failed."""
+        frame = await run.said()
+        finish = frame.body.get("finish", "")
+        if finish == "refused":
+            log.warning("%s: %s refused: %s", self.spec.instance_id, run.ticket, frame.body["message"])
+            raise EngineRefused("KV_LOST_ENGINE" if run.phase is Phase.PULLING else "ENGINE_REFUSED")
+        if finish == "cancelled":
+            raise EngineRefused("ENGINE_CANCELLED")
+        return frame
+
+    async def _only_token(self, run: Run, decoder: Decoder) -> Prefilled:
+        """One token is wanted: run it to its end, as no KV has to stay."""
+        self._claim(run, len(run.prompt_ids) + 1, decodes=False)
+        await run.room()
+        first = await self._submit(run, {"op": "local"}, Phase.COMPUTING)
+        text = self._fed(run, decoder, first.ids)
+        ended = await self._said(run)
+        rest, finish = decoder.end(_FINISH[ended.body["finish"]])
+        return self._prefilled(run, {**first.body, **ended.body}, first.ids, text + rest, finish)
+
+    async def _pulled(self, run: Run, prefilled: Prefilled) -> None:
+        """The engine has the KV. It may wait for ever for a sender that has died, the attempt does not."""
+        try:
+            async with asyncio.timeout(self._options.hand_off_s):
+                await self._submit(run, {"op": "decode", "state": prefilled.opaque_state.decode()}, Phase.PULLING)
+        except TimeoutError:
+            raise EngineRefused("KV_LOST_TIMEOUT") from None
+
+    async def _generate(self, run: Run, decoder: Decoder, text: bytes) -> AsyncIterator[Generated | Finished]:
+        """From behind the first token, whose text and all before it is `text`, to the end."""
+        finish = FinishReason.STOP
+        while not decoder.stopped:
+            before, frame = run.output_tokens, await self._said(run)
+            piece = self._fed(run, decoder, frame.ids)
+            text += piece
+            if frame.body["event"] == "ended":
+                finish = _FINISH[frame.body["finish"]]
+                break
+            if run.request.call.stream and piece:
+                yield Generated(self._clock.now_us(), run.output_tokens - before, piece)
+        rest, finish = decoder.end(finish)
+        yield Finished(self._clock.now_us(), run.output_tokens, finish, text + rest)
+
+    def _fed(self, run: Run, decoder: Decoder, ids: Sequence[int]) -> bytes:
+        """The text of new ids; those that only end an output are not counted."""
+        ends = (*self._text.end_token_ids, *run.request.call.sampling.stop_token_ids)
+        shown = [i for i in ids if i not in ends]
+        run.output_tokens += len(shown)
+        return decoder.feed(shown)
+
+    def _prefilled(
+        self, run: Run, body: Mapping[str, Any], ids: Sequence[int], text: bytes, finish: FinishReason
+    ) -> Prefilled:
+        now_us = self._clock.now_us()
+        cached_tokens = body.get("cached_tokens", 0)
+        self._samples.reused_tokens += cached_tokens
+        compute_us = body.get("timing", {}).get("compute_us", now_us - run.submitted_us)
+        return Prefilled(
+            started_us=max(now_us - compute_us, run.arrived_us),
+            ended_us=now_us,
+            cached_tokens=cached_tokens,
+            first_text=text,
+            finish=finish,
+            kv_bytes=self._kv_bytes(run),
+            opaque_state=body.get("state", "").encode(),
+            prompt_tokens=len(run.prompt_ids) - run.request.delivered_tokens,
+            prompt_token_ids=run.prompt_ids,
+            first_token_ids=ids,
+        )
+
+    def _kv_bytes(self, run: Run) -> int:
+        return len(run.prompt_ids) * self._kv_bytes_per_token
+
+    # --- what the engine says ---------------------------------------------------------------------------------
+    def _on_said(self, run: Run, frame: Frame) -> None:
+        event = frame.body["event"]
+        if event == "prefilled" and frame.body["finish"] in _FINISH:
+            self._admission.computed(run.number)
+            run.phase = Phase.PINNED
+            self._after(self._options.hand_off_s, self._release, run)
+            self.dropped_hand_offs += run.left
+        elif event == "first":
+            self._admission.computed(run.number)
+            run.phase = Phase.DECODING
+        elif event in ("prefilled", "ended"):
+            run.timing = frame.body.get("timing", {})
+            self._release(run)
+        run.tell(frame)
+        self._pump()
+
+    def _drop(self, run: Run) -> None:
+        """Nobody waits for it any more; what the engine holds of it comes free when the engine says so."""
+        self._forget(run)
+        if run.phase is Phase.WAITING:
+            self._release(run)
+        elif run.phase is Phase.PINNED:
+            self.dropped_hand_offs += 1
+        else:
+            self._send({"op": "abort", "id": run.number})
+            self._after(2 * self._options.hand_off_s, self._still_there, run)
+
+    def _leave(self, run: Run) -> None:
+        """As `_drop`, unless it has ended or is dropped already."""
+        if self._runs.get(run.ticket) is run:
+            self._drop(run)
+
+    def _forget(self, run: Run) -> None:
+        run.left = True
+        if self._runs.get(run.ticket) is run:
+            del self._runs[run.ticket]
+
+    def _release(self, run: Run) -> None:
+        """The engine holds nothing of it."""
+        if self._by_number.pop(run.number, None) is not None:
+            self._forget(run)
+            self._admission.withdraw(run.number)
+            self._pump()
+
+    def _still_there(self, run: Run) -> None:
+        if run.number in self._by_number:
+            self._fail(f"an aborted request does not end: {run.ticket}", self._host.kill)
+
+    def _after(self, delay_s: float, action: Callable[[Run], None], run: Run) -> None:
+        asyncio.get_running_loop().call_later(delay_s, action, run)
+
+    # --- telemetry --------------------------------------------------------------------------------------------
+    def _on_stats(self, body: Mapping[str, Any]) -> None:
+        decoding = [run.context for run in self._by_number.values() if run.phase is Phase.DECODING]
+        mean_context = sum(decoding) // len(decoding) if decoding else 0
+        now_us = self._clock.now_us()
+        for duration_us, prefill_tokens, batch in body["steps"]:
+            chunks = ((prefill_tokens, 0),) if prefill_tokens else ()
+            self._samples.step(StepDone(now_us, duration_us, 1, chunks, batch, mean_context if batch else 0))
+        self._cached_blocks = body["cached_blocks"]
+        self._admission.observe(body["used_blocks"])
+        if self._admission.leaked_blocks * 2 > self.spec.kv_blocks:
+            self._fail(f"{self._admission.leaked_blocks} KV blocks leaked", self._host.kill)
+
+    def _sample(self, source: str, transfer: KvPiece) -> None:
+        duration_us = transfer.end_us - transfer.start_us
+        to_instance = self.spec.instance_id
+        self._samples.transfer(TransferSample(source, to_instance, transfer.start_us, duration_us, transfer.kv_bytes))
+
+    def load(self) -> InstanceLoad:
+        runs = self._by_number.values()
+        queued = [r for r in runs if r.phase is Phase.WAITING and r.kind is not Kind.DECODE]
+        phases = [r.phase for r in runs]
+        used = self._admission.used_blocks
+        cached = min(self._cached_blocks, self.spec.kv_blocks - used)
+        return InstanceLoad(
+            queued=len(queued),
+            queued_tokens=sum(len(r.prompt_ids) or r.request.prompt_tokens for r in queued),
+            oldest_queued_us=min((r.arrived_us for r in queued), default=0),
+            prefilling=phases.count(Phase.COMPUTING),
+            pinned=phases.count(Phase.PINNED),
+            waiting=phases.count(Phase.WAITING) - len(queued),
+            decoding=phases.count(Phase.DECODING),
+            transferring=phases.count(Phase.PULLING),
+            kv_used_blocks=used,
+            kv_cached_blocks=cached,
+            kv_free_blocks=self.spec.kv_blocks - used - cached,
+        )
+
+    def take_samples(self) -> Samples:
+        return self._samples.take()
+
+
+async def _let_go(fetch_kv: FetchKv) -> None:
+    """Tell the holder that the KV was pulled; one that cannot be told lets go after its timeout."""
+    try:
+        async with asyncio.timeout(RELEASE_S):
+            await fetch_kv()
+    except (EngineRefused, TimeoutError) as error:
+        log.info("the holder of pulled KV was not told: %r", error)
+
+
+def _measured(run: Run, transfer: KvPiece) -> KvPiece:
+    """The transfer by the engine's own measurements, where it took some."""
+    timing = run.timing
+    if "transfer_us" not in timing:
+        return transfer
+    start_us = run.submitted_us + timing["transfer_delay_us"]
+    end_us = min(start_us + timing["transfer_us"], transfer.end_us)
+    return transfer._replace(kv_bytes=timing["kv_bytes"] or transfer.kv_bytes, start_us=start_us, end_us=end_us)

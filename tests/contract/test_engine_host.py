@@ -1,0 +1,60 @@
+"""The engine host as a program: what it may import, and what it makes of a version's abilities and events."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hexagent_services.worker_agent import engine_host
+from hexagent_services.worker_agent.engine_host.readers import CachedBlocks, Statistics
+
+FOLDER = Path(engine_host.__file__).parent
+IMPORT_ALL = f"""
+import importlib, importlib.util, pathlib, sys
+folder = pathlib.Path({str(FOLDER)!r})
+spec = importlib.util.spec_from_file_location("host", folder / "__init__.py", submodule_search_locations=[str(folder)])
+sys.modules["host"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["host"])
+for file in sorted(folder.glob("[!_]*.py")):
+    importlib.import_module("host." + file.stem)
+"""
+
+
+@pytest.mark.parametrize("python", [sys.executable, "python3.10", "python3.12"])
+def test_it_imports_the_standard_library_only(python: str) -> None:
+    found = shutil.which(python)
+    if found is None or subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode:
+        pytest.skip(f"no {python} here")
+    # Isolated and without site packages: neither this project nor what it depends on can be found.
+    done = subprocess.run([found, "-I", "-S", "-c", IMPORT_ALL], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def stored(event_id: int, *blocks: tuple[int, int], window: int = 4096) -> dict[str, object]:
+    """Blocks as (hash, tokens)."""
+    listed = [{"block_hash": block, "tokens": [0] * tokens} for block, tokens in blocks]
+    return {"event_id": event_id, "window_size": window, "data": {"type": "stored", "blocks": listed}}
+
+
+def test_cached_blocks_are_full_ones_of_the_largest_window() -> None:
+    cached = CachedBlocks(32)
+    cached.take({"event_id": 1, "window_size": 512, "data": {"type": "created", "num_blocks_per_cache_level": [9]}})
+    cached.take(stored(2, (10, 32), (11, 32), (12, 7)))
+    cached.take(stored(3, (13, 32), window=512))
+    assert (len(cached), cached.gaps) == (2, 0)
+    cached.take({"event_id": 4, "window_size": 4096, "data": {"type": "removed", "block_hashes": [10, 99]}})
+    assert (len(cached), cached.gaps) == (1, 0)
+    cached.take(stored(6, (14, 32)))
+    assert (len(cached), cached.gaps) == (2, 1)
+
+
+def test_silence_reports_nothing() -> None:
+    statistics = Statistics()
+    assert statistics.report() is None
+    statistics.take({"iterLatencyMS": 2.5, "inflightBatchingStats": {"numCtxTokens": 7}, "kvCacheStats": None})
+    report = statistics.report()
+    assert report is not None
+    assert report["steps"] == [[2500, 7, 0]]
+    assert statistics.report() is None

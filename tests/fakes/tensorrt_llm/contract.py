@@ -1,0 +1,57 @@
+"""Signatures and configuration classes made from the manifest: what it does not name cannot be passed."""
+
+import dataclasses
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_DEFAULT = Path(__file__).parents[2] / "contract" / "trtllm" / "manifest_1.2.1.json"
+
+manifest: dict[str, Any] = json.loads(Path(os.environ.get("FAKE_TRTLLM_MANIFEST", _DEFAULT)).read_text())
+
+
+def bind(path: str, name: str, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+    """The arguments by name, as the method of the manifest would take them; `TypeError` where it would not."""
+    method = manifest[path]["methods"][name]
+    kinds = [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for p in method["params"]]
+    if method.get("varkw"):
+        kinds.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+    return dict(inspect.Signature(kinds).bind(*arguments, **keywords).arguments)
+
+
+def signature(path: str, name: str) -> inspect.Signature:
+    """For introspection."""
+    method = manifest[path]["methods"][name]
+    return inspect.Signature(
+        [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for p in method["params"]]
+    )
+
+
+def _value(default: str) -> Any:
+    try:
+        return json.loads(default.replace("None", "null").replace("True", "true").replace("False", "false"))
+    except ValueError:
+        return default
+
+
+def record_class(path: str, name: str) -> type[Any]:
+    """A configuration class with the manifest's fields, and `model_fields` like a pydantic one."""
+    kinds = manifest[path]
+    fields = {**kinds.get("fields", {}).get(name, {}), **kinds.get("uses", {}).get(name, {})}
+    made = dataclasses.make_dataclass(
+        name,
+        [(field, Any, dataclasses.field(default=_value(default))) for field, default in fields.items()],
+        kw_only=True,
+    )
+    made.model_fields = dict(fields)  # type: ignore[attr-defined]
+    return made
+
+
+def checked_arguments(arguments: dict[str, Any]) -> None:
+    """Keyword arguments of the engine; an unknown one is an error, as in the real constructor."""
+    known = manifest["tensorrt_llm/llmapi/llm_args.py"]["arguments"]
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise ValueError(f"extra arguments: {', '.join(unknown)}")
