@@ -52,8 +52,19 @@ def test_regimes_of_an_instance_are_apart() -> None:
     prefill_us, decode_us = TABLE.prefill_us(1_000), TABLE.decode_us(8, 1_000)
     learner.observe("p", TABLE, StepSample(1, 2 * prefill_us, 1_000, 500, 0, 0))
     learner.observe("p", TABLE, StepSample(10, 5 * decode_us, 0, 0, 8, 1_000))
-    learner.observe("p", TABLE, StepSample(1, 1, 1_000, 500, 8, 1_000))  # mixed: says nothing of either
+    learner.observe("p", TABLE, StepSample(1, 1, 16, 8, 8, 1_000))  # mixed, mostly decode: says nothing of either
     (factor,) = learner.factors()
     assert factor.observations == 2
     assert abs(factor.prefill_ppm - 2 * PPM) < PPM // 100
     assert abs(factor.decode_ppm - PPM // 2) < PPM // 100
+
+
+def test_what_prompts_add_to_mixed_steps_tells_of_prefill() -> None:
+    learner = SpeedLearner()
+    decode_us, mixed_us = TABLE.decode_us(32, 1_000), TABLE.mixed_us([(2_000, 0)], 32, 1_000)
+    for _ in range(10):
+        learner.observe("p", TABLE, StepSample(10, 20 * decode_us, 0, 0, 32, 1_000))
+        learner.observe("p", TABLE, StepSample(1, 2 * decode_us + 3 * (mixed_us - decode_us), 2_000, 1_000, 32, 1_000))
+    (factor,) = learner.factors()
+    assert factor.prefill_ppm == pytest.approx(3 * PPM, rel=0.001)
+    assert factor.decode_ppm == pytest.approx(2 * PPM, rel=0.001)

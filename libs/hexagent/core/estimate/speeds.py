@@ -8,7 +8,7 @@ from hexagent.core.instance.telemetry import StepSample
 from hexagent.core.units import PPM
 
 LOWEST_PPM, HIGHEST_PPM = PPM // 4, 4 * PPM  # beyond this the description of the instance is wrong, not its speed
-WINDOW = 32  # observations a factor is the median of: with 7 % noise a step it is right within 2 %
+WINDOW = 64  # observations a factor is the median of: with 7 % noise a step it is right within 2 %
 CHANGED = 8  # observations in a row on one side of the median that make a change of speed rather than chance ...
 CHANGED_PPM = PPM // 10  # ... if their own median is this far off; less than that the window forgets soon enough
 
@@ -37,21 +37,32 @@ class Factor:
 
 
 class SpeedLearner:
-    """A factor per instance and regime. Mixed steps are left out: they would blame one regime for the other."""
+    """A factor per instance and regime."""
 
     def __init__(self) -> None:
         self._factors: dict[str, tuple[Factor, Factor]] = {}  # (prefill, decode)
 
     def observe(self, instance_id: str, table: StepTable, sample: StepSample) -> None:
-        if sample.steps < 1 or sample.duration_us < 1 or (sample.prefill_tokens and sample.decode_batch):
+        """Learn from steps of one composition.
+
+        Of a mixed step what its prompts added tells of prefill, decode being priced by what is known of it. It must
+        be the larger part: the noise of the whole step would be a large error of a small one.
+        """
+        if sample.steps < 1 or sample.duration_us < 1 or not (sample.prefill_tokens or sample.decode_batch):
             return
         prefill, decode = self._factors.setdefault(instance_id, (Factor(), Factor()))
         measured_us = sample.duration_us // sample.steps
-        if sample.prefill_tokens:
-            pairs = 2 * sample.prefill_tokens * sample.prefill_context
-            prefill.observe(measured_us, table.attended_prefill_us(sample.prefill_tokens, pairs))
-        elif sample.decode_batch:
-            decode.observe(measured_us, table.decode_us(sample.decode_batch, sample.mean_context))
+        decode_us = table.decode_us(sample.decode_batch, sample.mean_context) if sample.decode_batch else 0
+        if not sample.prefill_tokens:
+            decode.observe(measured_us, decode_us)
+            return
+        work = sample.prefill_tokens, 2 * sample.prefill_tokens * sample.prefill_context
+        if not decode_us:
+            prefill.observe(measured_us, table.attended_prefill_us(*work))
+            return
+        added_us = table.attended_mixed_us(*work, sample.decode_batch, sample.mean_context) - decode_us
+        if added_us >= decode_us:
+            prefill.observe(measured_us - decode_us * decode.ppm // PPM, added_us)
 
     def factors(self) -> tuple[SpeedFactor, ...]:
         return tuple(

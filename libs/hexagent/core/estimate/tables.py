@@ -103,7 +103,10 @@ class StepTable:
             return self.decode_us(batch, mean_context) if batch else 0
         if not batch:
             return self.batch_prefill_us(chunks)
-        total, pairs = _work(chunks)
+        return self.attended_mixed_us(*_work(chunks), batch, mean_context)
+
+    def attended_mixed_us(self, total: int, pairs: int, batch: int, mean_context: int) -> int:
+        """`mixed_us` of chunks of `total` tokens and pairs / 2 (query, key) pairs; both parts at least 1."""
         decode = self.decode.at(batch, mean_context)
         attention = max(decode - min(self.decode.at(batch, 0), self.prefill.at(batch, 0)), 0)
         # Each decoding token counts as a chunk of its own without a prefix: one (query, key) pair.
