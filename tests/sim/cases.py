@@ -51,8 +51,8 @@ def instance(instance_id: str, gpu: str, role: Role, kv_blocks: int = 10_000, **
     return spec._replace(**changes)  # type: ignore[arg-type]
 
 
-def cluster(*specs: InstanceSpec) -> ClusterSpec:
-    return ClusterSpec("test", tuple(sorted(specs)), (TenantSpec("default"),), 1, 0, (1_000_000, 1_000_000))
+def cluster(*specs: InstanceSpec, tenants: tuple[TenantSpec, ...] = (TenantSpec("default"),)) -> ClusterSpec:
+    return ClusterSpec("test", tuple(sorted(specs)), tenants, 1, 0, (1_000_000, 1_000_000))
 
 
 def prefills(*gpus: str) -> tuple[InstanceSpec, ...]:
@@ -75,8 +75,9 @@ class Desk:
         start: bool = True,
         profile: Profile = DEFAULT,
         oracle: Oracle | None = None,
+        tenants: tuple[TenantSpec, ...] = (TenantSpec("default"),),
     ) -> None:
-        self.core = SchedulerCore(cluster(*specs), policy, profile, oracle=oracle)
+        self.core = SchedulerCore(cluster(*specs, tenants=tenants), policy, profile, oracle=oracle)
         self.now_us = 0
         self.dispatched: list[Dispatch] = []
         self.cancelled: list[CancelAttempt] = []
@@ -143,8 +144,14 @@ class Desk:
         times: CallTimes = CallTimes(),
     ) -> tuple[Effect, ...]:
         """The tracker says how the call ended."""
-        attempt = self.live[call].ticket.attempt if call in self.live else 0
-        outcome = CallOutcome(call, attempt, status, prompt_tokens=PROMPT, output_tokens=output, times=times)
+        outcome = CallOutcome(call, 0, status, prompt_tokens=PROMPT, output_tokens=output, times=times)
+        if call in self.live:
+            live = self.live[call]
+            outcome = outcome._replace(
+                attempt=live.ticket.attempt,
+                prefill_instance=live.prefill_instance,
+                decode_instance=live.decode_instance,
+            )
         return self.tell(CallFinished(outcome, self.now_us))
 
     def run(self, dispatch: Dispatch, now_us: int | None = None, times: CallTimes = CallTimes()) -> None:

@@ -26,7 +26,7 @@ CELL = Cell("llama-3.1-70b", "mixed-3", "bfcl", workflows=4)
 ROW = [
     *("model", "cluster", "workload", "world", "engine_profile", "policy", "dispatch", "seed", "load", "workflows"),
     *("req50", "req90", "req95", "req99", "req100", "req95_notool", "req99_notool", "makespan_s", "goodput"),
-    *("lower_bound_req95", "decision_p50_ms", "decision_p99_ms"),
+    *("jain", "lower_bound_req95", "decision_p50_ms", "decision_p99_ms"),
 ]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.estimate.tables import load_table
-from hexagent.core.instance.spec import LinkSpec, Role, TenantSpec, TextSpec
+from hexagent.core.instance.spec import AdmissionSpec, LinkSpec, Role, TenantSpec, TextSpec
 from hexagent.runtime.cluster_file import load_cluster, parse_cluster, shipped_clusters
 from hexagent.text.reader import REASONING
 from hexagent.text.tools import FORMS
@@ -94,6 +94,18 @@ def test_every_way_of_text_can_be_named() -> None:
             parse_cluster(GOOD + f'[[model]]\nname = "llama-3.1-70b"\n{key} = "{value}"\n', "c.toml")
 
 
+def test_shares_limits_and_prices_are_in_the_units_of_the_core() -> None:
+    tenant = (
+        "[[tenant]]\nname = 'a'\nworkflows_max = 5\nqueued_tokens_max = 9\nquota_gpu_s = 1.5\nquota_window_s = 60\n"
+    )
+    text = f"{GOOD}{tenant}[gpu_price]\nh100 = 2.5\na100 = 1\n[admission]\nqueued_kv_max = 1.5\nrefuse_late = true\n"
+    spec = parse_cluster(text, "c.toml").spec
+    assert spec.tenants == (TenantSpec("a", 1, 5, 9, 1_500_000, 60_000_000),)
+    assert spec.gpu_prices_milli == (("a100", 1_000), ("h100", 2_500))
+    assert spec.admission == AdmissionSpec(100_000, 1_500, True)
+    assert parse_cluster(GOOD, "c.toml").spec.admission == AdmissionSpec()
+
+
 def test_numbers_run_on_over_pools_of_one_name() -> None:
     config = parse_cluster(GOOD + DECODE, "c.toml")
     assert [instance.instance_id for instance in config.spec.instances] == ["d-a100-0", "d-a100-1", "p-h100-0"]
@@ -116,7 +128,7 @@ def test_the_record_survives_the_wire() -> None:
         (PREFILL, "BAD_CLUSTER", "name", "required"),
         ('name = "c"', "BAD_CLUSTER", "pool", "required"),
         ('name = "c d"\n' + PREFILL + DECODE, "BAD_ID", "name", "c d"),
-        (f"colour = 1\n{GOOD}", "BAD_CLUSTER", "colour", "known: agents, engine_profile"),
+        (f"colour = 1\n{GOOD}", "BAD_CLUSTER", "colour", "known: admission, agents, engine_profile"),
         (GOOD + "gpus = 3\n", "BAD_CLUSTER", "pool[1].gpus", "known: block_tokens, count"),
         (GOOD.replace('"a100"', '"h900"'), "UNKNOWN_GPU", "pool[1].gpu", "known: a100, b200, h100"),
         (GOOD.replace("3.1-70b", "9"), "UNKNOWN_MODEL", "pool[0].model", "known: llama-3.1-70b"),
@@ -139,6 +151,18 @@ def test_the_record_survives_the_wire() -> None:
         (GOOD + "[[model]]\nname = 'llama-3.1-70b'\n" * 2, "DUPLICATE_MODEL", "model[1].name", "twice"),
         (f"{GOOD}[[tenant]]\nname = 'a'\n[[tenant]]\nname = 'a'\n", "DUPLICATE_TENANT", "tenant[1].name", "twice"),
         (f"{GOOD}[[tenant]]\nname = 'a'\nweight = 0\n", "BAD_CLUSTER", "tenant[0].weight", "1"),
+        (f"{GOOD}[[tenant]]\nname = 'a'\nweight = 1000001\n", "BAD_CLUSTER", "tenant[0].weight", "1000000"),
+        (f"{GOOD}[[tenant]]\nname = 'a'\nworkflows_max = 0\n", "BAD_CLUSTER", "tenant[0].workflows_max", "1"),
+        (f"{GOOD}[[tenant]]\nname = 'a'\nqueued_tokens_max = -1\n", "BAD_CLUSTER", "tenant[0].queued_tokens_max", "1"),
+        (f"{GOOD}[[tenant]]\nname = 'a'\nquota_gpu_s = -5\n", "BAD_CLUSTER", "tenant[0].quota_gpu_s", "0.001"),
+        (f"{GOOD}[[tenant]]\nname = 'a'\nquota_gpu_s = nan\n", "BAD_CLUSTER", "tenant[0].quota_gpu_s", ""),
+        (f"{GOOD}[[tenant]]\nname = 'a'\nquota_window_s = 0\n", "BAD_CLUSTER", "tenant[0].quota_window_s", "1"),
+        (f"{GOOD}[[tenant]]\nname = 'a'\nquota = 5\n", "BAD_CLUSTER", "tenant[0].quota", "quota_gpu_s"),
+        (f"{GOOD}[gpu_price]\nh100 = 0\n", "BAD_CLUSTER", "gpu_price.h100", "0.001"),
+        (f"{GOOD}[gpu_price]\nh200 = 2\n", "UNKNOWN_GPU", "gpu_price.h200", "a100, h100"),
+        (f"{GOOD}[admission]\nqueued_calls_max = 0\n", "BAD_CLUSTER", "admission.queued_calls_max", "1"),
+        (f"{GOOD}[admission]\nqueued_kv_max = -1\n", "BAD_CLUSTER", "admission.queued_kv_max", "0.001"),
+        (f"{GOOD}[admission]\nlate = true\n", "BAD_CLUSTER", "admission.late", "refuse_late"),
     ],
 )
 def test_mistakes_name_file_key_and_what_is_allowed(text: str, reason: str, field: str, says: str) -> None:

@@ -9,15 +9,15 @@ import tomllib
 from collections.abc import Set
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.ids import checked_id
-from hexagent.core.instance.spec import PROFILES, ClusterSpec, InstanceSpec, TenantSpec, TextSpec
-from hexagent.core.units import PPM
+from hexagent.core.instance.spec import PROFILES, AdmissionSpec, ClusterSpec, InstanceSpec, TenantSpec, TextSpec
+from hexagent.core.units import MILLI, PPM, US_PER_S
 from hexagent.runtime.clock import MAX_TIME_SCALE
 from hexagent.runtime.cluster_pools import AgentGrouping, LinkTable, PoolTable, agent_groups, build_instances
 from hexagent.wire.cluster import ClusterRecord
@@ -25,6 +25,8 @@ from hexagent.wire.cluster import ClusterRecord
 INSTANCES_MAX: Final = 512
 TENANTS_MAX: Final = 1_000
 FILE_BYTES_MAX: Final = 1024 * 1024
+PRICE_MAX: Final = 1_000
+SECONDS_MAX: Final = 10 * 365 * 86_400
 DEFAULT_TENANT: Final = TenantSpec("default", 1)
 
 
@@ -54,6 +56,19 @@ class _TenantTable(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str
     weight: int = Field(default=1, ge=1, le=1_000_000)
+    workflows_max: int | None = Field(default=None, ge=1, le=1_000_000)
+    queued_tokens_max: int | None = Field(default=None, ge=1, le=2**50)
+    quota_gpu_s: float | None = Field(default=None, ge=0.001, le=SECONDS_MAX)
+    quota_window_s: float = Field(default=3_600, ge=1, le=SECONDS_MAX)
+
+
+class _AdmissionTable(BaseModel):
+    """When calls are refused for the load there is; what is left out refuses nothing but an overfull memory."""
+
+    model_config = ConfigDict(extra="forbid")
+    queued_calls_max: int = Field(default=AdmissionSpec().queued_calls_max, ge=1, le=10_000_000)
+    queued_kv_max: float | None = Field(default=None, ge=0.001, le=1_000_000)  # times what decode instances hold
+    refuse_late: bool = False
 
 
 class _ModelTable(BaseModel):
@@ -84,6 +99,8 @@ class _ClusterTable(BaseModel):
     link: LinkTable = LinkTable()
     tenant: list[_TenantTable] = Field(default=[], max_length=TENANTS_MAX)
     model: list[_ModelTable] = Field(default=[], max_length=INSTANCES_MAX)
+    gpu_price: dict[str, Annotated[float, Field(ge=0.001, le=PRICE_MAX)]] = {}  # of a GPU's time, by type
+    admission: _AdmissionTable = _AdmissionTable()
     pool: list[PoolTable] = Field(min_length=1, max_length=INSTANCES_MAX)
 
 
@@ -146,6 +163,8 @@ def parse_cluster(text: str, source: str) -> ClusterConfig:
         noise_ppm=round(table.noise * PPM),
         hidden_factor_ppm=_hidden_factor_ppm(table.hidden_factor, source),
         texts=_texts(table.model, {instance.model for instance in instances}, source),
+        gpu_prices_milli=_gpu_prices_milli(table, instances, source),
+        admission=_admission(table.admission),
     )
     agents = tuple(AgentSpec(agent_id, ids) for agent_id, ids in agent_groups(instances))
     return ClusterConfig(spec, agents, table.policy, table.time_scale, 1 / table.kv_byte_divisor, table.engine_profile)
@@ -157,7 +176,14 @@ def _tenants(tables: list[_TenantTable], source: str) -> tuple[TenantSpec, ...]:
         _check_id(table.name, source, f"tenant[{index}].name")
         if table.name in tenants:
             raise _error(source, f"tenant[{index}].name", f"{table.name!r} is named twice", "DUPLICATE_TENANT")
-        tenants[table.name] = TenantSpec(table.name, table.weight)
+        tenants[table.name] = TenantSpec(
+            table.name,
+            table.weight,
+            table.workflows_max or 0,
+            table.queued_tokens_max or 0,
+            round((table.quota_gpu_s or 0) * US_PER_S),
+            round(table.quota_window_s * US_PER_S) if table.quota_gpu_s else 0,
+        )
     return tuple(tenants[name] for name in sorted(tenants)) or (DEFAULT_TENANT,)
 
 
@@ -170,6 +196,22 @@ def _texts(tables: list[_ModelTable], models: Set[str], source: str) -> tuple[Te
             raise _error(source, f"model[{index}].name", f"{table.name!r} is named twice", "DUPLICATE_MODEL")
         texts[table.name] = TextSpec(table.name, table.directory, table.tools, table.reasoning)
     return tuple(texts[name] for name in sorted(texts))
+
+
+def _gpu_prices_milli(
+    table: _ClusterTable, instances: tuple[InstanceSpec, ...], source: str
+) -> tuple[tuple[str, int], ...]:
+    known = sorted({instance.gpu_type for instance in instances})
+    for gpu in table.gpu_price:
+        if gpu not in known:
+            raise _error(
+                source, f"gpu_price.{gpu}", f"no instance has it; the cluster has {', '.join(known)}", "UNKNOWN_GPU"
+            )
+    return tuple((gpu, round(price * MILLI)) for gpu, price in sorted(table.gpu_price.items()))
+
+
+def _admission(table: _AdmissionTable) -> AdmissionSpec:
+    return AdmissionSpec(table.queued_calls_max, round((table.queued_kv_max or 0) * MILLI), table.refuse_late)
 
 
 def _hidden_factor_ppm(factors: tuple[float, float], source: str) -> tuple[int, int]:
@@ -229,8 +271,12 @@ def _key_path(location: tuple[int | str, ...]) -> str:
 
 def _table_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     tables: dict[Any, type[BaseModel]] = {
-        "pool": PoolTable, "tenant": _TenantTable, "model": _ModelTable, "link": LinkTable,
-    }  # fmt: skip
+        "pool": PoolTable,
+        "tenant": _TenantTable,
+        "model": _ModelTable,
+        "link": LinkTable,
+        "admission": _AdmissionTable,
+    }
     return tables.get(location[0], _ClusterTable) if location else _ClusterTable
 
 

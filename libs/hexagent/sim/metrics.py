@@ -66,6 +66,12 @@ def required_scale(stretches: Iterable[float], percent: int) -> float:
     return ordered[max(ceil_div(percent * len(ordered), 100), 1) - 1]
 
 
+def jain(values: Sequence[float]) -> float:
+    """Jain's fairness index (1984): 1 where all are equal, 1/n where one of n has everything or nobody anything."""
+    squares = len(values) * sum(value * value for value in values)
+    return sum(values) ** 2 / squares if squares else 1 / max(len(values), 1)
+
+
 def makespan_us(rows: Sequence[WorkflowRow]) -> int:
     """From the first arrival to the last completion."""
     if not rows:

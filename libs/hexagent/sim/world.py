@@ -45,6 +45,7 @@ from hexagent.sim.conditions import CONDITIONS, NO_HINTS, Conditions, EstimateNo
 from hexagent.sim.fleet import Fleet, Flight, Latency
 from hexagent.sim.metrics import WorkflowRow
 from hexagent.sim.oracle import ScriptOracle
+from hexagent.sim.shares import Shares, TenantShare
 from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
 
 SNAPSHOT_PERIOD_US = 500_000  # between two reports of an instance as well; what estimator and agents have by default
@@ -60,6 +61,8 @@ class RunResult(NamedTuple):
     ended_us: int
     digest: str  # SHA-256 over what happened and what was decided, where and when, in order
     reuse: Reuse  # of prefixes, predicted and reported
+    shares: tuple[TenantShare, ...]  # of the cluster's tenants
+    contested_us: int  # how long all of these had calls that waited
 
 
 class World:
@@ -91,6 +94,7 @@ class World:
             cluster = aggregated(cluster)
         self.tracker = Tracker(Limits(), catalog_of(cluster, [script.tenant for script in workload.workflows]))
         self.scheduler = SchedulerCore(cluster, policy, profile, oracle=oracle)
+        self._shares = Shares(self.scheduler)
         self.learner = Learner(last_revision=1)  # revision 1 holds what is told before anything is learned
         self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._progress, self._outcome)
         self.now_us = 0
@@ -139,7 +143,18 @@ class World:
                 action(*arguments, self.now_us)
         rows = tuple(self._rows[script.workflow_id] for script in self._scripts)
         digest, reuse = self._digest.hexdigest(), self.scheduler.ledger.reuse
-        return RunResult(rows, self._calls, self._decisions, self.events, self.now_us, digest, reuse)
+        shares = self._shares
+        return RunResult(
+            rows,
+            self._calls,
+            self._decisions,
+            self.events,
+            self.now_us,
+            digest,
+            reuse,
+            shares.rows(),
+            shares.contested_us,
+        )
 
     # --- clients ----------------------------------------------------------------------------------------------
     def _arrive(self, script: ScriptedWorkflow, now_us: int) -> None:
@@ -241,8 +256,12 @@ class World:
             self.learner.observe_event(event)
             if isinstance(event, CallFinished):
                 self._calls += 1
+                self._shares.ended(self._tenant(event), event.outcome)
                 self.schedule(now_us + self._latency.update_us, self._client_told, event)
         self.schedule(now_us + self._latency.event_us, self._tell_scheduler_all, events)
+
+    def _tenant(self, event: CallFinished) -> str:
+        return self.tracker.history.record(event.outcome.call.workflow_id).graph.spec.tenant
 
     def _outcome(self, outcome: CallOutcome, now_us: int) -> None:
         self._track((commands.RecordOutcome(outcome),), now_us)
@@ -333,6 +352,7 @@ class World:
         return snapshot if self._noise is None else self._noise.bent(snapshot)
 
     def _tick(self, now_us: int) -> None:
+        self._shares.look(now_us)
         self._tell_scheduler(Tick(now_us))
         if not self._ended:
             self.schedule(now_us + TICK_US, self._tick)

@@ -4,7 +4,15 @@ from typing import NamedTuple
 
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.worker.v1 import cluster_pb2, telemetry_pb2
-from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role, TenantSpec, TextSpec
+from hexagent.core.instance.spec import (
+    AdmissionSpec,
+    ClusterSpec,
+    InstanceSpec,
+    LinkSpec,
+    Role,
+    TenantSpec,
+    TextSpec,
+)
 from hexagent.wire.codec import enum_of, parse, to_bytes
 
 
@@ -73,12 +81,14 @@ def cluster_to_proto(cluster: ClusterSpec) -> cluster_pb2.ClusterSpec:
     return cluster_pb2.ClusterSpec(
         name=cluster.name,
         instances=[instance_to_proto(instance) for instance in cluster.instances],
-        tenants=[cluster_pb2.TenantSpec(name=tenant.name, weight=tenant.weight) for tenant in cluster.tenants],
+        tenants=[cluster_pb2.TenantSpec(**tenant._asdict()) for tenant in cluster.tenants],
         seed=cluster.seed,
         noise_ppm=cluster.noise_ppm,
         hidden_factor_min_ppm=least,
         hidden_factor_max_ppm=most,
         texts=[cluster_pb2.ModelText(**text._asdict()) for text in cluster.texts],
+        gpu_prices=[cluster_pb2.GpuPrice(gpu_type=gpu, price_milli=milli) for gpu, milli in cluster.gpu_prices_milli],
+        admission=cluster_pb2.AdmissionSpec(**cluster.admission._asdict()),
     )
 
 
@@ -86,12 +96,29 @@ def cluster_from_proto(message: cluster_pb2.ClusterSpec) -> ClusterSpec:
     return ClusterSpec(
         name=message.name,
         instances=tuple(instance_from_proto(instance) for instance in message.instances),
-        tenants=tuple(TenantSpec(tenant.name, tenant.weight) for tenant in message.tenants),
+        tenants=tuple(tenant_from_proto(tenant) for tenant in message.tenants),
         seed=message.seed,
         noise_ppm=message.noise_ppm,
         hidden_factor_ppm=(message.hidden_factor_min_ppm, message.hidden_factor_max_ppm),
         texts=tuple(TextSpec(text.model, text.directory, text.tools, text.reasoning) for text in message.texts),
+        gpu_prices_milli=tuple((price.gpu_type, price.price_milli) for price in message.gpu_prices),
+        admission=admission_from_proto(message.admission) if message.HasField("admission") else AdmissionSpec(),
     )
+
+
+def tenant_from_proto(message: cluster_pb2.TenantSpec) -> TenantSpec:
+    return TenantSpec(
+        message.name,
+        message.weight,
+        message.workflows_max,
+        message.queued_tokens_max,
+        message.quota_gpu_us,
+        message.quota_window_us,
+    )
+
+
+def admission_from_proto(message: cluster_pb2.AdmissionSpec) -> AdmissionSpec:
+    return AdmissionSpec(message.queued_calls_max, message.queued_kv_milli, message.refuse_late)
 
 
 def cluster_record_to_bytes(record: ClusterRecord) -> bytes:

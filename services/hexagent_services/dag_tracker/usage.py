@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hexagent.api.workflow.v1 import workflow_pb2
 from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.scheduling.charges import decode_us, prefill_us
 from hexagent.core.units import US_PER_S
 from hexagent.core.workflow.events import CallFinished, WorkflowEvent, WorkflowStarted
 from hexagent.core.workflow.graph import WorkflowGraph, is_call
@@ -26,20 +27,13 @@ class Account:
 
     def add(self, outcome: CallOutcome, gpus: Mapping[str, int]) -> None:
         """Count one call; `gpus` by instance."""
-        times = outcome.times
         self.calls += 1
         self.prompt_tokens += outcome.prompt_tokens
         self.cached_tokens += outcome.cached_tokens
         self.output_tokens += outcome.output_tokens
         self.kv_bytes += outcome.kv_bytes
-        if times.prefill_start_us and times.prefill_end_us:
-            self.prefill_gpu_us += max(times.prefill_end_us - times.prefill_start_us, 0) * gpus.get(
-                outcome.prefill_instance, 0
-            )
-        if times.decode_start_us and times.end_us:
-            # Of an engine that does not say with how many others the call shared its batch all is counted.
-            decode_us = outcome.decode_us or max(times.end_us - times.decode_start_us, 0)
-            self.decode_gpu_us += decode_us * gpus.get(outcome.decode_instance, 0)
+        self.prefill_gpu_us += prefill_us(outcome) * gpus.get(outcome.prefill_instance, 0)
+        self.decode_gpu_us += decode_us(outcome) * gpus.get(outcome.decode_instance, 0)
 
 
 class Accounts:

@@ -42,6 +42,7 @@ class Axes(NamedTuple):
     spread: str
     hints: str
     profile: Path | None
+    tenants: str
 
 
 def cells(axes: Axes) -> list[Cell]:
@@ -67,6 +68,7 @@ def cells(axes: Axes) -> list[Cell]:
         "hints": _numbers(axes.hints, "hints"),
         "profile": [_overrides(axes.profile)],
         "trace": [str(axes.trace or "")],
+        "tenants": [axes.tenants],
     }
     made = [Cell(**dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
     with options_named({"workload": "--workload"}):

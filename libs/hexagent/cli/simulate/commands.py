@@ -55,6 +55,10 @@ Hints = Annotated[
 Tuned = Annotated[
     Path | None, typer.Option("--profile", metavar="FILE", help="TOML with numbers of policies other than the default.")
 ]
+Tenants = Annotated[
+    str,
+    typer.Option("--tenants", help="NAME:WEIGHT, or NAME:WEIGHTxN whose workflows fan out N-fold: a:1,b:1x8."),
+]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Runs at a time.")]
 
 _PROCESSES: Final = os.cpu_count() or 1
@@ -66,6 +70,7 @@ _PROCESSES: Final = os.cpu_count() or 1
         "hexagent sim run --workload bfcl",
         "hexagent sim run --workload mixed --policy fcfs:least-loaded --cluster hetero-2 --gantt gantt.png",
         "hexagent sim run --trace FILE.jsonl --load 0.9 --arrivals poisson",
+        "hexagent sim run --workload bfcl --tenants a:1,b:1x8",
     ),
 )
 def sim_run(
@@ -89,6 +94,7 @@ def sim_run(
     spread: Spread = "-1",
     hints: Hints = "-1",
     profile: Tuned = None,
+    tenants: Tenants = "",
     gantt: Annotated[Path, typer.Option("--gantt", metavar="FILE", help="Picture of what each instance did.")] = Path(
         ".hexagent/gantt.png"
     ),
@@ -121,6 +127,7 @@ def sim_run(
         spread,
         hints,
         profile,
+        tenants,
     )
     found = cells(axes)
     names = policies(policy, found[0], "--policy")
@@ -160,6 +167,7 @@ def sim_compare(
     spread: Spread = "-1",
     hints: Hints = "-1",
     profile: Tuned = None,
+    tenants: Tenants = "",
     processes: Processes = _PROCESSES,
     out: Annotated[
         Path,
@@ -169,8 +177,8 @@ def sim_compare(
 ) -> None:
     """Simulate workloads under several policies and say which SLO scale each needs, with intervals.
 
-    All that says what is simulated, but for --trace, --profile, --duration and --workflows, takes several values with
-    commas between; every combination is a cell.
+    All that says what is simulated, but for --trace, --profile, --tenants, --duration and --workflows, takes several
+    values with commas between; every combination is a cell.
     """
     from hexagent.cli.report import check_writable, write_json
     from hexagent.cli.simulate.axes import Axes, cells, policies, seeds
@@ -198,6 +206,7 @@ def sim_compare(
         spread,
         hints,
         profile,
+        tenants,
     )
     plans = [Plan(Experiment(cell, given), policies(names, cell)) for cell in cells(axes)]
     write_json(json_file, "sim compare", given[0], run_plans(plans, out, processes))

@@ -7,9 +7,10 @@ from typing import Any, Final
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.effects import Dispatch, Effect
 from hexagent.core.scheduling.events import SchedulerEvent
-from hexagent.core.units import ceil_div
+from hexagent.core.units import US_PER_S, ceil_div
 from hexagent.sim.experiment.run import Bound, Outcome, Run, Task, bound_req95, judged, world_of
 from hexagent.sim.metrics import WorkflowRow
+from hexagent.sim.shares import TenantShare
 from hexagent.sim.world import World
 
 _NS_PER_MS: Final = 1_000_000
@@ -44,7 +45,8 @@ def execute(task: Task) -> dict[str, Any]:
 def outcome_from(run: Run, kept: Mapping[str, Any]) -> Outcome:
     """The outcome of which `execute` made `kept`."""
     rows = tuple([WorkflowRow(*row) for row in kept["rows"]])
-    return Outcome(run, rows, kept["decision_p50_ms"], kept["decision_p99_ms"])
+    shares = tuple([TenantShare(*share) for share in kept["shares"]])
+    return Outcome(run, rows, kept["decision_p50_ms"], kept["decision_p99_ms"], shares, kept["contested_s"])
 
 
 def outcome_of(run: Run, world: World | None = None) -> Outcome:
@@ -53,7 +55,14 @@ def outcome_of(run: Run, world: World | None = None) -> Outcome:
     watch = Stopwatch(world.scheduler)
     result = world.run()
     spent_ns = sorted(watch.spent_ns)
-    return Outcome(run, judged(run, result.rows), _percentile_ms(spent_ns, 50), _percentile_ms(spent_ns, 99))
+    return Outcome(
+        run,
+        judged(run, result.rows),
+        _percentile_ms(spent_ns, 50),
+        _percentile_ms(spent_ns, 99),
+        result.shares,
+        result.contested_us / US_PER_S,
+    )
 
 
 def _percentile_ms(ordered_ns: Sequence[int], percent: int) -> float:

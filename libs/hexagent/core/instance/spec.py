@@ -68,9 +68,26 @@ class InstanceSpec(NamedTuple):
         return self.kv_blocks * self.block_tokens
 
 
+GPU_PRICES_MILLI: dict[str, int] = {"a100": 1_000, "h100": 2_000, "h200": 2_400}  # of a GPU's time; of others 1,000
+
+
 class TenantSpec(NamedTuple):
+    """A tenant's share and limits; a limit of 0 is none. A priced GPU-second is one of an A100."""
+
     name: str
-    weight: int = 1
+    weight: int = 1  # share of the cluster relative to the other tenants, 1..1,000,000
+    workflows_max: int = 0  # live at a time
+    queued_tokens_max: int = 0  # KV tokens that the calls of it that wait may need
+    quota_gpu_us: int = 0  # priced GPU-microseconds in each window; calls beyond it wait for the next one
+    quota_window_us: int = 0  # windows begin at multiples of it; above 0 with a quota
+
+
+class AdmissionSpec(NamedTuple):
+    """When calls are refused for the load there is."""
+
+    queued_calls_max: int = 100_000  # waiting in the whole cluster: what the scheduler's memory is for
+    queued_kv_milli: int = 0  # KV that a model's waiting calls may need, over what its decode instances hold; 0 = any
+    refuse_late: bool = False  # workflows whose deadline passes even if they have the cluster to themselves
 
 
 class TextSpec(NamedTuple):
@@ -92,6 +109,8 @@ class ClusterSpec(NamedTuple):
     noise_ppm: int  # standard deviation of the log of a step's noise
     hidden_factor_ppm: tuple[int, int]  # range of an emulated instance's constant factor
     texts: tuple[TextSpec, ...] = ()  # sorted by model; models without an entry have no text of their own
+    gpu_prices_milli: tuple[tuple[str, int], ...] = ()  # by GPU type, ascending: in place of GPU_PRICES_MILLI
+    admission: AdmissionSpec = AdmissionSpec()
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
 from hexagent.core.policy.books import IDLE
 from hexagent.core.policy.earliest import earliest_finish_us
-from hexagent.core.policy.order import Ages, IntArray, Order
+from hexagent.core.policy.order import NOT_NOW, Ages, IntArray, Order
 from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState, smallest
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
@@ -16,8 +16,6 @@ from hexagent.core.policy.waiting import PrefillWork, WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.record import Candidate
-
-_LAST = 1 << 62  # score of a call that is not placed in this plan
 
 
 class Decision(NamedTuple):
@@ -72,8 +70,11 @@ class PredictedFinish:
             finish_us = state(every).finish_us() if earliest_us is None else earliest_us
         nowhere = finish_us >= NEVER_US
         scores = order.scores(ages, np.where(nowhere, now_us, finish_us))
-        scores[nowhere] = _LAST  # the walk is for calls that have room somewhere
+        scores[nowhere] = NOT_NOW  # the walk is for calls that have room somewhere
         rows = smallest(scores, self._profile.walked_max)
+        rows = rows[scores[rows] < NOT_NOW]
+        if not len(rows):
+            return Plan(starved=bool(nowhere.any()))
         return self._sorted(state(rows), scores[rows].tolist(), bool(nowhere.any()))
 
     def _rescored(self, order: Order, ages: Ages, state: SimulatedState) -> Plan:
@@ -84,11 +85,12 @@ class PredictedFinish:
         for position in range(1, min(count, self._profile.walked_max) + 1):
             finish_us = state.finish_us()
             scores = order.scores(ages, finish_us)
-            scores[gone | (finish_us >= NEVER_US)] = _LAST
+            nowhere = finish_us >= NEVER_US
+            scores[gone | nowhere] = NOT_NOW
             row = int(scores.argmin())
             score = int(scores[row])
-            if score == _LAST:
-                return Plan(tuple(decisions), True)
+            if score == NOT_NOW:
+                return Plan(tuple(decisions), bool(nowhere[~gone].any()))
             placed = state.place(row)
             gone[row] = True
             if placed is not None:
@@ -142,7 +144,7 @@ class LeastLoaded:
         for i, instance in enumerate(topology.prefill):
             queue = queues[instance.spec.instance_id]
             if not instance.prefilling and queue:
-                rows = sorted(queue, key=scores.__getitem__)
+                rows = sorted([row for row in queue if scores[row] < NOT_NOW], key=scores.__getitem__)
                 starved |= self._batch(topology, i, waiting, work, rows, scores, now_us, decisions)
         return Plan(tuple(decisions), starved)
 

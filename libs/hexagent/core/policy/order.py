@@ -10,6 +10,8 @@ from hexagent.core.scheduling.calls import Call
 
 IntArray = npt.NDArray[np.int64]
 
+NOT_NOW = 1 << 62  # score of a call that does not start in this plan
+
 
 class Ages(NamedTuple):
     """What orders look at, arrays of shape (calls,), in first-come order; times in microseconds.
@@ -25,7 +27,7 @@ class Ages(NamedTuple):
 
 
 class Order(Protocol):
-    """Smaller scores first; equal scores in first-come order."""
+    """Smaller scores first; equal scores in first-come order, and none at `NOT_NOW`."""
 
     projected: bool  # scores depend on the finish projected in the simulated state
 

@@ -11,12 +11,12 @@ from hexagent.core.policy.dispatch import Decision, Plan
 from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.policy.registry import Policy, policy_by_name
 from hexagent.core.policy.topology import Topology
-from hexagent.core.policy.waiting import WaitingCalls
+from hexagent.core.policy.weighing import WeighedOrder
+from hexagent.core.scheduling.adoption import Adoption
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Choice, Dispatch, Effect, Record, Refuse, Shadowed
 from hexagent.core.scheduling.events import (
     CallProgress,
-    HeldTicket,
     InstanceCordoned,
     InstanceDown,
     InstanceUp,
@@ -25,9 +25,11 @@ from hexagent.core.scheduling.events import (
     Started,
     Tick,
 )
-from hexagent.core.scheduling.ledger import Attempt, Instance, Ledger
+from hexagent.core.scheduling.ledger import Attempt, Ledger
 from hexagent.core.scheduling.projection import Projection
+from hexagent.core.scheduling.queue import ReadyQueue
 from hexagent.core.scheduling.record import Candidate, DecisionKind, DecisionRecord
+from hexagent.core.scheduling.tenants import Tenants
 from hexagent.core.workflow.events import CallFinished, WorkflowEvent
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
 
@@ -53,24 +55,30 @@ class SchedulerCore:
         self.estimator = Estimator(cluster, oracle)
         self.projection = Projection(self.estimator)
         self.ledger = Ledger()
-        self.waiting: dict[str, WaitingCalls] = {}  # by model: ready, not dispatched, not paused
         self.epoch = 0  # 0 = not started
-        self.policy: Policy = policy_by_name(policy, self.estimator, profile)
+        self.tenants = Tenants(cluster, profile.tenant_lag_us)
+        self.queue = ReadyQueue(self.tenants)
+        self.waiting = self.queue.by_model
+        self.policy = self._policy(policy, profile)
         self._profile = profile
-        self._shadows = tuple(policy_by_name(name, self.estimator, tuned) for name, tuned in shadows)
+        self._shadows = tuple(self._policy(name, tuned) for name, tuned in shadows)
         # By model, and with or without prefill on decode instances; until instances change.
         self._topologies: dict[tuple[str, bool], Topology] = {}
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
-        self._held: dict[CallId, HeldTicket] = {}  # what agents run, as they say before the start
+        self._adoption = Adoption(self.ledger, self.projection, self.queue, self._attempts, self._watch)
         self._starved: set[str] = set()  # models of which a call found no room for its KV in the last plan
         self._sequence = 0
+
+    def _policy(self, name: str, profile: Profile) -> Policy:
+        policy = policy_by_name(name, self.estimator, profile)
+        return policy._replace(order=WeighedOrder(policy.order, self.tenants))
 
     def handle(self, event: SchedulerEvent, now_us: int) -> tuple[Effect, ...]:
         """Take in one event and plan if it may have freed a slot or added a call."""
         effects: list[Effect] = []
         match event:
             case CallProgress():
-                plan = self._progress(event, effects)
+                plan = self._progress(event, now_us, effects)
             case Telemetry():
                 plan = False  # speeds and lengths arrive learned, as snapshots
             case Snapshot():
@@ -79,51 +87,48 @@ class SchedulerCore:
             case InstanceUp():
                 plan = self._instance_up(event)
             case InstanceDown():
-                plan = self._instance_down(event, effects)
+                plan = self._instance_down(event, now_us, effects)
             case InstanceCordoned():
                 plan = self._cordon(event)
             case Started():
-                self._start(event.epoch)
+                self.epoch = event.epoch
+                self._adoption.start()
                 plan = True
             case Tick():
                 self._look_for_stuck(now_us, effects)
                 plan = True
             case _:
-                if isinstance(event, CallFinished) and event.outcome.call in self._attempts:
-                    self.ledger.output_stays(self._attempts[event.outcome.call], event.outcome.output)
+                if isinstance(event, CallFinished):
+                    self._count(event.outcome, now_us)
                 change = self.projection.apply(event, now_us)
                 freed = [self._forget(call, event, effects) for call in change.ended]
                 for call in change.ready:
                     self._enqueue(call)
-                plan = bool(change.ready) or any(freed) or bool(change.ended and self._starved)
+                plan = bool(change.ready) or any(freed) or bool(change.ended and (self._starved or self.tenants.held))
         if plan and self.epoch:
             self._plan(now_us, effects)
         return tuple(effects)
 
-    # --- queue ------------------------------------------------------------------------------------------------
+    # --- calls ------------------------------------------------------------------------------------------------
     def _enqueue(self, call: Call) -> None:
-        """Let a ready call wait unless it runs already; one of a paused workflow leaves the queue."""
-        if call.call_id in self._attempts:
-            return
-        waiting = self.waiting.get(call.model)
-        if waiting is None:
-            waiting = self.waiting[call.model] = WaitingCalls()
-        if call.workflow.paused:
-            waiting.remove(call)
-        elif call not in waiting:
-            waiting.add(call)
+        """Let a ready call wait unless it runs already."""
+        if call.call_id not in self._attempts:
+            self.queue.add(call)
 
-    def _dequeue(self, call: Call) -> None:
-        waiting = self.waiting.get(call.model)
-        if waiting is not None:
-            waiting.remove(call)
+    def _count(self, outcome: CallOutcome, now_us: int) -> None:
+        """A call has ended: what it has used, and what of it stays in a cache."""
+        call, attempt = self.projection.find(outcome.call), self._attempts.get(outcome.call)
+        if call is not None:
+            self.tenants.ended(call, outcome, now_us)
+        if attempt is not None:
+            self.ledger.output_stays(attempt, outcome.output)
 
     def _forget(self, call: Call, event: WorkflowEvent, effects: list[Effect]) -> bool:
         """The call has its outcome: free what it holds and stop an attempt that still runs; whether it held anything.
 
         The attempt whose success the event tells has ended by itself, and only its agent's report is still to come.
         """
-        self._dequeue(call)
+        self.queue.remove(call)
         attempt = self._attempts.pop(call.call_id, None)
         if attempt is None or attempt.ticket not in self.ledger.attempts:
             return False
@@ -132,7 +137,7 @@ class SchedulerCore:
             effects.append(_cancel(attempt, "CALL_ENDED"))
         return True
 
-    def _lose(self, attempt: Attempt, reason: str, effects: list[Effect]) -> None:
+    def _lose(self, attempt: Attempt, reason: str, now_us: int, effects: list[Effect]) -> None:
         """Lost through no fault of the call: it waits again, at its old place, up to a number of times."""
         effects.append(_cancel(attempt, reason))
         self.ledger.ended(attempt, attempt.prefill_end_us)
@@ -140,6 +145,7 @@ class SchedulerCore:
         if self._attempts.get(call.call_id) is not attempt:
             return
         del self._attempts[call.call_id]
+        self.tenants.lost(call, now_us)
         if call.attempts < self._profile.attempts_max:
             self._enqueue(call)
             return
@@ -153,7 +159,7 @@ class SchedulerCore:
         effects.append(Refuse(outcome))
 
     # --- agents -----------------------------------------------------------------------------------------------
-    def _progress(self, event: CallProgress, effects: list[Effect]) -> bool:
+    def _progress(self, event: CallProgress, now_us: int, effects: list[Effect]) -> bool:
         """Returns whether a call may start that could not before."""
         attempt = self.ledger.attempts.get(event.ticket)
         if attempt is None:
@@ -171,14 +177,14 @@ class SchedulerCore:
                 self.ledger.ended(attempt, event.at_us)
                 return freed or attempt.call.model in self._starved
             case Phase.LOST:
-                self._lose(attempt, event.reason, effects)
+                self._lose(attempt, event.reason, now_us, effects)
             case Phase.HAND_OFF_REFUSED:
-                self._rebind(attempt, event, effects)
+                self._rebind(attempt, event, now_us, effects)
             case Phase.ACCEPTED:
                 return False
         return True
 
-    def _rebind(self, attempt: Attempt, event: CallProgress, effects: list[Effect]) -> None:
+    def _rebind(self, attempt: Attempt, event: CallProgress, now_us: int, effects: list[Effect]) -> None:
         """The decode side said no: the next best one under pull, else the attempt is lost."""
         _, decode = self.ledger.pool(attempt.call.model)
         kv_precision = attempt.prefill.spec.kv_precision
@@ -191,7 +197,7 @@ class SchedulerCore:
             and d.kv_free_tokens >= attempt.kv_tokens
         ]
         if attempt.prefill.profile.hand_off is not HandOff.PULL or not others:
-            self._lose(attempt, event.reason, effects)
+            self._lose(attempt, event.reason, now_us, effects)
             return
         call = attempt.call
         best = min(others, key=lambda d: d.decode_step_us(self.estimator, 1, call.mean_context))
@@ -210,70 +216,17 @@ class SchedulerCore:
         if not known:  # else what was said here since is newer than what its agent remembers
             instance.cordoned = event.cordoned
         self._topologies.clear()
-        for held in event.held:
-            self._hear_of(held)
-        self._adopt_held()
+        self._adoption.hear(event.held, bool(self.epoch))
         return True
 
-    def _start(self, epoch: int) -> None:
-        """Attempts that could not be adopted are made again, as later ones; their agents drop the older."""
-        self.epoch = epoch
-        for call_id in sorted(self._held):
-            call = self.projection.find(call_id)
-            if call is not None:
-                call.attempts = max(call.attempts, self._held[call_id].ticket.attempt)
-        self._held.clear()
-
-    def _hear_of(self, held: HeldTicket) -> None:
-        """Before the start, when agents answer in any order, what comes first by `_precedence` is booked."""
-        call_id = held.ticket.call
-        other = self._held.get(call_id)
-        if other is not None and _precedence(other) >= _precedence(held):
-            return
-        self._held[call_id] = held
-        booked = self._attempts.get(call_id)
-        if booked is not None and not self.epoch:
-            self.ledger.ended(booked, booked.prefill_end_us)
-            del self._attempts[call_id]
-            booked.call.attempts = booked.ticket.attempt - 1
-            self._enqueue(booked.call)
-
-    def _adopt_held(self) -> None:
-        """Book attempts of which both instances are known: those of one agent come one by one."""
-        for call_id in sorted(self._held):
-            call, held = self.projection.find(call_id), self._held[call_id]
-            if call is not None and call_id not in self._attempts:
-                prefill = self.ledger.instances.get(held.instance_id)
-                decode = self.ledger.instances.get(held.decode_instance or held.instance_id)
-                if prefill is None or decode is None:
-                    continue
-                if held.ticket.attempt > call.attempts:
-                    self._adopt(call, held, prefill, decode)
-            if self.epoch:
-                del self._held[call_id]
-
-    def _adopt(self, call: Call, held: HeldTicket, prefill: Instance, decode: Instance) -> None:
-        """Book an attempt that an agent already runs."""
-        self._dequeue(call)
-        call.attempts = held.ticket.attempt
-        attempt = Attempt(held.ticket, call, prefill, decode, held.reserve_output_tokens)
-        self._attempts[call.call_id] = attempt
-        self.ledger.dispatched(attempt, call.ready_us, 0)
-        attempt.give_up_us = self._stuck_us(attempt, call.ready_us, call.ready_us)
-        if held.phase >= Phase.PREFILLED:
-            self.ledger.prefill_ended(attempt, call.ready_us)
-            attempt.phase = Phase.PREFILLED
-        if held.phase >= Phase.DECODING:
-            self.ledger.kv_left(attempt)
-
-    def _instance_down(self, event: InstanceDown, effects: list[Effect]) -> bool:
+    def _instance_down(self, event: InstanceDown, now_us: int, effects: list[Effect]) -> bool:
         instance = self.ledger.instances.get(event.instance_id)
         if instance is None or not instance.up:
             return False
         self.ledger.down(instance)
         self._topologies.clear()
         for attempt in self.ledger.held_by(instance):
-            self._lose(attempt, "INSTANCE_DOWN", effects)
+            self._lose(attempt, "INSTANCE_DOWN", now_us, effects)
         return True
 
     def _look_for_stuck(self, now_us: int, effects: list[Effect]) -> None:
@@ -282,7 +235,7 @@ class SchedulerCore:
             if attempt.give_up_us <= now_us:
                 culprit = attempt.decode if attempt.phase >= Phase.PREFILLED else attempt.prefill
                 culprit.suspect_until_us = now_us + self._profile.suspect_us
-                self._lose(attempt, "STUCK", effects)
+                self._lose(attempt, "STUCK", now_us, effects)
         for instance in self.ledger.instances.values():
             if instance.suspect_until_us and instance.suspect_until_us <= now_us:
                 instance.suspect_until_us = 0
@@ -290,11 +243,11 @@ class SchedulerCore:
         if effects:
             self._topologies.clear()
 
-    def _stuck_us(self, attempt: Attempt, finish_us: int, now_us: int) -> int:
-        """When to give up: far behind the predicted finish of the longest output the call may have, in a full batch."""
+    def _watch(self, attempt: Attempt, finish_us: int, now_us: int) -> None:
+        """Give it up far behind the predicted finish of the longest output the call may have, in a full batch."""
         step_us = attempt.decode.decode_step_us(self.estimator, attempt.decode.spec.max_batch, 0)
         longest_us = finish_us - now_us + attempt.call.max_tokens * step_us
-        return now_us + self._profile.stuck_factor * longest_us + self._profile.stuck_us
+        attempt.give_up_us = now_us + self._profile.stuck_factor * longest_us + self._profile.stuck_us
 
     def _cordon(self, event: InstanceCordoned) -> bool:
         instance = self.ledger.instances.get(event.instance_id)
@@ -306,25 +259,44 @@ class SchedulerCore:
 
     # --- planning ---------------------------------------------------------------------------------------------
     def _plan(self, now_us: int, effects: list[Effect]) -> None:
-        queues = [(model, waiting) for model, waiting in self.waiting.items() if waiting]
-        if not queues:
-            return
-        changed = self.ledger.changes()
+        for model, waiting in self.waiting.items():
+            while waiting and self._plan_queue(model, now_us, effects):
+                pass
+
+    def _plan_queue(self, model: str, now_us: int, effects: list[Effect]) -> bool:
+        """Whether to plan again, as what starts now has changed which tenants may start calls."""
+        changed, count = self.ledger.changes(), len(self.waiting[model])
         for topology in self._topologies.values():
             topology.books.update(changed)
-        for model, waiting in queues:
-            plan = self._planned(self.policy, model, now_us)
-            for shadow in self._shadows:
-                other = self._planned(shadow, model, now_us)
-                if _choices(other) != _choices(plan):
-                    effects.append(Shadowed(shadow.name, now_us, _choices(plan), _choices(other)))
-            if plan.starved:
-                self._starved.add(model)
-            else:
-                self._starved.discard(model)
-            count = len(waiting)
-            for decision in plan.decisions:
-                self._dispatch(decision, count, now_us, effects)
+        self._look_at_tenants(model, now_us)
+        held = self.tenants.held
+        plan = self._planned(self.policy, model, now_us)
+        for shadow in self._shadows:
+            other = self._planned(shadow, model, now_us)
+            if _choices(other) != _choices(plan):
+                effects.append(Shadowed(shadow.name, now_us, _choices(plan), _choices(other)))
+        if plan.starved:
+            self._starved.add(model)
+        else:
+            self._starved.discard(model)
+        for decision in plan.decisions:
+            if decision.placed.call.workflow.tenant in self.tenants.held:
+                return True
+            self._dispatch(decision, count, now_us, effects)
+            self._look_at_tenants(model, now_us)
+        return self.tenants.held != held
+
+    def _look_at_tenants(self, model: str, now_us: int) -> None:
+        """Find who may start calls of `model`; a call fits where an open instance of each phase can hold it."""
+        if not self.tenants.counted:
+            return
+        prefill, decode = self.ledger.pool(model, self.policy.dispatcher.local_prefill)
+
+        def fits(call: Call) -> bool:
+            room = any(p.spec.kv_tokens >= call.prompt_tokens for p in prefill)
+            return room and any(d.spec.kv_tokens >= d.kv_tokens_of(call) for d in decode)
+
+        self.tenants.look(model, fits, now_us)
 
     def _planned(self, policy: Policy, model: str, now_us: int) -> Plan:
         topology = self._topology(model, policy.dispatcher.local_prefill)
@@ -347,10 +319,11 @@ class SchedulerCore:
         ticket = Ticket(call.call_id, call.attempts, self.epoch)
         reserve = placed.decode.kv_tokens_of(call) - call.prompt_tokens
         attempt = Attempt(ticket, call, placed.prefill, placed.decode, reserve)
-        self._dequeue(call)
+        self.queue.remove(call)
         self._attempts[call.call_id] = attempt
         self.ledger.dispatched(attempt, chosen.prefill_end_us, placed.transfer_us)
-        attempt.give_up_us = self._stuck_us(attempt, chosen.finish_us, now_us)
+        self.tenants.dispatched(attempt, chosen.prefill_end_us - chosen.prefill_start_us, self.estimator, now_us)
+        self._watch(attempt, chosen.finish_us, now_us)
         place = (decision.position, waiting)
         record = self._record(DecisionKind.DISPATCH, attempt, chosen, placed.others, score, place, now_us)
         effects.append(
@@ -395,15 +368,6 @@ def _choices(plan: Plan) -> tuple[Choice, ...]:
         Choice(d.placed.call.call_id, d.placed.chosen.prefill_instance, d.placed.chosen.decode_instance)
         for d in plan.decisions
     )
-
-
-def _precedence(held: HeldTicket) -> tuple[int, int, int, bool, str]:
-    """Whose word counts about a call that several agents hold: the latest attempt's, there the furthest one's.
-
-    Between the two sides of a hand-off that of the prefill side, which names both instances.
-    """
-    ticket = held.ticket
-    return ticket.attempt, ticket.epoch, held.phase, held.instance_id != held.decode_instance, held.instance_id
 
 
 def _succeeded(outcome: CallOutcome, attempt: Attempt) -> bool:

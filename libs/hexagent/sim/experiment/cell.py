@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.estimate.tables import model_figures
-from hexagent.core.instance.spec import PROFILES, ClusterSpec, LinkSpec
+from hexagent.core.instance.spec import PROFILES, ClusterSpec, LinkSpec, TenantSpec
 from hexagent.core.policy.profile import Profile, parse_profile
 from hexagent.core.units import MILLI, PPM, US_PER_S, ceil_div
 from hexagent.sim.clusters import CLUSTERS, LINK, named_cluster
@@ -16,6 +16,7 @@ from hexagent.sim.workloads.arrivals import parse_arrivals
 from hexagent.sim.workloads.generators import GENERATORS, generate
 from hexagent.sim.workloads.model import Workload
 from hexagent.sim.workloads.options import SIGMA_MAX_MILLI, WORKFLOWS_MAX, Options
+from hexagent.sim.workloads.tenants import fanned_out, parse_tenants
 from hexagent.sim.workloads.trace import TraceOptions, read_trace
 
 WORLDS: Final = {"policy-only": False, "full": True}  # whether engines cache prefixes
@@ -53,6 +54,7 @@ class Cell(NamedTuple):
     hints: float = -1.0  # log error of the horizons that clients hint; -1 = they hint nothing
     profile: str = ""  # TOML with numbers of policies that are not the default ones
     trace: str = ""  # file; "" = generated
+    tenants: str = ""  # as `parse_tenants` reads them; workflows are theirs in equal parts
 
     @property
     def warm_up_us(self) -> int:
@@ -84,6 +86,7 @@ def check_cell(cell: Cell) -> None:
             raise _bad("spread", "needs a generated workload")
     if cell.hints != Cell._field_defaults["hints"]:
         _check_range("hints", cell.hints, NOISE_RANGE)
+    parse_tenants(cell.tenants)
     profile_of(cell)
     cluster_of(cell)
     if cell.trace:
@@ -92,7 +95,9 @@ def check_cell(cell: Cell) -> None:
 
 def cluster_of(cell: Cell) -> ClusterSpec:
     link = LinkSpec(round(cell.link_gb_per_s * 1e9), LINK.setup_us)
-    return named_cluster(cell.cluster, cell.model, cell.engine_profile, WORLDS[cell.world], link, cell.tp)
+    cluster = named_cluster(cell.cluster, cell.model, cell.engine_profile, WORLDS[cell.world], link, cell.tp)
+    tenants = parse_tenants(cell.tenants)
+    return cluster._replace(tenants=tuple([TenantSpec(tenant.name, tenant.weight) for tenant in tenants]))
 
 
 def conditions_of(cell: Cell) -> Conditions:
@@ -121,12 +126,19 @@ def workload_of(cell: Cell, seed: int) -> Workload:
 
 
 def _arriving(cell: Cell, seed: int) -> Workload:
+    tenants = parse_tenants(cell.tenants)
     if cell.trace:
-        workload = read_trace(Path(cell.trace), _trace_options(cell, seed))
+        workload = fanned_out(read_trace(Path(cell.trace), _trace_options(cell, seed)), tenants)
         return at_rate(workload, _rate_milli(cell, workload), cell.arrivals, seed) if cell.load else workload
     sigma_milli = round(max(cell.spread, 0.0) * MILLI)
-    generated = Options(workflows=cell.workflows, seed=seed, arrivals=cell.arrivals, calls_sigma_milli=sigma_milli)
-    workload = generate(cell.workload, generated)
+    generated = Options(
+        workflows=cell.workflows,
+        seed=seed,
+        arrivals=cell.arrivals,
+        tenants=tuple([tenant.name for tenant in tenants]),
+        calls_sigma_milli=sigma_milli,
+    )
+    workload = fanned_out(generate(cell.workload, generated), tenants)
     if not cell.load and not cell.duration_s:
         return workload
     rate_milli = _rate_milli(cell, workload)
@@ -134,7 +146,7 @@ def _arriving(cell: Cell, seed: int) -> Workload:
         count = ceil_div(round(cell.duration_s * rate_milli), MILLI)
         if count > WORKFLOWS_MAX:
             raise _bad("duration_s", f"asks for {count} workflows, more than {WORKFLOWS_MAX}")
-        workload = generate(cell.workload, generated._replace(workflows=count))
+        workload = fanned_out(generate(cell.workload, generated._replace(workflows=count)), tenants)
     arriving = at_rate(workload, rate_milli, cell.arrivals, seed)
     if arriving.workflows[-1].arrival_us < cell.warm_up_us:
         raise _bad("duration_s", "is so short that no workflow arrives after the warm-up")
@@ -144,7 +156,8 @@ def _arriving(cell: Cell, seed: int) -> Workload:
 def _trace_options(cell: Cell, seed: int) -> TraceOptions:
     """Under a load arrivals are drawn for its rate once it is known."""
     arrivals = TraceOptions().arrivals if cell.load else cell.arrivals
-    return TraceOptions(limit=cell.workflows, arrivals=arrivals, seed=seed)
+    names = tuple([tenant.name for tenant in parse_tenants(cell.tenants)])
+    return TraceOptions(limit=cell.workflows, arrivals=arrivals, seed=seed, tenants=names)
 
 
 def _rate_milli(cell: Cell, workload: Workload) -> int:

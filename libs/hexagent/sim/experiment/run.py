@@ -5,7 +5,8 @@ from typing import Final, NamedTuple
 from hexagent.sim.bounds.lower import keeps_roles, lower_bound
 from hexagent.sim.experiment.cell import WORLDS, Cell, cluster_of, conditions_of, profile_of, workload_of
 from hexagent.sim.experiment.policies import dispatch_of
-from hexagent.sim.metrics import WorkflowRow, summary
+from hexagent.sim.metrics import WorkflowRow, jain, summary
+from hexagent.sim.shares import TenantShare
 from hexagent.sim.world import World
 
 Value = str | int | float | bool | None
@@ -23,6 +24,7 @@ VARIANTS: Final = (
     "spread",
     "hints",
     "profile",
+    "tenants",
 )
 
 
@@ -60,6 +62,8 @@ class Outcome(NamedTuple):
     rows: tuple[WorkflowRow, ...]  # judged workflows, by arrival
     decision_p50_ms: float
     decision_p99_ms: float
+    shares: tuple[TenantShare, ...] = ()
+    contested_s: float = 0.0
 
 
 def world_of(run: Run) -> World:
@@ -92,7 +96,8 @@ def row_of(outcome: Outcome, lower_bound_req95: float | None) -> dict[str, Value
     """The run in one row. What of the cell is not as in the paper's burst follows as columns of its own.
 
     `goodput` is the number of workflows that complete within GOODPUT_SCALE horizons, a second of `makespan_s`;
-    `decision_*_ms` is the processor time the scheduler core takes for an event that dispatches calls.
+    `decision_*_ms` is the processor time the scheduler core takes for an event that dispatches calls. `jain` and
+    `share_*` are of what tenants were charged, over their weights, in `contested_s` in which all had calls waiting.
     """
     run, cell = outcome.run, outcome.run.cell
     total = summary(outcome.rows)
@@ -119,9 +124,21 @@ def row_of(outcome: Outcome, lower_bound_req95: float | None) -> dict[str, Value
         "req99_notool": total.req99_notool,
         "makespan_s": total.makespan_s,
         "goodput": timely / total.makespan_s if total.makespan_s else 0.0,
+        **shares_of(outcome),
         "lower_bound_req95": None if pools_as_one else lower_bound_req95,
         "decision_p50_ms": outcome.decision_p50_ms,
         "decision_p99_ms": outcome.decision_p99_ms,
     }
     usual = Cell._field_defaults
     return row | {name: getattr(cell, name) for name in VARIANTS if getattr(cell, name) != usual[name]}
+
+
+def shares_of(outcome: Outcome) -> dict[str, Value]:
+    """Jain's index, and each tenant's part of what was charged; None where there was nothing to share."""
+    weighed = {share.tenant: share.contested_us / share.weight for share in outcome.shares}
+    whole = sum(weighed.values())
+    row: dict[str, Value] = {"jain": jain(list(weighed.values())) if whole and len(weighed) > 1 else None}
+    if len(weighed) > 1:
+        row["contested_s"] = outcome.contested_s
+        row |= {f"share_{tenant}": part / whole if whole else None for tenant, part in weighed.items()}
+    return row

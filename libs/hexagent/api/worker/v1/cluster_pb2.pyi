@@ -73,6 +73,8 @@ class ClusterSpec(_message.Message):
     HIDDEN_FACTOR_MIN_PPM_FIELD_NUMBER: _builtins.int
     HIDDEN_FACTOR_MAX_PPM_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
+    GPU_PRICES_FIELD_NUMBER: _builtins.int
+    ADMISSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     seed: _builtins.int
@@ -95,6 +97,14 @@ class ClusterSpec(_message.Message):
     def texts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelText]:
         """How text of its models becomes token ids and back; models without an entry have none."""
 
+    @_builtins.property
+    def gpu_prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuPrice]:
+        """Prices of GPU types that are configured, ascending by type."""
+
+    @_builtins.property
+    def admission(self) -> Global___AdmissionSpec:
+        """When calls are refused for the load there is."""
+
     def __init__(
         self,
         *,
@@ -106,10 +116,12 @@ class ClusterSpec(_message.Message):
         hidden_factor_min_ppm: _builtins.int = ...,
         hidden_factor_max_ppm: _builtins.int = ...,
         texts: _abc.Iterable[Global___ModelText] | None = ...,
+        gpu_prices: _abc.Iterable[Global___GpuPrice] | None = ...,
+        admission: Global___AdmissionSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hidden_factor_max_ppm", b"hidden_factor_max_ppm", "hidden_factor_min_ppm", b"hidden_factor_min_ppm", "instances", b"instances", "name", b"name", "noise_ppm", b"noise_ppm", "seed", b"seed", "tenants", b"tenants", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "gpu_prices", b"gpu_prices", "hidden_factor_max_ppm", b"hidden_factor_max_ppm", "hidden_factor_min_ppm", b"hidden_factor_min_ppm", "instances", b"instances", "name", b"name", "noise_ppm", b"noise_ppm", "seed", b"seed", "tenants", b"tenants", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -152,26 +164,98 @@ class ModelText(_message.Message):
 Global___ModelText: _TypeAlias = ModelText  # noqa: Y015
 
 @_typing.final
+class GpuPrice(_message.Message):
+    """What the time of a GPU counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPU_TYPE_FIELD_NUMBER: _builtins.int
+    PRICE_MILLI_FIELD_NUMBER: _builtins.int
+    gpu_type: _builtins.str
+    """Type of GPU."""
+    price_milli: _builtins.int
+    """Price of its time, thousandths of that of an A100 as it is by default; above 0."""
+    def __init__(
+        self,
+        *,
+        gpu_type: _builtins.str = ...,
+        price_milli: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_type", b"gpu_type", "price_milli", b"price_milli"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GpuPrice: _TypeAlias = GpuPrice  # noqa: Y015
+
+@_typing.final
+class AdmissionSpec(_message.Message):
+    """When calls are refused for the load there is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUED_CALLS_MAX_FIELD_NUMBER: _builtins.int
+    QUEUED_KV_MILLI_FIELD_NUMBER: _builtins.int
+    REFUSE_LATE_FIELD_NUMBER: _builtins.int
+    queued_calls_max: _builtins.int
+    """Calls that may wait in the whole cluster, at least 1."""
+    queued_kv_milli: _builtins.int
+    """KV that a model's waiting calls may need over what its decode instances hold, thousandths; 0 = any."""
+    refuse_late: _builtins.bool
+    """Whether workflows are refused that would miss their deadline even alone on the cluster."""
+    def __init__(
+        self,
+        *,
+        queued_calls_max: _builtins.int = ...,
+        queued_kv_milli: _builtins.int = ...,
+        refuse_late: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["queued_calls_max", b"queued_calls_max", "queued_kv_milli", b"queued_kv_milli", "refuse_late", b"refuse_late"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmissionSpec: _TypeAlias = AdmissionSpec  # noqa: Y015
+
+@_typing.final
 class TenantSpec(_message.Message):
-    """A tenant."""
+    """A tenant; a limit of 0 is none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    WORKFLOWS_MAX_FIELD_NUMBER: _builtins.int
+    QUEUED_TOKENS_MAX_FIELD_NUMBER: _builtins.int
+    QUOTA_GPU_US_FIELD_NUMBER: _builtins.int
+    QUOTA_WINDOW_US_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     weight: _builtins.int
     """Share of the cluster relative to the other tenants, at least 1."""
+    workflows_max: _builtins.int
+    """Workflows that may be live at a time."""
+    queued_tokens_max: _builtins.int
+    """KV tokens that the calls of it that wait may need."""
+    quota_gpu_us: _builtins.int
+    """Priced GPU-microseconds in each window."""
+    quota_window_us: _builtins.int
+    """Length of a window, microseconds of model time; above 0 with a quota."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         weight: _builtins.int = ...,
+        workflows_max: _builtins.int = ...,
+        queued_tokens_max: _builtins.int = ...,
+        quota_gpu_us: _builtins.int = ...,
+        quota_window_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "queued_tokens_max", b"queued_tokens_max", "quota_gpu_us", b"quota_gpu_us", "quota_window_us", b"quota_window_us", "weight", b"weight", "workflows_max", b"workflows_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
