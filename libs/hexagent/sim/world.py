@@ -333,7 +333,7 @@ class World:
     def _telemetry(self, now_us: int) -> None:
         """Instances report, the estimator learns."""
         for telemetry in self.fleet.telemetry(now_us):
-            self.learner.observe_telemetry(telemetry)
+            self.learner.observe_telemetry(telemetry, now_us)
         if not self._ended:
             self.schedule(now_us + self._snapshot_period_us, self._telemetry)
 

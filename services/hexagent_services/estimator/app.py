@@ -1,8 +1,10 @@
 """Composition root of the estimator."""
 
 import asyncio
+import logging
 
 from hexagent.api.estimator.v1 import estimator_service_pb2, estimator_service_pb2_grpc
+from hexagent.core.errors import InvalidArgument
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.learner import Learner
 from hexagent.runtime import subjects
@@ -16,6 +18,8 @@ from hexagent.wire.telemetry import telemetry_from_bytes
 from hexagent.wire.workflow import event_from_bytes
 from hexagent_services.estimator.servicer import EstimatorServicer
 from hexagent_services.estimator.settings import EstimatorSettings
+
+log = logging.getLogger(__name__)
 
 
 async def main(app: App[EstimatorSettings]) -> None:
@@ -42,9 +46,16 @@ async def main(app: App[EstimatorSettings]) -> None:
     app.at_stop(Stage.NOT_READY, "health", lambda: server.set_ready(False))
     app.at_stop(Stage.CLOSE, "server", lambda: server.stop(settings.stop_grace_s))
 
+    refused: set[str] = set()  # instances whose reports were; said once each
+
     def on_telemetry(message: Message) -> None:
         for report in telemetry_from_bytes(message.data):
-            learner.observe_telemetry(report.telemetry)
+            try:
+                learner.observe_telemetry(report.telemetry, clock.now_us())
+            except InvalidArgument as error:
+                if report.telemetry.instance_id not in refused:
+                    refused.add(report.telemetry.instance_id)
+                    log.warning("not learned from: %s", error)
 
     await bus.subscribe_core(subjects.ALL_TELEMETRY, on_telemetry)
     feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS, poll_s=settings.snapshot_period_s)

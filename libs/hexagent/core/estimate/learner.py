@@ -2,6 +2,7 @@
 
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
 from hexagent.core.estimate.lengths import LengthLearner
+from hexagent.core.estimate.observations import check_report
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.estimate.speeds import SpeedLearner
 from hexagent.core.estimate.tables import load_table
@@ -47,7 +48,8 @@ class Learner:
         self._changed = False
 
     def describe_instance(self, spec: InstanceSpec) -> None:
-        """Samples of an instance count only once its description is known."""
+        """Samples of an instance count only once its description is known. Raises what `load_table` does."""
+        load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
         self._instances[spec.instance_id] = spec
 
     def observe_event(self, event: WorkflowEvent) -> None:
@@ -86,7 +88,7 @@ class Learner:
             return
         name = workflow.tools.pop(event.node.node_id, "")
         started_us = workflow.tool_started_us.pop(event.node.node_id, None)
-        if started_us is not None and event.status is NodeStatus.SUCCEEDED:
+        if started_us is not None and event.at_us >= started_us and event.status is NodeStatus.SUCCEEDED:
             self._lengths.observe_tool(name, event.at_us - started_us)
             self._changed = True
 
@@ -101,7 +103,9 @@ class Learner:
             self._lengths.observe_call(features, outcome.output_tokens)
             self._changed = True
 
-    def observe_telemetry(self, telemetry: Telemetry) -> None:
+    def observe_telemetry(self, telemetry: Telemetry, now_us: int) -> None:
+        """Learn an instance's speed. A report that cannot be true is refused whole, as `check_report` does."""
+        check_report(telemetry, now_us)
         spec = self._instances.get(telemetry.instance_id)
         if spec is None or not telemetry.steps:
             return

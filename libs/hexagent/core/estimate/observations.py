@@ -1,0 +1,44 @@
+"""What an instance's report must be like to be learned from."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from hexagent.core.errors import InvalidArgument
+from hexagent.core.instance.telemetry import Telemetry
+from hexagent.core.units import US_PER_S
+
+AHEAD_US: Final = 10 * US_PER_S  # an agent's clock may be ahead by so much of model time
+MOST: Final = 2**62  # of any count or time
+
+
+def check_report(telemetry: Telemetry, now_us: int) -> None:
+    """Refuse a report that cannot be true as a whole, so that what is learned stays as it is.
+
+    InvalidArgument names the row: FROM_THE_FUTURE (`at_us`, or the start of a transfer), BAD_OBSERVATION (a value
+    that is negative, no number or absurd; a step without work or without time).
+    """
+    source = telemetry.instance_id
+    if not telemetry.at_us <= now_us + AHEAD_US:
+        raise _error(source, "at_us", f"{telemetry.at_us} is ahead of {now_us}", "FROM_THE_FUTURE")
+    _check_rows(source, "steps", telemetry.steps, ("steps", "duration_us"))
+    _check_rows(source, "transfers", telemetry.transfers, ("duration_us",))
+    for index, step in enumerate(telemetry.steps):
+        if not (step.prefill_tokens or step.decode_batch):
+            raise _error(source, f"steps[{index}]", "has neither prefill nor decode", "BAD_OBSERVATION")
+    for index, transfer in enumerate(telemetry.transfers):
+        if transfer.start_us > now_us + AHEAD_US:
+            text = f"{transfer.start_us} is ahead of {now_us}"
+            raise _error(source, f"transfers[{index}].start_us", text, "FROM_THE_FUTURE")
+
+
+def _check_rows(source: str, name: str, rows: Sequence[NamedTuple], positive: tuple[str, ...]) -> None:
+    for index, row in enumerate(rows):
+        for field, value in zip(row._fields, row, strict=True):
+            least = 1 if field in positive else 0
+            if not isinstance(value, str) and not least <= value <= MOST:  # NaN is within no bounds
+                text = f"{value} is not within {least} to {MOST}"
+                raise _error(source, f"{name}[{index}].{field}", text, "BAD_OBSERVATION")
+
+
+def _error(source: str, field: str, text: str, reason: str) -> InvalidArgument:
+    return InvalidArgument(f"report of {source}: {field}: {text}", reason=reason, field=field)
