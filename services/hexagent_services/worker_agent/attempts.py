@@ -37,7 +37,9 @@ from hexagent_services.worker_agent.results import Results
 
 log = logging.getLogger(__name__)
 
-PERMANENT: Final = frozenset({"KV_TOO_SMALL", "NO_LOCAL_PREFILL"})  # no other attempt there would fare better
+PERMANENT: Final = frozenset(
+    {"KV_TOO_SMALL", "NO_LOCAL_PREFILL", "TOO_LONG_FOR_ENGINE"}
+)  # no other attempt there would fare better
 
 
 class Attempts:

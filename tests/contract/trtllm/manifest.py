@@ -1,7 +1,8 @@
 """What we use of TensorRT-LLM's interface, and whether a source tree or wheel of it still has that.
 
 The manifest lists, by file, `methods` (all parameters in order), `fields` of classes (all, with defaults), `uses` of
-classes (those we use; others may come and go), `arguments` (fields of whichever class; "" = any default) and `enums`.
+classes (those we use; others may come and go), `arguments` of the engine (fields of a class of such; "" = whatever
+default) and `enums`.
 """
 
 import ast
@@ -48,7 +49,7 @@ def _file_drifts(classes: dict[str, ast.ClassDef], wanted: Manifest) -> list[str
             if kind == "fields" and (gained := sorted(set(have) - set(fields))):
                 found.append(f"{name} gained {gained}")
     anywhere: dict[str, list[str]] = {}
-    for node in classes.values():
+    for node in (node for name, node in classes.items() if name.endswith("LlmArgs")):
         for name, default in _fields(node).items():
             anywhere.setdefault(name, []).append(default)
     for name, default in wanted.get("arguments", {}).items():

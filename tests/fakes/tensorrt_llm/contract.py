@@ -1,6 +1,7 @@
 """Signatures and configuration classes made from the manifest: what it does not name cannot be passed."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import os
@@ -12,21 +13,19 @@ _DEFAULT = Path(__file__).parents[2] / "contract" / "trtllm" / "manifest_1.2.1.j
 manifest: dict[str, Any] = json.loads(Path(os.environ.get("FAKE_TRTLLM_MANIFEST", _DEFAULT)).read_text())
 
 
-def bind(path: str, name: str, *arguments: Any, **keywords: Any) -> dict[str, Any]:
-    """The arguments by name, as the method of the manifest would take them; `TypeError` where it would not."""
+@functools.cache
+def signature(path: str, name: str) -> inspect.Signature:
+    """Of a method, as the manifest lists its parameters."""
     method = manifest[path]["methods"][name]
     kinds = [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for p in method["params"]]
     if method.get("varkw"):
         kinds.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
-    return dict(inspect.Signature(kinds).bind(*arguments, **keywords).arguments)
+    return inspect.Signature(kinds)
 
 
-def signature(path: str, name: str) -> inspect.Signature:
-    """For introspection."""
-    method = manifest[path]["methods"][name]
-    return inspect.Signature(
-        [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for p in method["params"]]
-    )
+def bind(path: str, name: str, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+    """The arguments by name, as the method of the manifest would take them; `TypeError` where it would not."""
+    return dict(signature(path, name).bind(*arguments, **keywords).arguments)
 
 
 def _value(default: str) -> Any:

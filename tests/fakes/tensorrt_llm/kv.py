@@ -91,6 +91,8 @@ class KvGone(Exception):
 class Transceiver:
     """Sends pinned KV to engines of this process directly, to those of others over a Unix socket."""
 
+    serves_others = True
+
     def __init__(self) -> None:
         self.key = next(_KEYS)
         self.pinned: dict[int, tuple[int, int]] = {}  # by context request: blocks, tokens
@@ -102,7 +104,7 @@ class Transceiver:
 
     async def offer(self, request: int, blocks: int, tokens: int) -> bytes:
         """Pin, and say where to pull from."""
-        if not self._path:
+        if self.serves_others and not self._path:
             self._path = str(Path(tempfile.mkdtemp(prefix="fake-kv-")) / "s")
             self._server = await asyncio.start_unix_server(self._serve, self._path)
         self.pinned[request] = (blocks, tokens)

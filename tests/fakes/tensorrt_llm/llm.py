@@ -170,14 +170,15 @@ class LLM:
     async def _run(self) -> None:
         try:
             while True:
+                if self.stuck or self.faults.wedged:
+                    await self._woken()
+                    continue
                 self._cancel()
                 self._admit()
                 generating = [r for r in self._active if r.prefilled >= len(r.prompt_ids) and not r.pulling]
-                stopped = self.stuck or self.faults.wedged
-                contexts, tokens = ([], 0) if stopped else self._context_batch()
-                if stopped or not (contexts or generating):
-                    self._wakes.clear()
-                    await asyncio.wait({asyncio.ensure_future(self._wakes.wait())}, timeout=0.05)
+                contexts, tokens = self._context_batch()
+                if not (contexts or generating):
+                    await self._woken()
                     continue
                 started_s = self.now()
                 await asyncio.sleep(self.faults.step_s + tokens * self.faults.token_s)
@@ -193,6 +194,10 @@ class LLM:
             for request in (*self._waiting, *self._active):
                 request.error = error
                 request.told()
+
+    async def _woken(self) -> None:
+        await self._wakes.wait()
+        self._wakes.clear()
 
     def _admit(self) -> None:
         while self._waiting:

@@ -14,14 +14,14 @@ _LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 
 def next_token(ids: Sequence[int]) -> int:
     """A language model: the last `[[N]]` in the text asks for N letters behind it; without one there are some."""
-    text = bytes(i if i < 256 else 0 for i in ids)
+    text = bytes(ids)  # an output has ended before its END_ID is read
     marks = list(_MARK.finditer(text))
     start, wanted = (marks[-1].end(), int(marks[-1][1])) if marks else (len(text), 8)
     return END_ID if len(ids) - start >= wanted else letter(ids[:start], len(ids) - start)
 
 
 def letter(prompt: Sequence[int], index: int) -> int:
-    digest = blake2b(bytes(i % 256 for i in prompt), digest_size=8).digest()
+    digest = blake2b(bytes(prompt), digest_size=8).digest()
     return _LETTERS[(int.from_bytes(digest, "big") + 7 * index) % len(_LETTERS)]
 
 

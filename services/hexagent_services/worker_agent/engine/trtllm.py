@@ -179,6 +179,7 @@ class TrtllmEngine:
             decoder = self._text.decoder(request)
             if run.tokens_left == 1:
                 return await self._only_token(run, decoder)
+            # A prompt above the transceiver's buffer can stop every transfer for good, so it is never begun.
             self._claim(run, len(run.prompt_ids), decodes=False)
             await run.room()
             order = {"op": "prefill", "request_id": request_id(run.ticket)}
@@ -267,6 +268,8 @@ class TrtllmEngine:
         """Let it wait for room. `EngineRefused` where there can never be enough."""
         if run.number not in self._by_number:
             return  # aborted or refused meanwhile, which it is told when it asks for room
+        if tokens > self._options.max_seq_tokens:
+            raise EngineRefused("TOO_LONG_FOR_ENGINE")
         blocks = self._admission.need(tokens)
         if blocks > self.spec.kv_blocks:
             raise EngineRefused("KV_TOO_SMALL")

@@ -71,12 +71,13 @@ class Statistics:
 
 
 async def read_engine(llm: Any, requests: Requests, block_tokens: int, reuse: bool, send: Send) -> None:
-    """Read and report until cancelled; begins with the first request, before which the engine has nothing to read."""
+    """Read and report until cancelled, while there are requests: before the first one engines have nothing to read."""
     statistics, cached = Statistics(), CachedBlocks(block_tokens)
     while True:
+        await requests.came.wait()
         await asyncio.sleep(PERIOD_S)
-        if not requests.began:
-            continue
+        if not requests.running:
+            requests.came.clear()  # what there is to read now is the last of it
         async for iteration in llm.get_stats_async(timeout=READ_S):
             statistics.take(json.loads(iteration) if isinstance(iteration, str) else iteration)
         if reuse:

@@ -36,13 +36,16 @@ class Requests:
         self._running: dict[int, _Request] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.began = False  # some request has reached the engine: it has statistics to read
+        self.came = asyncio.Event()  # some request
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
 
     def start(self, order: dict[str, Any], ids: Sequence[int]) -> None:
         request = _Request(order, ids)
-        work = self._prefill(request) if order["op"] == "prefill" else self._generate(request)
         self._running[request.id] = request
-        self._tasks[request.id] = asyncio.ensure_future(self._guard(request, work))
+        self._tasks[request.id] = asyncio.ensure_future(self._guard(request))
 
     def abort(self, number: int) -> None:
         """Stop a request. One that takes KV stops once it is here: engines leak what an interrupted transfer holds."""
@@ -57,9 +60,9 @@ class Requests:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _guard(self, request: _Request, work: Any) -> None:
+    async def _guard(self, request: _Request) -> None:
         try:
-            await work
+            await (self._prefill(request) if request.order["op"] == "prefill" else self._generate(request))
         except (self._library.RequestError, ValueError) as error:
             self._send({"event": "ended", "id": request.id, "finish": "refused", "message": str(error)[:500]})
         except Exception as error:
@@ -123,7 +126,7 @@ class Requests:
     def _submit(self, request: _Request, params: Any, streaming: bool) -> Any:
         # Parameters of its own for each stage: the engine writes into them.
         sampling = self._library.SamplingParams(return_perf_metrics=True, **request.order["sampling"])
-        self.began = True
+        self.came.set()
         request.result = self._llm.generate_async(
             {"prompt_token_ids": request.ids},
             sampling_params=sampling,

@@ -1,0 +1,153 @@
+"""TensorRT-LLM engines that break in every documented way, in virtual time: no call hangs, no block is left behind.
+
+A seed draws a cluster's life: calls, aborts, faults of engines and deaths of their hosts. Calls whose attempt is lost
+run again elsewhere, as their scheduler would have it. HYPOTHESIS_PROFILE=explore lives more lives.
+"""
+
+import asyncio
+import os
+import random
+from typing import Final
+
+from hexagent.core.ids import CallId, Ticket
+from hexagent.core.instance.spec import Role
+from hexagent.core.workflow.model import FinishReason
+from hexagent_services.worker_agent.engine.port import (
+    DecodeEvent,
+    EngineAborted,
+    EngineRefused,
+    EngineRequest,
+    Finished,
+    KvPiece,
+    Prefilled,
+)
+from hexagent_services.worker_agent.engine.supervision import keep_running
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from hexagent_services.worker_agent.engine_host.library import Library
+from tests.contract.engines import LINK, handed_over, is_empty, request_of, spec
+from tests.fakes.byte_text import ByteText
+from tests.fakes.local_host import LocalHost, fake_library
+from tests.fakes.virtual_loop import LoopClock, run_virtually
+
+SEQUENCES: Final = 1_000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 300
+ATTEMPTS: Final = 4
+STEPS: Final = 5
+PATIENCE_S: Final = 1.5  # virtual time after which an attempt of which nothing is heard is given up
+KV_BLOCKS: Final = 40
+SETTLED_S: Final = 2.0  # virtual time in which everything that was begun has ended
+OPTIONS: Final = TrtllmOptions("/models/none", max_seq_tokens=2_000, transfer_timeout_s=0.5, grace_s=0.1)
+FAULTS: Final = ("wedged", "leaks", "lazy_cleanup", "blocks_on_death", "crash", "lose_events", "refuse", "pull_s")
+
+
+class Cluster:
+    """Two engines of each role, kept running."""
+
+    def __init__(self, library: Library) -> None:
+        self.hosts: dict[str, LocalHost] = {}
+        self.engines: dict[str, TrtllmEngine] = {}
+        for name in ("p0", "p1", "d0", "d1"):
+            role = Role.PREFILL if name[0] == "p" else Role.DECODE
+            self.hosts[name] = LocalHost(library)
+            self.engines[name] = TrtllmEngine(
+                spec(name, role, KV_BLOCKS), self.hosts[name], ByteText(), LoopClock(), 131_072, OPTIONS
+            )
+        self.ends: dict[str, str] = {}  # how each call ended
+        self._keepers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        for engine in self.engines.values():
+            await engine.start()
+            self._keepers.append(asyncio.create_task(keep_running(engine)))
+
+    async def call(self, node: str, prefill: int, decode: int, local: bool) -> None:
+        """To its end, by other instances after each loss."""
+        request = request_of(node, prompt_tokens=100 + 7 * len(node), output_tokens=len(node), stream="yes")
+        cause = ""
+        for attempt in range(ATTEMPTS):
+            again = request._replace(ticket=Ticket(CallId("w", node), attempt + 1, 1))
+            source = self.engines[f"p{(prefill + attempt) % 2}"]
+            target = self.engines[f"d{(decode + attempt // 2) % 2}"]
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    text = await (self._local(target, again) if local else self._handed(source, target, again))
+                assert len(text) == len(node)
+                self.ends[node] = "done"
+                return
+            except EngineAborted:
+                self.ends[node] = "aborted"
+                return
+            except (EngineRefused, TimeoutError) as error:
+                cause = str(error) or "STUCK"
+            finally:
+                source.abort(again.ticket)
+                target.abort(again.ticket)
+            await asyncio.sleep(0.6)
+        self.ends[node] = f"failed: {cause}"
+
+    async def _local(self, target: TrtllmEngine, request: EngineRequest) -> bytes:
+        return _text([event async for event in target.local(request)])
+
+    async def _handed(self, source: TrtllmEngine, target: TrtllmEngine, request: EngineRequest) -> bytes:
+        prefilled = await source.prefill(request)
+        if prefilled.finish is not FinishReason.NONE:
+            return prefilled.first_text
+        target.reserve(request, source.spec.instance_id, True)
+
+        async def fetch() -> KvPiece:
+            return [piece async for piece in source.send_kv(request.ticket, "d", LINK)][-1]
+
+        return _text([e async for e in target.decode(request, handed_over(source, request, prefilled), fetch)])
+
+    async def close(self) -> None:
+        for keeper in self._keepers:
+            keeper.cancel()
+        for engine in self.engines.values():
+            await engine.close()
+
+
+def _text(events: list[DecodeEvent | Prefilled]) -> bytes:
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    return finished.text
+
+
+async def live(seed: int, library: Library) -> list[str]:
+    """One cluster's life; how its calls ended."""
+    draw = random.Random(seed)
+    cluster = Cluster(library)
+    await cluster.start()
+    calls: list[asyncio.Task[None]] = []
+    for step in range(STEPS):
+        node = "n" * (1 + draw.randrange(3)) + str(step)
+        calls.append(asyncio.create_task(cluster.call(node, draw.randrange(2), draw.randrange(2), draw.random() < 0.2)))
+        host = cluster.hosts[draw.choice(sorted(cluster.hosts))]
+        chance = draw.random()
+        if chance < 0.35:
+            setattr(host.llm.faults, draw.choice(FAULTS), 1)
+        elif chance < 0.45:
+            await host.kill()
+        elif chance < 0.7:
+            engine = cluster.engines[draw.choice(sorted(cluster.engines))]
+            for ticket in [run.ticket for run in engine._runs.values()][:1]:
+                for one in cluster.engines.values():
+                    one.abort(ticket)
+        await asyncio.sleep(draw.choice((0.0, 0.001, 0.004, 0.02, 0.3)))
+    await asyncio.gather(*calls)
+    await asyncio.sleep(SETTLED_S)
+    for name, engine in cluster.engines.items():
+        llm = cluster.hosts[name].llm
+        assert is_empty(engine), (seed, name, engine.load())
+        assert not engine._by_number, (seed, name)
+        assert llm.blocks.used <= engine._admission.leaked_blocks + sum(llm._abandoned), (seed, name, llm.blocks.used)
+        assert llm.interrupted_transfers == 0, (seed, name)
+    await cluster.close()
+    return [cluster.ends[node] for node in sorted(cluster.ends)]
+
+
+def test_nothing_is_left_behind_whatever_breaks() -> None:
+    library = fake_library()
+    ends: list[str] = []
+    for seed in range(SEQUENCES):
+        ends += run_virtually(live(seed, library))
+    assert len(ends) == SEQUENCES * STEPS
+    assert ends.count("done") > len(ends) // 2
