@@ -188,7 +188,7 @@ def left_over(desk: Desk) -> Plan:
     """What the policy would start besides if it planned once more in the same state."""
     core = desk.core
     topology = Topology(*core.ledger.pool(MODEL, core.policy.dispatcher.local_prefill), core.estimator)
-    topology.books.update(())
+    topology.update(())
     if not core.waiting.get(MODEL) or not topology.prefill or not topology.decode:
         return Plan()
     return core.policy.dispatcher.plan(core.policy.order, topology, core.waiting[MODEL], desk.now_us)

@@ -26,7 +26,7 @@ def test_the_earliest_finish_is_that_of_the_simulated_state() -> None:
     now_us = 500_000  # by then some predictions are overdue, some are not
     waiting = desk.core.waiting[MODEL]
     topology = Topology(*desk.core.ledger.pool(MODEL), desk.core.estimator)
-    topology.books.update(())
+    topology.update(())
     state = SimulatedState(topology, desk.core.estimator, waiting, np.arange(len(waiting)), now_us, 0)
     earliest_us = earliest_finish_us(topology, waiting, now_us)
     assert len(waiting) > 50
@@ -52,5 +52,5 @@ def test_it_is_not_said_where_room_or_links_decide() -> None:
             desk.start(f"w{number}")
             desk.reveal(f"w{number}", "n")
         topology = Topology(*desk.core.ledger.pool(MODEL), desk.core.estimator)
-        topology.books.update(())
+        topology.update(())
         assert earliest_finish_us(topology, desk.core.waiting[MODEL], 1) is None

@@ -44,7 +44,7 @@ def test_hidden_factors_fill_their_range() -> None:
     factors = [Truth.drawn(cluster, f"i{n}").hidden_factor_ppm for n in range(400)]
     assert 800_000 <= min(factors) < 820_000
     assert 1_280_000 < max(factors) <= 1_300_000
-    assert Truth.drawn(cluster, "i3") == Truth(3, factors[3], 50_000)
+    assert Truth.drawn(cluster, "i3") == Truth(3, factors[3], 50_000, link_factor_ppm=cluster.hidden_factor_ppm)
 
 
 def test_prefill_and_decode_scale_apart_also_in_a_mixed_step() -> None:

@@ -16,7 +16,7 @@ SPEC = InstanceSpec(
 )
 NO_LOAD = InstanceLoad(*[0] * len(InstanceLoad._fields))
 GOOD = StepSample(1, 30_000, 0, 0, 8, 1_000)
-MOVED = TransferSample("p", "d", NOW_US - 5_000, 5_000, 1_000)
+MOVED = TransferSample("p", "d", NOW_US - 5_000, 5_000, 1_000, 6_000)
 
 
 def report(*steps: StepSample, at_us: int = NOW_US, transfers: tuple[TransferSample, ...] = ()) -> Telemetry:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hexagent.core.estimate.snapshot import EMPTY, LengthQuantiles, Snapshot, SpeedFactor, ToolQuantiles
+from hexagent.core.estimate.snapshot import EMPTY, LengthQuantiles, LinkFit, Snapshot, SpeedFactor, ToolQuantiles
 from hexagent.core.instance.noise import Truth, hash64
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.units import PPM
@@ -27,8 +27,8 @@ CONDITIONS = Conditions()
 class EstimateNoise:
     """Errors that learning never removes: a constant log-normal factor, of median one, on each learned parameter.
 
-    Each instance has one for prefill and one for decode, each (class, role) one for its output lengths, each tool one
-    for its run time; all are hashed from the cluster's seed. Horizons are nominal and have none.
+    Each instance has one for prefill and one for decode, each link one, each (class, role) one for its output lengths,
+    each tool one for its run time; all are hashed from the cluster's seed. Horizons are nominal and have none.
     """
 
     def __init__(self, cluster: ClusterSpec, noise_ppm: int) -> None:
@@ -42,6 +42,8 @@ class EstimateNoise:
             speeds=tuple([self._speed(speeds.get(name, SpeedFactor(name, PPM, PPM, 0))) for name in self._instances]),
             lengths=tuple([self._length(length) for length in snapshot.lengths]),
             tools=tuple([self._tool(tool) for tool in snapshot.tools]),
+            links=tuple([self._link(link) for link in snapshot.links]),
+            link_kinds=tuple([self._link(link) for link in snapshot.link_kinds]),
         )
 
     def _speed(self, speed: SpeedFactor) -> SpeedFactor:
@@ -60,6 +62,10 @@ class EstimateNoise:
     def _tool(self, tool: ToolQuantiles) -> ToolQuantiles:
         factor = self._factor("tool", tool.name)
         return tool._replace(q50_us=tool.q50_us * factor // PPM, q90_us=tool.q90_us * factor // PPM)
+
+    def _link(self, link: LinkFit) -> LinkFit:
+        factor = self._factor("link", link.source, link.target)
+        return link._replace(setup_us=link.setup_us * factor // PPM, moving_ppm=max(1, link.moving_ppm * factor // PPM))
 
     def _factor(self, *key: str) -> int:
         return self._truth.noise(hash64("estimate", self._truth.seed, *key), 0)

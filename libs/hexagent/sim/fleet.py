@@ -4,9 +4,11 @@ Of a call's progress only the phases go to the scheduler that some decision look
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
-from hexagent.core.estimate.snapshot import SpeedFactor
+from hexagent.core.estimate.links import described
+from hexagent.core.estimate.snapshot import LinkFit, SpeedFactor
 from hexagent.core.estimate.tables import load_table
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import (
@@ -32,9 +34,10 @@ from hexagent.core.instance.io import (
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.samples import SampleBuffer
-from hexagent.core.instance.spec import PROFILES, ClusterSpec, HandOff, InstanceSpec
+from hexagent.core.instance.spec import PROFILES, ClusterSpec, HandOff, InstanceSpec, Role
 from hexagent.core.instance.telemetry import Telemetry, TransferSample
 from hexagent.core.scheduling.events import CallProgress, Phase
+from hexagent.core.units import PPM
 from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus, SegmentRef
 from hexagent.sim.conditions import Conditions
 
@@ -63,7 +66,18 @@ class Latency(NamedTuple):
 class Flight:
     """One attempt on its way through the cluster, as its agents know it."""
 
-    __slots__ = ("cached_tokens", "decode", "kv_bytes", "over", "prefill", "rank", "ticket", "times", "work")
+    __slots__ = (
+        "asked_us",
+        "cached_tokens",
+        "decode",
+        "kv_bytes",
+        "over",
+        "prefill",
+        "rank",
+        "ticket",
+        "times",
+        "work",
+    )
 
     def __init__(self, work: Work, prefill: str, decode: str, rank: int, dispatched_us: int) -> None:
         self.work = work
@@ -73,6 +87,7 @@ class Flight:
         self.rank = rank
         self.cached_tokens = 0
         self.kv_bytes = 0
+        self.asked_us = 0  # for its KV
         self.over = False  # cancelled: only transfers that run are still seen to their end
         self.times: dict[str, int] = {"dispatched_us": dispatched_us}
 
@@ -163,6 +178,18 @@ class Fleet:
             for instance_id, station in sorted(self.stations.items())
         )
 
+    def links(self) -> tuple[LinkFit, ...]:
+        """The true ones, likewise: asking for KV and hearing of its arrival takes two messages."""
+        besides_us = 2 * self._latency.agent_us
+        fits: list[LinkFit] = []
+        for source, target in product(sorted(self.stations), repeat=2):
+            ends = self.stations[source], self.stations[target]
+            if source != target and ends[0].spec.role is not Role.DECODE and ends[1].spec.role is not Role.PREFILL:
+                ppm = ends[0].truth.link_ppm(source, target)
+                setup_us = described(ends[0].spec, ends[1].spec).setup_us * ppm // PPM
+                fits.append(LinkFit(source, target, setup_us, ppm, besides_us, 0))
+        return tuple(fits)
+
     # --- time -------------------------------------------------------------------------------------------------
     def _to(self, instance_id: str, given: InstanceInput, now_us: int) -> None:
         self._schedule(now_us + self._latency.agent_us, self._handle, instance_id, (given,))
@@ -242,6 +269,7 @@ class Fleet:
 
     def _pull_kv(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
         assert isinstance(effect, PullKv)
+        flight.asked_us = self._now_us
         link = station.spec.link
         asked = SendKv(flight.ticket, station.spec.instance_id, link.bytes_per_s, link.setup_us)
         self._to(effect.source, asked, self._now_us)
@@ -253,7 +281,9 @@ class Fleet:
         flight.times["transfer_end_us"] = effect.end_us
         flight.kv_bytes = effect.kv_bytes
         duration_us = effect.end_us - effect.start_us
-        sample = TransferSample(flight.prefill, effect.to_instance, effect.start_us, duration_us, effect.kv_bytes)
+        held_us = self._now_us + self._latency.agent_us - flight.asked_us
+        ends = (flight.prefill, effect.to_instance)
+        sample = TransferSample(*ends, effect.start_us, duration_us, effect.kv_bytes, held_us)
         self.stations[effect.to_instance].samples.transfer(sample)
         self._to(effect.to_instance, KvArrived(flight.ticket), self._now_us)
 

@@ -106,7 +106,8 @@ class World:
         self._caches = any(spec.prefix_cache for spec in cluster.instances)
         self._snapshot_period_us = snapshot_period_us
         self._noise = EstimateNoise(cluster, conditions.estimate_noise_ppm) if conditions.estimate_noise_ppm else None
-        self._true_speeds = self.fleet.speeds() if clairvoyant else ()
+        true = EMPTY._replace(speeds=self.fleet.speeds(), links=self.fleet.links())
+        self._true = true if clairvoyant else None
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
         self._scripts = workload.workflows
@@ -347,8 +348,8 @@ class World:
 
     def _told(self, snapshot: Snapshot) -> Snapshot:
         """What the scheduler hears of what was learned."""
-        if self._true_speeds:
-            return snapshot._replace(speeds=self._true_speeds)
+        if self._true is not None:
+            return snapshot._replace(speeds=self._true.speeds, links=self._true.links)
         return snapshot if self._noise is None else self._noise.bent(snapshot)
 
     def _tick(self, now_us: int) -> None:

@@ -1,7 +1,7 @@
 """The estimator's parameters."""
 
 from hexagent.api.estimator.v1 import snapshot_pb2
-from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot, SpeedFactor, ToolQuantiles
+from hexagent.core.estimate.snapshot import LengthQuantiles, LinkFit, Snapshot, SpeedFactor, ToolQuantiles
 from hexagent.wire.codec import parse, to_bytes
 
 
@@ -12,6 +12,8 @@ def snapshot_to_proto(snapshot: Snapshot) -> snapshot_pb2.Snapshot:
         speeds=[_speed_to_proto(speed) for speed in snapshot.speeds],
         lengths=[_length_to_proto(length) for length in snapshot.lengths],
         tools=[_tool_to_proto(tool) for tool in snapshot.tools],
+        links=[_link_to_proto(link) for link in snapshot.links],
+        link_kinds=[_link_to_proto(link) for link in snapshot.link_kinds],
     )
 
 
@@ -22,6 +24,8 @@ def snapshot_from_proto(message: snapshot_pb2.Snapshot) -> Snapshot:
         speeds=tuple(_speed_from_proto(speed) for speed in message.speeds),
         lengths=tuple(_length_from_proto(length) for length in message.lengths),
         tools=tuple(ToolQuantiles(tool.name, tool.samples, tool.q50_us, tool.q90_us) for tool in message.tools),
+        links=tuple(_link_from_proto(link) for link in message.links),
+        link_kinds=tuple(_link_from_proto(link) for link in message.link_kinds),
     )
 
 
@@ -81,3 +85,25 @@ def _length_from_proto(message: snapshot_pb2.LengthQuantiles) -> LengthQuantiles
 
 def _tool_to_proto(tool: ToolQuantiles) -> snapshot_pb2.ToolQuantiles:
     return snapshot_pb2.ToolQuantiles(name=tool.name, samples=tool.samples, q50_us=tool.q50_us, q90_us=tool.q90_us)
+
+
+def _link_to_proto(link: LinkFit) -> snapshot_pb2.LinkFit:
+    return snapshot_pb2.LinkFit(
+        source=link.source,
+        target=link.target,
+        setup_us=link.setup_us,
+        moving_ppm=link.moving_ppm,
+        besides_us=link.besides_us,
+        observations=link.observations,
+    )
+
+
+def _link_from_proto(message: snapshot_pb2.LinkFit) -> LinkFit:
+    return LinkFit(
+        source=message.source,
+        target=message.target,
+        setup_us=message.setup_us,
+        moving_ppm=message.moving_ppm,
+        besides_us=message.besides_us,
+        observations=message.observations,
+    )

@@ -167,6 +167,7 @@ def _transfer_to_proto(transfer: TransferSample) -> telemetry_pb2.TransferSample
         start_us=transfer.start_us,
         duration_us=transfer.duration_us,
         kv_bytes=transfer.kv_bytes,
+        held_us=transfer.held_us,
     )
 
 
@@ -177,6 +178,7 @@ def _transfer_from_proto(message: telemetry_pb2.TransferSample) -> TransferSampl
         start_us=message.start_us,
         duration_us=message.duration_us,
         kv_bytes=message.kv_bytes,
+        held_us=message.held_us,
     )
 
 

@@ -7,7 +7,7 @@ import grpc
 from hexagent.api.estimator.v1 import estimator_service_pb2 as pb
 from hexagent.api.estimator.v1 import estimator_service_pb2_grpc as stubs
 from hexagent.core.errors import NotFound
-from hexagent.core.estimate.estimator import Estimator, transfer_us
+from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.lengths import PredictedLength
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
@@ -116,7 +116,7 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
         _, decode_ppm = self._estimator.speed_ppm(d.instance_id)
         prefill = scale_ppm(table.prefill_us(new_tokens, request.cached_tokens), prefill_ppm)
         kv_bytes = 0 if p == d else request.prompt_tokens * table.kv_bytes_per_token
-        move = transfer_us(p, d, kv_bytes) if kv_bytes else 0
+        move = self._estimator.transfer_us(p, d, kv_bytes) if kv_bytes else 0
         batch = max(1, request.decode_batch)
         step = scale_ppm(self._estimator.table(d).decode_us(batch, request.prompt_tokens + length.q50 // 2), decode_ppm)
         decode, total = (

@@ -2,8 +2,9 @@
 
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.lengths import LengthTable, PredictedLength
+from hexagent.core.estimate.links import described, moving_us
 from hexagent.core.estimate.oracle import Oracle
-from hexagent.core.estimate.snapshot import EMPTY, Snapshot
+from hexagent.core.estimate.snapshot import EMPTY, LinkFit, Snapshot
 from hexagent.core.estimate.tables import StepTable, load_table
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role
 from hexagent.core.units import PPM, US_PER_S, ceil_div
@@ -11,17 +12,6 @@ from hexagent.core.units import PPM, US_PER_S, ceil_div
 SOLO_CACHE_MAX = 100_000
 
 Kinds = dict[LinkSpec | None, list[StepTable]]  # by link; None = not disaggregated, so that no KV moves
-
-
-def transfer_us(source: InstanceSpec, target: InstanceSpec, kv_bytes: int) -> int:
-    """Time of one KV transfer between free ends: the slower end's set-up and bandwidth."""
-    return link_us(source.link, target.link, kv_bytes)
-
-
-def link_us(source: LinkSpec, target: LinkSpec, kv_bytes: int) -> int:
-    """The same between two links."""
-    rate = min(source.bytes_per_s, target.bytes_per_s)
-    return max(source.setup_us, target.setup_us) + ceil_div(kv_bytes * US_PER_S, rate)
 
 
 class Estimator:
@@ -35,6 +25,8 @@ class Estimator:
         self.snapshot = EMPTY
         self._lengths = LengthTable(EMPTY)
         self._speeds: dict[str, tuple[int, int]] = {}
+        self._links: dict[tuple[str, str], LinkFit] = {}  # of instances
+        self._link_kinds: dict[tuple[str, str], LinkFit] = {}  # of GPU types
         self._solo_cache: dict[tuple[str, int, int], int] = {}
         self._prefill_kinds: dict[str, Kinds] = {}
         self._decode_kinds: dict[str, Kinds] = {}
@@ -58,6 +50,8 @@ class Estimator:
         self.snapshot = snapshot
         self._lengths = LengthTable(snapshot)
         self._speeds = {f.instance_id: (f.prefill_ppm, f.decode_ppm) for f in snapshot.speeds}
+        self._links = {(f.source, f.target): f for f in snapshot.links}
+        self._link_kinds = {(f.source, f.target): f for f in snapshot.link_kinds}
 
     @staticmethod
     def table(spec: InstanceSpec) -> StepTable:
@@ -66,6 +60,23 @@ class Estimator:
     def speed_ppm(self, instance_id: str) -> tuple[int, int]:
         """Learned (prefill, decode) time factors; one each before anything was learned."""
         return self._speeds.get(instance_id, (PPM, PPM))
+
+    def link(self, source: InstanceSpec, target: InstanceSpec) -> LinkSpec:
+        """What KV moves by between two instances: as learned of the pair, of its GPU types, or as described.
+
+        The set-up has all in it that a transfer keeps its receiver for besides moving bytes.
+        """
+        link = described(source, target)
+        fit = self._links.get((source.instance_id, target.instance_id))
+        fit = fit or self._link_kinds.get((source.gpu_type, target.gpu_type))
+        if fit is None:
+            return link
+        return LinkSpec(max(link.bytes_per_s * PPM // fit.moving_ppm, 1), fit.setup_us + fit.besides_us)
+
+    def transfer_us(self, source: InstanceSpec, target: InstanceSpec, kv_bytes: int) -> int:
+        """Time of one KV transfer between free ends."""
+        link = self.link(source, target)
+        return link.setup_us + moving_us(link, kv_bytes)
 
     def output_tokens(self, features: CallFeatures, max_tokens: int, hint: int) -> PredictedLength:
         return self._lengths.predict(features, max_tokens, hint)
@@ -98,9 +109,14 @@ class Estimator:
         step_us = [(link, min([t.decode_us(1, context) for t in tables])) for link, tables in decode.items()]
         kv_bytes = prompt_tokens * next(iter(prefill.values()))[0].kv_bytes_per_token
         times = [
-            us + (output_tokens - 1) * step + (link_us(source, target, kv_bytes) if source and target else 0)
+            us + (output_tokens - 1) * step + (_nominal_us(source, target, kv_bytes) if source and target else 0)
             for source, us in prefill_us
             for target, step in step_us
             if (source is None) == (target is None)
         ]
         return min(times, default=0)
+
+
+def _nominal_us(source: LinkSpec, target: LinkSpec, kv_bytes: int) -> int:
+    rate = min(source.bytes_per_s, target.bytes_per_s)
+    return max(source.setup_us, target.setup_us) + ceil_div(kv_bytes * US_PER_S, rate)

@@ -2,6 +2,7 @@
 
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
 from hexagent.core.estimate.lengths import LengthLearner
+from hexagent.core.estimate.links import LinkLearner
 from hexagent.core.estimate.observations import check_report
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.estimate.speeds import SpeedLearner
@@ -42,6 +43,7 @@ class Learner:
     def __init__(self, last_revision: int = 0) -> None:
         self._speeds = SpeedLearner()
         self._lengths = LengthLearner()
+        self._links = LinkLearner()
         self._instances: dict[str, InstanceSpec] = {}
         self._open: dict[str, _OpenWorkflow] = {}
         self._revision = last_revision
@@ -107,11 +109,15 @@ class Learner:
         """Learn an instance's speed. A report that cannot be true is refused whole, as `check_report` does."""
         check_report(telemetry, now_us)
         spec = self._instances.get(telemetry.instance_id)
-        if spec is None or not telemetry.steps:
+        if spec is None or not (telemetry.steps or telemetry.transfers):
             return
         table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
         for sample in telemetry.steps:
             self._speeds.observe(spec.instance_id, table, sample)
+        for transfer in telemetry.transfers:
+            source, target = self._instances.get(transfer.from_instance), self._instances.get(transfer.to_instance)
+            if source is not None and target is not None:
+                self._links.observe(source, target, transfer)
         self._changed = True
 
     def snapshot(self, now_us: int) -> Snapshot | None:
@@ -120,4 +126,12 @@ class Learner:
             return None
         self._changed = False
         self._revision += 1
-        return Snapshot(self._revision, now_us, self._speeds.factors(), self._lengths.lengths(), self._lengths.tools())
+        return Snapshot(
+            self._revision,
+            now_us,
+            self._speeds.factors(),
+            self._lengths.lengths(),
+            self._lengths.tools(),
+            self._links.pairs(),
+            self._links.kinds(),
+        )

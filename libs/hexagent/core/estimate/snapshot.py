@@ -12,6 +12,18 @@ class SpeedFactor(NamedTuple):
     observations: int
 
 
+class LinkFit(NamedTuple):
+    """What a KV transfer takes: `setup_us`, the time of its bytes as the link is described times `moving_ppm`, and
+    `besides_us` that it keeps its receiver from the next one."""
+
+    source: str  # instance, or GPU type
+    target: str
+    setup_us: int
+    moving_ppm: int
+    besides_us: int
+    observations: int
+
+
 class LengthQuantiles(NamedTuple):
     """Output tokens of finished calls of a class and role; role "" = the whole class, class "" = everything.
 
@@ -44,6 +56,8 @@ class Snapshot(NamedTuple):
     speeds: tuple[SpeedFactor, ...] = ()  # sorted by instance
     lengths: tuple[LengthQuantiles, ...] = ()  # sorted by (class, role, view, bucket)
     tools: tuple[ToolQuantiles, ...] = ()  # sorted by name
+    links: tuple[LinkFit, ...] = ()  # of pairs of instances, sorted
+    link_kinds: tuple[LinkFit, ...] = ()  # of pairs of GPU types, sorted
 
 
 EMPTY = Snapshot(0, 0)

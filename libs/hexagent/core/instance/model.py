@@ -62,7 +62,7 @@ class InstanceModel:
         self._calls = self._residents.calls
         self._waiting = RankedQueue()  # for decode blocks
         self._engine = StepEngine(spec, self._residents, self._waiting, TrueTimes(times, truth))
-        self._sender = Sender(spec.link, profile, kv_bytes_per_token)
+        self._sender = Sender(spec, profile, kv_bytes_per_token, truth)
         self._ready: deque[Call] = deque()  # may pull when the ingress slot is free
         self._pulling: Call | None = None  # has the ingress slot
 

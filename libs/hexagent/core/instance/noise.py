@@ -63,11 +63,15 @@ def _multipliers(noise_ppm: int) -> tuple[int, ...]:
     return tuple(reversed(below)) + tuple(above)
 
 
+TRANSFER = -1  # position of the noise of a call's transfer
+
+
 class Truth(NamedTuple):
     """What an emulated instance does to a table's step time; no scheduler or estimator sees it.
 
     A step takes table time x hidden x (prefill or decode factor) x noise. The two factors stand for hardware
-    of another family than the tables (an older serving stack, a throttled GPU).
+    of another family than the tables (an older serving stack, a throttled GPU). A transfer takes the time its two ends
+    are described with x a factor of the pair x noise.
     """
 
     seed: int
@@ -75,6 +79,7 @@ class Truth(NamedTuple):
     noise_ppm: int = 0  # standard deviation of the log of a step's noise
     prefill_factor_ppm: int = PPM
     decode_factor_ppm: int = PPM
+    link_factor_ppm: tuple[int, int] = (PPM, PPM)  # range of the constant factors of pairs
 
     @classmethod
     def drawn(
@@ -84,10 +89,11 @@ class Truth(NamedTuple):
         prefill_factor_ppm: int = PPM,
         decode_factor_ppm: int = PPM,
     ) -> "Truth":
-        """The truth of one instance of a cluster: its hidden factor hashed from seed and id, uniform in the range."""
+        """The truth of one instance of a cluster: hidden factors hashed from seed and ids, uniform in the range."""
         low, high = cluster.hidden_factor_ppm
         hidden = low + hash64("hidden", cluster.seed, instance_id) % (high - low + 1)
-        return cls(cluster.seed, hidden, cluster.noise_ppm, prefill_factor_ppm, decode_factor_ppm)
+        factors = (prefill_factor_ppm, decode_factor_ppm, cluster.hidden_factor_ppm)
+        return cls(cluster.seed, hidden, cluster.noise_ppm, *factors)
 
     @property
     def prefill_ppm(self) -> int:
@@ -97,6 +103,11 @@ class Truth(NamedTuple):
     @property
     def decode_ppm(self) -> int:
         return self.hidden_factor_ppm * self.decode_factor_ppm // PPM
+
+    def link_ppm(self, source: str, target: str) -> int:
+        """Constant part of what a transfer between two instances takes over what their links are described with."""
+        low, high = self.link_factor_ppm
+        return low + hash64("link", self.seed, source, target) % (high - low + 1)
 
     @property
     def least_noise_ppm(self) -> int:
@@ -112,7 +123,7 @@ class Truth(NamedTuple):
         return hash64(self.seed, instance_id, call.workflow_id, call.node_id, ticket.attempt)
 
     def noise(self, call_key: int, position: int) -> int:
-        """Multiplier in ppm of the step a call leads at token `position` of its context."""
+        """Multiplier in ppm of the step a call leads at token `position` of its context, or of its `TRANSFER`."""
         if not self.noise_ppm:
             return PPM
         return _multipliers(self.noise_ppm)[mix64(call_key ^ position) >> 56]

@@ -22,6 +22,7 @@ class TransferSample(NamedTuple):
     start_us: int
     duration_us: int
     kv_bytes: int
+    held_us: int  # how long it kept the receiver from the next one: messages and the sender's queue included
 
 
 class Telemetry(NamedTuple):

@@ -5,7 +5,8 @@ from heapq import heappop, heappush
 
 from hexagent.core.instance.call import Call, Phase
 from hexagent.core.instance.io import SendKv
-from hexagent.core.instance.spec import EngineProfile, LinkSpec
+from hexagent.core.instance.noise import TRANSFER, Truth
+from hexagent.core.instance.spec import EngineProfile, InstanceSpec
 from hexagent.core.units import PPM, US_PER_S, ceil_div, scale_ppm
 
 # With pipelined transfer KV of finished layers and chunks moves while prefill computes; this part, the last
@@ -14,13 +15,15 @@ PIPELINED_TAIL_PPM = 50_000
 
 
 class Sender:
-    """Transfers of one instance; each runs at the slower of its two ends after the longer of their set-ups."""
+    """Transfers of one instance; each runs at the slower of its two ends after the longer of their set-ups, both of
+    which the truth bends."""
 
-    __slots__ = ("_bytes_per_token", "_link", "_profile", "_queue", "_running", "_started", "_tail_ppm")
+    __slots__ = ("_bytes_per_token", "_profile", "_queue", "_running", "_spec", "_started", "_tail_ppm", "_truth")
 
-    def __init__(self, link: LinkSpec, profile: EngineProfile, kv_bytes_per_token: int) -> None:
-        self._link = link
+    def __init__(self, spec: InstanceSpec, profile: EngineProfile, kv_bytes_per_token: int, truth: Truth) -> None:
+        self._spec = spec
         self._profile = profile
+        self._truth = truth
         self._bytes_per_token = kv_bytes_per_token
         self._tail_ppm = PIPELINED_TAIL_PPM if profile.pipelined_transfer else PPM
         self._queue: deque[Call] = deque()
@@ -57,6 +60,9 @@ class Sender:
         return call.work.prompt_tokens * self._bytes_per_token
 
     def _duration_us(self, call: Call, send: SendKv) -> int:
-        rate = min(self._link.bytes_per_s, send.to_bytes_per_s)
+        link, truth = self._spec.link, self._truth
+        rate = min(link.bytes_per_s, send.to_bytes_per_s)
         left = scale_ppm(self.kv_bytes(call), self._tail_ppm)
-        return max(self._link.setup_us, send.to_setup_us) + ceil_div(left * US_PER_S, rate)
+        told_us = max(link.setup_us, send.to_setup_us) + ceil_div(left * US_PER_S, rate)
+        hidden_ppm = truth.link_ppm(self._spec.instance_id, send.to_instance)
+        return told_us * hidden_ppm * truth.noise(call.key, TRANSFER) // (PPM * PPM)

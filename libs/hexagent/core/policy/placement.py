@@ -8,10 +8,8 @@ from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.policy.books import (
     DECODE_ROOM,
     EGRESS,
-    EGRESS_BUSY,
     FREE,
     INGRESS,
-    INGRESS_BUSY,
     LOCAL,
     PREFILL_ROOM,
     SLOTS,
@@ -68,8 +66,9 @@ class SimulatedState:
         self._free_us: list[int] = free_us.tolist()
         *_, self._prefill_room, self._idle = books.prefill.tolist()
         *_, self._local_us, self._decode_room, self._slots, self._step_us = books.decode.tolist()
-        self._egress, self._ingress = books.prefill[EGRESS : EGRESS_BUSY + 1], books.decode[INGRESS : INGRESS_BUSY + 1]
-        self._egress, self._ingress = self._egress.copy(), self._ingress.copy()  # a `Backlog` a column
+        # A `Backlog` a column, and the same as such.
+        self._egress, self._ingress = books.prefill[EGRESS:PREFILL_ROOM].copy(), books.decode[INGRESS:LOCAL].copy()
+        self._out, self._into = ([Backlog(*end) for end in ends.T.tolist()] for ends in (self._egress, self._ingress))
         self._floor_us = books.floor_us.tolist()  # part of a prompt's time that is saved in another's batch
         self._startable = sum(self._idle)  # instances that could take a call that starts now
         # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
@@ -112,7 +111,10 @@ class SimulatedState:
         return self._startable > 0
 
     def finish_us(self) -> IntArray:
-        """Where each call would finish if it were placed next, shape (calls,); at `NEVER_US` or later = nowhere."""
+        """Where each call would finish if it were placed next, shape (calls,); at `NEVER_US` or later = nowhere.
+
+        If links are described alike, with the median of what is learned of them.
+        """
         finish_us: IntArray
         if self._topology.uniform:
             # Wherever a call decodes, it is there first from where it can leave first.
@@ -130,14 +132,10 @@ class SimulatedState:
 
         The call must be feasible somewhere.
         """
-        if self._topology.uniform:
-            i = int(self._leave_us[:, r].argmin())
-            j = int((begins_us(self._leave_us[i, r], *self._ingress) + self._decode_us[:, r]).argmin())
-        else:
-            near_i, pair_us = self._near(r)
-            place, j = divmod(int(pair_us.argmin()), len(self._slots))
-            i = near_i[place]
-        placed = self._placed(r, i, j) if self._idle[i] or self._joins(r, i) else None
+        near_i, pair_us = self._near(r)
+        place, j = divmod(int(pair_us.argmin()), len(self._slots))
+        i = near_i[place]
+        placed = self._placed(r, near_i, pair_us) if self._idle[i] or self._joins(r, i) else None
         self._apply(r, i, j)
         return placed
 
@@ -169,10 +167,6 @@ class SimulatedState:
         alone_us = int(self._alone_us[i, r])
         return alone_us - self._floor_us[i] if self._joins(r, i) else alone_us
 
-    def _move_us(self, r: int, i: int, j: int) -> int:
-        """Time of its KV between free ends."""
-        return int(self._transfer_us[r] if self._topology.uniform else self._transfer_us[i, j, r])
-
     def _pair_us(self, r: int) -> IntArray:
         """Finish of call r over all pairs, (P, D)."""
         leave_us = self._leave_us[:, r, None]
@@ -180,9 +174,8 @@ class SimulatedState:
         pair_us: IntArray = begin_us + self._decode_us[:, r] + self._transfer_us[..., r]
         return np.where(self._topology.pairs & (pair_us < NEVER_US), pair_us, NEVER_US)
 
-    def _placed(self, r: int, i: int, j: int) -> Placed:
-        """The record of a call that starts now, with the best other pairs."""
-        near_i, pair_us = self._near(r)
+    def _placed(self, r: int, near_i: list[int], pair_us: IntArray) -> Placed:
+        """The record of a call that starts now on the best of the pairs, with the best other ones."""
         best = smallest(pair_us.ravel(), OTHERS_MAX + 1)
         pairs = [(near_i[pair // len(self._slots)], pair % len(self._slots)) for pair in best.tolist()]
         candidates = [
@@ -190,14 +183,9 @@ class SimulatedState:
             for pair, finish_us in zip(pairs, pair_us.ravel()[best].tolist(), strict=True)
             if finish_us < NEVER_US
         ]
-        return Placed(
-            self._calls[self._rows[r]],
-            self._topology.prefill[i],
-            self._topology.decode[j],
-            candidates[0],
-            tuple(candidates[1:]),
-            self._move_us(r, i, j),
-        )
+        (i, j), topology, call = pairs[0], self._topology, self._calls[self._rows[r]]
+        move_us = topology.move_us(i, j, call.prompt_tokens)
+        return Placed(call, topology.prefill[i], topology.decode[j], candidates[0], tuple(candidates[1:]), move_us)
 
     def _near(self, r: int) -> tuple[list[int], IntArray]:
         """Prefill instances among which the best pairs of call r are, and its finish on each with each decode instance.
@@ -206,10 +194,11 @@ class SimulatedState:
         the first one keeps the rest freest.
         """
         leave_us = self._leave_us[:, r]
-        if self._topology.uniform:  # each of the best pairs has one of as many best prefill instances
+        if self._topology.uniform:  # of equal links each of the best pairs has one of as many best prefill instances
             near_i = smallest(leave_us, OTHERS_MAX + 1)
             begin_us = begins_us(leave_us[near_i, None], *self._ingress)
-            return near_i.tolist(), begin_us + self._decode_us[:, r] + self._transfer_us[r]
+            transfer_us = self._topology.pair_us(near_i, int(self._prompt[r]))
+            return near_i.tolist(), begin_us + self._decode_us[:, r] + transfer_us
         near_i = leave_us.argsort(kind="stable")
         return near_i.tolist(), self._pair_us(r)[near_i]
 
@@ -244,11 +233,10 @@ class SimulatedState:
         self._decode_room[j] -= kv_tokens
         self._slots[j] -= 1
         if not local:
-            move_us = self._move_us(r, i, j)
-            out, into = Backlog(*self._egress[:, i].tolist()), Backlog(*self._ingress[:, j].tolist())
-            arrives_us = into.begins_us(out.begins_us(self._free_us[i])) + move_us
-            self._egress[:, i] = out.then(arrives_us, move_us)
-            self._ingress[:, j] = into.then(arrives_us, move_us)
+            move_us = self._topology.move_us(i, j, int(self._prompt[r]))
+            arrives_us = self._into[j].begins_us(self._out[i].begins_us(self._free_us[i])) + move_us
+            self._out[i], self._into[j] = (end.then(arrives_us, move_us) for end in (self._out[i], self._into[j]))
+            self._egress[:, i], self._ingress[:, j] = self._out[i], self._into[j]
         calls, context = self._added[j]
         self._added[j] = (calls + 1, context + self._calls[self._rows[r]].mean_context)
         self._step_us[j] = self._topology.decode[j].next_step_us(self._estimator, *self._added[j])

@@ -267,7 +267,7 @@ class SchedulerCore:
         """Whether to plan again, as what starts now has changed which tenants may start calls."""
         changed, count = self.ledger.changes(), len(self.waiting[model])
         for topology in self._topologies.values():
-            topology.books.update(changed)
+            topology.update(changed)
         self._look_at_tenants(model, now_us)
         held = self.tenants.held
         plan = self._planned(self.policy, model, now_us)
@@ -309,7 +309,7 @@ class SchedulerCore:
         if topology is None:
             topology = Topology(*self.ledger.pool(model, local_prefill), self.estimator)
             self._topologies[model, local_prefill] = topology
-            topology.books.update(())
+            topology.update(())
         return topology
 
     def _dispatch(self, decision: Decision, waiting: int, now_us: int, effects: list[Effect]) -> None:

@@ -132,14 +132,17 @@ def _own_tokens(workload: Workload, pieces: list[Piece], firsts: list[int]) -> t
 
 def _move_us(prompt: FloatArray, engines: _Engines) -> FloatArray:
     """Least time between the end of prefill and decode: none where one instance may do both."""
-    pairs = [(p.spec, d.spec, p.table.kv_bytes_per_token) for p in engines.prefill for d in engines.decode]
-    if any(p.instance_id == d.instance_id for p, d, _ in pairs):
+    pairs = [(p, p.spec, d.spec) for p in engines.prefill for d in engines.decode]
+    if any(p.instance_id == d.instance_id for _, p, d in pairs):
         return np.zeros_like(prompt)
     least = []
-    for p, d, kv_bytes in pairs:
+    for engine, p, d in pairs:
         tail = PIPELINED_TAIL_PPM / PPM if PROFILES[p.profile].pipelined_transfer else 1.0
         rate = min(p.link.bytes_per_s, d.link.bytes_per_s) / US_PER_S
-        least.append(max(p.link.setup_us, d.link.setup_us) + prompt * (kv_bytes * tail / rate) - 1)
+        told_us = max(p.link.setup_us, d.link.setup_us) + prompt * (engine.table.kv_bytes_per_token * tail / rate)
+        truth = engine.truth
+        scale = truth.link_ppm(p.instance_id, d.instance_id) / PPM * truth.least_noise_ppm / PPM
+        least.append(told_us * scale - 2)
     moved: FloatArray = np.maximum(np.min(least, axis=0), 0)
     return moved
 

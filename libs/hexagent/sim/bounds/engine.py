@@ -41,6 +41,7 @@ class Engine(NamedTuple):
     prefill_scale: float  # true time by table time, the least
     decode_scale: float
     slack_us: float
+    truth: Truth
 
     @classmethod
     def of(cls, cluster: ClusterSpec, spec: InstanceSpec, conditions: Conditions = CONDITIONS) -> "Engine":
@@ -50,7 +51,7 @@ class Engine(NamedTuple):
         # Of a step with both the decode part scales as decode does, the rest as prefill does.
         prefill, decode = noise * min(truth.prefill_ppm, truth.decode_ppm) / PPM, noise * truth.decode_ppm / PPM
         table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
-        return cls(spec, table, prefill, decode, ROUNDING_US + 1 / prefill)
+        return cls(spec, table, prefill, decode, ROUNDING_US + 1 / prefill, truth)
 
     @property
     def prefill_weight(self) -> float:

@@ -220,11 +220,17 @@ class EmulatedEngine:
             raise EngineAborted(0)
         while not run.pull_granted:
             await run.change()
+        asked_us = self._clock.now_us()
         transfer = await self._fetch(run, fetch_kv)
         duration_us = transfer.end_us - transfer.start_us
         self._samples.transfer(
             TransferSample(
-                handed.source_instance, self.spec.instance_id, transfer.start_us, duration_us, transfer.kv_bytes
+                handed.source_instance,
+                self.spec.instance_id,
+                transfer.start_us,
+                duration_us,
+                transfer.kv_bytes,
+                self._clock.now_us() - asked_us,
             )
         )
         while not run.decode_started_us:

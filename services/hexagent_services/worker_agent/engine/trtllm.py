@@ -439,7 +439,8 @@ class TrtllmEngine:
     def _sample(self, source: str, transfer: KvPiece) -> None:
         duration_us = transfer.end_us - transfer.start_us
         to_instance = self.spec.instance_id
-        self._samples.transfer(TransferSample(source, to_instance, transfer.start_us, duration_us, transfer.kv_bytes))
+        moved = (transfer.start_us, duration_us, transfer.kv_bytes)
+        self._samples.transfer(TransferSample(source, to_instance, *moved, held_us=duration_us))
 
     def load(self) -> InstanceLoad:
         runs = self._by_number.values()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(hexagent/api/estimator/v1/snapshot.proto\x12\x19hexagent.api.estimator.v1\"\x81\x02\n\x08Snapshot\x12\x1a\n\x08revision\x18\x01 \x01(\x03R\x08revision\x12\x13\n\x05\x61t_us\x18\x02 \x01(\x03R\x04\x61tUs\x12>\n\x06speeds\x18\x03 \x03(\x0b\x32&.hexagent.api.estimator.v1.SpeedFactorR\x06speeds\x12\x44\n\x07lengths\x18\x04 \x03(\x0b\x32*.hexagent.api.estimator.v1.LengthQuantilesR\x07lengths\x12>\n\x05tools\x18\x05 \x03(\x0b\x32(.hexagent.api.estimator.v1.ToolQuantilesR\x05tools\"\x92\x01\n\x0bSpeedFactor\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\ninstanceId\x12\x1f\n\x0bprefill_ppm\x18\x02 \x01(\x03R\nprefillPpm\x12\x1d\n\ndecode_ppm\x18\x03 \x01(\x03R\tdecodePpm\x12\"\n\x0cobservations\x18\x04 \x01(\x03R\x0cobservations\"\xdc\x01\n\x0fLengthQuantiles\x12%\n\x0eworkflow_class\x18\x01 \x01(\tR\rworkflowClass\x12\x12\n\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n\x07samples\x18\x03 \x01(\x03R\x07samples\x12\x10\n\x03q50\x18\x04 \x01(\x05R\x03q50\x12\x10\n\x03q90\x18\x05 \x01(\x05R\x03q90\x12\x10\n\x03q99\x18\x06 \x01(\x05R\x03q99\x12\x12\n\x04mean\x18\x07 \x01(\x05R\x04mean\x12\x12\n\x04view\x18\x08 \x01(\tR\x04view\x12\x16\n\x06\x62ucket\x18\t \x01(\x05R\x06\x62ucket\"k\n\rToolQuantiles\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07samples\x18\x02 \x01(\x03R\x07samples\x12\x15\n\x06q50_us\x18\x03 \x01(\x03R\x05q50Us\x12\x15\n\x06q90_us\x18\x04 \x01(\x03R\x05q90Usb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(hexagent/api/estimator/v1/snapshot.proto\x12\x19hexagent.api.estimator.v1\"\xfe\x02\n\x08Snapshot\x12\x1a\n\x08revision\x18\x01 \x01(\x03R\x08revision\x12\x13\n\x05\x61t_us\x18\x02 \x01(\x03R\x04\x61tUs\x12>\n\x06speeds\x18\x03 \x03(\x0b\x32&.hexagent.api.estimator.v1.SpeedFactorR\x06speeds\x12\x44\n\x07lengths\x18\x04 \x03(\x0b\x32*.hexagent.api.estimator.v1.LengthQuantilesR\x07lengths\x12>\n\x05tools\x18\x05 \x03(\x0b\x32(.hexagent.api.estimator.v1.ToolQuantilesR\x05tools\x12\x38\n\x05links\x18\x06 \x03(\x0b\x32\".hexagent.api.estimator.v1.LinkFitR\x05links\x12\x41\n\nlink_kinds\x18\x07 \x03(\x0b\x32\".hexagent.api.estimator.v1.LinkFitR\tlinkKinds\"\xb6\x01\n\x07LinkFit\x12\x16\n\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n\x06target\x18\x02 \x01(\tR\x06target\x12\x19\n\x08setup_us\x18\x03 \x01(\x03R\x07setupUs\x12\x1d\n\nmoving_ppm\x18\x04 \x01(\x03R\tmovingPpm\x12\x1d\n\nbesides_us\x18\x05 \x01(\x03R\tbesidesUs\x12\"\n\x0cobservations\x18\x06 \x01(\x03R\x0cobservations\"\x92\x01\n\x0bSpeedFactor\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\ninstanceId\x12\x1f\n\x0bprefill_ppm\x18\x02 \x01(\x03R\nprefillPpm\x12\x1d\n\ndecode_ppm\x18\x03 \x01(\x03R\tdecodePpm\x12\"\n\x0cobservations\x18\x04 \x01(\x03R\x0cobservations\"\xdc\x01\n\x0fLengthQuantiles\x12%\n\x0eworkflow_class\x18\x01 \x01(\tR\rworkflowClass\x12\x12\n\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n\x07samples\x18\x03 \x01(\x03R\x07samples\x12\x10\n\x03q50\x18\x04 \x01(\x05R\x03q50\x12\x10\n\x03q90\x18\x05 \x01(\x05R\x03q90\x12\x10\n\x03q99\x18\x06 \x01(\x05R\x03q99\x12\x12\n\x04mean\x18\x07 \x01(\x05R\x04mean\x12\x12\n\x04view\x18\x08 \x01(\tR\x04view\x12\x16\n\x06\x62ucket\x18\t \x01(\x05R\x06\x62ucket\"k\n\rToolQuantiles\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07samples\x18\x02 \x01(\x03R\x07samples\x12\x15\n\x06q50_us\x18\x03 \x01(\x03R\x05q50Us\x12\x15\n\x06q90_us\x18\x04 \x01(\x03R\x05q90Usb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hexagent.api.estimator.v1.s
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SNAPSHOT']._serialized_start=72
-  _globals['_SNAPSHOT']._serialized_end=329
-  _globals['_SPEEDFACTOR']._serialized_start=332
-  _globals['_SPEEDFACTOR']._serialized_end=478
-  _globals['_LENGTHQUANTILES']._serialized_start=481
-  _globals['_LENGTHQUANTILES']._serialized_end=701
-  _globals['_TOOLQUANTILES']._serialized_start=703
-  _globals['_TOOLQUANTILES']._serialized_end=810
+  _globals['_SNAPSHOT']._serialized_end=454
+  _globals['_LINKFIT']._serialized_start=457
+  _globals['_LINKFIT']._serialized_end=639
+  _globals['_SPEEDFACTOR']._serialized_start=642
+  _globals['_SPEEDFACTOR']._serialized_end=788
+  _globals['_LENGTHQUANTILES']._serialized_start=791
+  _globals['_LENGTHQUANTILES']._serialized_end=1011
+  _globals['_TOOLQUANTILES']._serialized_start=1013
+  _globals['_TOOLQUANTILES']._serialized_end=1120
 # @@protoc_insertion_point(module_scope)

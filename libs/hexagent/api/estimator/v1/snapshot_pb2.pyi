@@ -29,6 +29,8 @@ class Snapshot(_message.Message):
     SPEEDS_FIELD_NUMBER: _builtins.int
     LENGTHS_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    LINK_KINDS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Grows with every change; 0 = nothing learned."""
     at_us: _builtins.int
@@ -45,6 +47,14 @@ class Snapshot(_message.Message):
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolQuantiles]:
         """Tool run times, sorted by name."""
 
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkFit]:
+        """KV transfers between instances, sorted by source and target."""
+
+    @_builtins.property
+    def link_kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkFit]:
+        """KV transfers between GPU types, for pairs of instances without enough transfers; sorted by source and target."""
+
     def __init__(
         self,
         *,
@@ -53,14 +63,58 @@ class Snapshot(_message.Message):
         speeds: _abc.Iterable[Global___SpeedFactor] | None = ...,
         lengths: _abc.Iterable[Global___LengthQuantiles] | None = ...,
         tools: _abc.Iterable[Global___ToolQuantiles] | None = ...,
+        links: _abc.Iterable[Global___LinkFit] | None = ...,
+        link_kinds: _abc.Iterable[Global___LinkFit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "lengths", b"lengths", "revision", b"revision", "speeds", b"speeds", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "lengths", b"lengths", "link_kinds", b"link_kinds", "links", b"links", "revision", b"revision", "speeds", b"speeds", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class LinkFit(_message.Message):
+    """What a KV transfer takes: set-up, the described time of its bytes times a factor, and what it costs besides."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    SETUP_US_FIELD_NUMBER: _builtins.int
+    MOVING_PPM_FIELD_NUMBER: _builtins.int
+    BESIDES_US_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Instance or GPU type that sends."""
+    target: _builtins.str
+    """Instance or GPU type that receives."""
+    setup_us: _builtins.int
+    """Set-up, microseconds."""
+    moving_ppm: _builtins.int
+    """Measured over described time of the bytes, parts per million."""
+    besides_us: _builtins.int
+    """What it keeps its receiver from the next one besides, microseconds."""
+    observations: _builtins.int
+    """Transfers it is learned from."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        target: _builtins.str = ...,
+        setup_us: _builtins.int = ...,
+        moving_ppm: _builtins.int = ...,
+        besides_us: _builtins.int = ...,
+        observations: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["besides_us", b"besides_us", "moving_ppm", b"moving_ppm", "observations", b"observations", "setup_us", b"setup_us", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkFit: _TypeAlias = LinkFit  # noqa: Y015
 
 @_typing.final
 class SpeedFactor(_message.Message):

@@ -276,6 +276,7 @@ class TransferSample(_message.Message):
     START_US_FIELD_NUMBER: _builtins.int
     DURATION_US_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
+    HELD_US_FIELD_NUMBER: _builtins.int
     from_instance: _builtins.str
     """Sender."""
     to_instance: _builtins.str
@@ -286,6 +287,8 @@ class TransferSample(_message.Message):
     """How long it took, microseconds."""
     kv_bytes: _builtins.int
     """Bytes, unscaled."""
+    held_us: _builtins.int
+    """How long it kept the receiver from the next one, microseconds: messages and the sender's queue included."""
     def __init__(
         self,
         *,
@@ -294,10 +297,11 @@ class TransferSample(_message.Message):
         start_us: _builtins.int = ...,
         duration_us: _builtins.int = ...,
         kv_bytes: _builtins.int = ...,
+        held_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_us", b"duration_us", "from_instance", b"from_instance", "kv_bytes", b"kv_bytes", "start_us", b"start_us", "to_instance", b"to_instance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_us", b"duration_us", "from_instance", b"from_instance", "held_us", b"held_us", "kv_bytes", b"kv_bytes", "start_us", b"start_us", "to_instance", b"to_instance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
