@@ -57,7 +57,7 @@ class Cluster:
     async def start(self) -> None:
         for engine in self.engines.values():
             await engine.start()
-            self._keepers.append(asyncio.create_task(keep_running(engine)))
+            self._keepers.append(asyncio.create_task(keep_running(engine, lambda spec, cause: None)))
 
     async def call(self, node: str, prefill: int, decode: int, local: bool) -> None:
         """To its end, by other instances after each loss."""

@@ -21,7 +21,12 @@ def offer(node: str, kv_ready: bool) -> pb.HandOffRequest:
     ticket, payload = Ticket(CallId("w", node), 1, 1), call_pb2.CallRequest(model=MODEL).SerializeToString()
     attempt = Attempt(ticket, payload, {}, 64, 8, 8, 0, "default", "agent", {}, 0)
     return pb.HandOffRequest(
-        attempt=attempt_to_proto(attempt), source_instance="p", target_instance="d", first_tokens=1, kv_ready=kv_ready
+        attempt=attempt_to_proto(attempt),
+        source_instance="p",
+        target_instance="d",
+        prompt_tokens=64,
+        first_tokens=1,
+        kv_ready=kv_ready,
     )
 
 

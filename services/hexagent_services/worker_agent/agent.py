@@ -28,6 +28,7 @@ class Agent:
         self._clock = clock
         self._epoch = 0  # the newest scheduler seen
         self._announcements = 0
+        self._down: dict[str, tuple[InstanceSpec, str]] = {}  # those whose engine is lost, and why
 
     def attach(self, epoch: int, greeted: bool) -> int:
         """Obey the scheduler of `epoch` from now on; returns the number of its session for `Reports.next_batch`.
@@ -47,6 +48,23 @@ class Agent:
             )
         self._epoch = epoch
         return self.reports.open()
+
+    def changed(self, spec: InstanceSpec, cause: str) -> None:
+        """An instance's engine is lost, for `cause`, or with none has come back: its scheduler hears of it."""
+        self._down.pop(spec.instance_id, None)
+        if cause:
+            self._down[spec.instance_id] = (spec, cause)
+        self.reports.instance(spec, self._clock.now_us(), cause)
+
+    def report_down(self) -> None:
+        """Say again which engines are lost: a scheduler that attaches has not heard it."""
+        for spec, cause in self._down.values():
+            self.reports.instance(spec, self._clock.now_us(), cause)
+
+    @property
+    def up(self) -> tuple[InstanceSpec, ...]:
+        """The instances whose engines run."""
+        return tuple(spec for spec in self.instances if spec.instance_id not in self._down)
 
     async def drain(self) -> None:
         """Take no further hand-offs; what is here runs on."""

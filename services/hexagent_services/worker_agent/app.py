@@ -58,14 +58,14 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     for engine in engines.values():
         app.at_stop(Stage.CLOSE, "engine", engine.close)
     await asyncio.gather(*(bring_up(engine) for engine in engines.values()))
-    for instance_id, engine in engines.items():
-        app.start(keep_running(engine), f"engine of {instance_id}")
     bodies, peers, reports = BodyCache(bus), Peers(), Reports()
     app.at_stop(Stage.CLOSE, "peers", peers.close)
     results = Results(bus, bodies, settings.agent_id)
     attempts = Attempts(engines, bodies, peers, results, reports, clock, address)
     agent = Agent(settings.agent_id, address, instances, attempts, reports, clock)
     servicer.serve(agent)
+    for instance_id, engine in engines.items():
+        app.start(keep_running(engine, agent.changed), f"engine of {instance_id}")
 
     app.at_stop(Stage.INTAKE, "intake", agent.drain)
     app.at_stop(Stage.DRAIN, "attempts", attempts.drained)

@@ -147,7 +147,9 @@ class Attempts:
         self._live[ticket, request.target_instance] = attempt
         try:
             attempt.request = (await engine_request(spec, None))._replace(
-                delivered_tokens=request.first_tokens - 1, delivered_text=request.first_text
+                prompt_tokens=request.prompt_tokens,
+                delivered_tokens=request.first_tokens - 1,
+                delivered_text=request.first_text,
             )
             engine.reserve(attempt.request, request.source_instance, request.kv_ready)
         except (EngineRefused, HexagentError) as error:

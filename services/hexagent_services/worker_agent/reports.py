@@ -5,7 +5,9 @@ from typing import Final
 
 from hexagent.api.worker.v1 import worker_service_pb2
 from hexagent.core.ids import Ticket
+from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.scheduling.events import CallProgress, Phase
+from hexagent.wire.cluster import instance_to_proto
 from hexagent.wire.worker import progress_to_proto
 
 LAZY_S: Final = 0.02  # wall time that what nobody waits for is kept, to travel with what somebody does
@@ -52,6 +54,15 @@ class Reports:
             if batch:
                 return batch
         return None
+
+    def instance(self, spec: InstanceSpec, at_us: int, cause: str) -> None:
+        """An instance went, for `cause`, and with it every attempt there; or came back, with none."""
+        if self._attached:
+            changed = worker_service_pb2.InstanceChanged(
+                instance=instance_to_proto(spec), up=not cause, reason=cause, at_us=at_us
+            )
+            self._pending.append(worker_service_pb2.Report(instance_changed=changed))
+            self._wake.set()
 
     def progress(
         self,

@@ -65,6 +65,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         log.info("scheduler %s attached with epoch %d", first.hello.scheduler_id, first.hello.epoch)
         yield pb.SessionResponse(welcome=self._welcome())
         self._agent.attempts.report_unbound()
+        self._agent.report_down()
         reader = asyncio.create_task(self._read(requests, session))
         try:
             while (reports := await self._agent.reports.next_batch(session)) is not None:
@@ -113,7 +114,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         now_us = self._clock.now_us()
         ups = tuple(
             InstanceUp(spec, tuple(held.get(spec.instance_id, ())), now_us, spec.instance_id in self._agent.cordoned)
-            for spec in self._agent.instances
+            for spec in self._agent.up
         )
         return welcome_to_proto(self._agent.agent_id, ups)
 

@@ -64,7 +64,7 @@ class HostProcess:
             argv = tethered((self._python, str(_PROGRAM), socket))
             process = self._process = await asyncio.create_subprocess_exec(
                 *argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, **self._environ}, start_new_session=True,
+                env=self._environment(), start_new_session=True,
             )  # fmt: skip
             ended = asyncio.ensure_future(process.wait())
             try:
@@ -79,6 +79,11 @@ class HostProcess:
             )
         self._writer = connected.result().writer
         return connected.result()
+
+    def _environment(self) -> dict[str, str]:
+        """An inherited choice of transports was made for other programs, and `tcp` alone cannot reach GPU memory."""
+        inherited = {name: value for name, value in os.environ.items() if name != "UCX_TLS"}
+        return {**inherited, **self._environ}
 
     async def stop(self) -> None:
         process = self._process

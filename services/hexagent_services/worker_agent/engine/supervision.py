@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from hexagent.core.errors import HexagentError, InvalidArgument
-from hexagent.core.instance.spec import PROFILES
+from hexagent.core.instance.spec import PROFILES, InstanceSpec
 from hexagent.runtime.logs import fields
 from hexagent_services.worker_agent.engine.port import Engine
 
@@ -32,14 +33,19 @@ async def bring_up(engine: Engine) -> None:
         )
 
 
-async def keep_running(engine: Engine) -> None:
-    """Start the engine again whenever it is lost, until cancelled; what it held has been refused by then."""
+async def keep_running(engine: Engine, changed: Callable[[InstanceSpec, str], None]) -> None:
+    """Start the engine again whenever it is lost, until cancelled; what it held has been refused by then.
+
+    `changed` is told the cause of each loss, and "" when the engine is back.
+    """
     instance = fields(instance_id=engine.spec.instance_id)
     loop = asyncio.get_running_loop()
     failures = 0
     while True:
         started_s = loop.time()
-        log.error("engine lost: %s", await engine.lost(), extra=instance)
+        cause = await engine.lost()
+        log.error("engine lost: %s", cause, extra=instance)
+        changed(engine.spec, cause)
         if loop.time() - started_s >= STEADY_S:
             failures = 0
         while True:
@@ -50,4 +56,5 @@ async def keep_running(engine: Engine) -> None:
             except HexagentError as error:
                 log.error("engine does not start: %s", error.message, extra=instance)
             else:
+                changed(engine.spec, "")
                 break

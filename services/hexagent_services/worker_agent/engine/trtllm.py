@@ -87,11 +87,13 @@ class TrtllmEngine:
         self._cached_blocks = 0
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._ending: asyncio.Future[None] | None = None  # of what was lost
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     # --- the engine's life ------------------------------------------------------------------------------------
     async def start(self) -> Capabilities:
+        if self._ending is not None:
+            await self._ending
         reader, self._writer = await self._host.start()
         self._send(self._load_order())
         try:
@@ -149,12 +151,9 @@ class TrtllmEngine:
     def _fail(self, cause: str, end: Callable[[], Awaitable[None]]) -> None:
         """The engine is of no use any more: refuse what is on it, and end it so that it can be started again."""
         if self._writer is not None:
+            self._lost.set_result(cause)
             self._refuse_all("ENGINE_LOST")
-            self._ending = asyncio.create_task(self._ended(cause, end))
-
-    async def _ended(self, cause: str, end: Callable[[], Awaitable[None]]) -> None:
-        await end()
-        self._lost.set_result(cause)
+            self._ending = asyncio.ensure_future(end())
 
     def _refuse_all(self, reason: str) -> None:
         self._writer = None
