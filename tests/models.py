@@ -91,3 +91,18 @@ def write_model(folder: Path, family: str) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps(ends), encoding="utf-8")
     return folder
+
+
+def write_byte_model(folder: Path) -> Path:
+    """A directory of Qwen's shape whose token ids are bytes, as those of the fake TensorRT-LLM, which ends with 256."""
+    write_model(folder, "qwen")
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # stand for themselves
+    rest = [byte for byte in range(256) if byte not in plain]
+    characters = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+    tokenizer = Tokenizer(models.BPE(vocab=characters, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_end|>", "<|im_start|>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").unlink()
+    return folder

@@ -27,7 +27,9 @@ from hexagent_services.worker_agent.engine.port import (
     Prefilled,
 )
 from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from hexagent_services.worker_agent.engine.trtllm_serve.host import ServeHost
 from tests.fakes.byte_text import ByteText
+from tests.fakes.trtllm_serve import InThisProcess
 
 MODEL = "llama-3.1-8b"
 LINK = LinkSpec(25_000_000_000, 5_000)
@@ -70,7 +72,21 @@ def trtllm(instance: InstanceSpec) -> TrtllmEngine:
     return TrtllmEngine(instance, host, ByteText(), WALL_CLOCK, kv_bytes, options)
 
 
-ENGINES: dict[str, Callable[[InstanceSpec], Engine]] = {"emulated": emulated, "faulty": faulty, "trtllm": trtllm}
+def trtllm_serve(instance: InstanceSpec) -> TrtllmEngine:
+    """The fake `trtllm-serve`, spoken to over HTTP."""
+    host = ServeHost(InThisProcess("secret"), "secret")
+    # The server looks once a second whether a client has left.
+    options = TrtllmOptions("/models/none", max_seq_tokens=64_000, transfer_timeout_s=1.0, grace_s=0.05)
+    kv_bytes = load_table("h100", MODEL, 1).kv_bytes_per_token
+    return TrtllmEngine(instance, host, ByteText(), WALL_CLOCK, kv_bytes, options)
+
+
+ENGINES: dict[str, Callable[[InstanceSpec], Engine]] = {
+    "emulated": emulated,
+    "faulty": faulty,
+    "trtllm": trtllm,
+    "trtllm-serve": trtllm_serve,
+}
 
 
 def request_of(

@@ -12,9 +12,8 @@ from hexagent.core.instance.spec import ClusterSpec, TextSpec
 from hexagent.core.workflow.model import FinishReason
 from hexagent.text.model import load_model_text
 from hexagent_services.worker_agent.engine import model_text
-from hexagent_services.worker_agent.engine.model_text import TextThreads, load_texts
+from hexagent_services.worker_agent.engine.model_text import EngineText, TextThreads, load_texts
 from hexagent_services.worker_agent.engine.port import EngineRefused, EngineRequest
-from hexagent_services.worker_agent.engine.text import Text
 from tests.contract.engines import request_of
 from tests.models import write_model
 
@@ -27,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def text(folder: Path) -> Text:
+def text(folder: Path) -> EngineText:
     spec = TextSpec("m", str(folder), "hermes", "think")
     cluster = ClusterSpec("c", (), (), 1, 0, (1, 1), (spec,))
     texts = load_texts(cluster, ("m", "without"), TextThreads())
@@ -49,12 +48,12 @@ USER = (enums_pb2.SEGMENT_ROLE_USER, enums_pb2.SEGMENT_KIND_TEXT, "hi")
 FIND = call_pb2.Tool(name="find", description="finds", json_schema='{"type":"object"}')
 
 
-async def rendered(text: Text, asked: EngineRequest, folder: Path) -> str:
+async def rendered(text: EngineText, asked: EngineRequest, folder: Path) -> str:
     ids = await text.prompt_ids(asked)
     return load_model_text(folder).tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
-async def test_segments_become_a_conversation(text: Text, folder: Path) -> None:
+async def test_segments_become_a_conversation(text: EngineText, folder: Path) -> None:
     assistant, tool = enums_pb2.SEGMENT_ROLE_ASSISTANT, enums_pb2.SEGMENT_ROLE_TOOL
     message, output = enums_pb2.SEGMENT_KIND_MESSAGE, enums_pb2.SEGMENT_KIND_OUTPUT
     asked = request(
@@ -76,7 +75,7 @@ async def test_segments_become_a_conversation(text: Text, folder: Path) -> None:
     assert "<tools>" not in await rendered(text, asked, folder)
 
 
-async def test_raw_prompts_see_no_template(text: Text, folder: Path) -> None:
+async def test_raw_prompts_see_no_template(text: EngineText, folder: Path) -> None:
     raw = (enums_pb2.SEGMENT_ROLE_RAW, enums_pb2.SEGMENT_KIND_TEXT, "once upon")
     asked = request(raw, USER)
     ids = asked.call.segments.add(role=enums_pb2.SEGMENT_ROLE_RAW, kind=enums_pb2.SEGMENT_KIND_TOKEN_IDS)
@@ -93,7 +92,7 @@ async def test_raw_prompts_see_no_template(text: Text, folder: Path) -> None:
         ({"tools": [call_pb2.Tool(name="a", strict=True)]}, "UNSUPPORTED_STRICT_TOOL"),
     ],
 )  # fmt: skip
-async def test_what_nothing_enforces_is_refused_by_name(text: Text, call: dict[str, object], reason: str) -> None:
+async def test_what_nothing_enforces_is_refused_by_name(text: EngineText, call: dict[str, object], reason: str) -> None:
     with pytest.raises(Unsupported) as caught:
         await text.prompt_ids(request(USER, **call))
     assert caught.value.reason == reason
@@ -109,7 +108,7 @@ async def test_the_queue_is_bounded_and_the_loop_goes_on(monkeypatch: pytest.Mon
     gate.set()
     assert await asyncio.gather(*waiting) == [True] * 3
     assert await threads.run(lambda: 1) == 1
-    threads.close()
+    await threads.close()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ async def test_the_queue_is_bounded_and_the_loop_goes_on(monkeypatch: pytest.Mon
     ],
 )
 async def test_outputs(
-    text: Text, folder: Path, said: str, stop: tuple[str, ...], tools: tuple[call_pb2.Tool, ...], text_: str,
+    text: EngineText, folder: Path, said: str, stop: tuple[str, ...], tools: tuple[call_pb2.Tool, ...], text_: str,
     finish: FinishReason,
 ) -> None:  # fmt: skip
     asked = request(USER, tools=tools, sampling=call_pb2.SamplingParams(stop=stop))

@@ -20,8 +20,10 @@ from hexagent_services.worker_agent.agent import Agent
 from hexagent_services.worker_agent.attempts import Attempts
 from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
 from hexagent_services.worker_agent.engine.faults import Fault, FaultyEngine, parse_faults
+from hexagent_services.worker_agent.engine.model_text import TextThreads, load_texts
 from hexagent_services.worker_agent.engine.port import Engine
 from hexagent_services.worker_agent.engine.supervision import bring_up, keep_running
+from hexagent_services.worker_agent.engines_file import read_engines_file, real_engine
 from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.reporting import report_telemetry
 from hexagent_services.worker_agent.reports import Reports
@@ -53,8 +55,7 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     address = settings.advertised(port)
 
     instances = _instances(record, settings.agent_id, address)
-    faults = parse_faults(settings.faults)
-    engines = {spec.instance_id: _engine(app, spec, record, clock, faults) for spec in instances}
+    engines = _engines(app, instances, record, clock)
     for engine in engines.values():
         app.at_stop(Stage.CLOSE, "engine", engine.close)
     await asyncio.gather(*(bring_up(engine) for engine in engines.values()))
@@ -90,7 +91,37 @@ def _instances(record: ClusterRecord, agent_id: str, address: str) -> tuple[Inst
     return mine
 
 
-def _engine(
+def _engines(
+    app: App[WorkerAgentSettings], instances: tuple[InstanceSpec, ...], record: ClusterRecord, clock: ModelClock
+) -> dict[str, Engine]:
+    """An engine for each instance: real ones as the file beside the agent says, the others emulated.
+
+    `InvalidArgument` (BAD_TIME_SCALE) for real ones in a stack whose clock does not run as wall time does.
+    """
+    settings = app.settings
+    tables = read_engines_file(settings.engines_file, instances) if settings.engines_file is not None else {}
+    if tables and record.time_scale != 1:
+        raise InvalidArgument(
+            f"real engines need time_scale 1; the cluster's is {record.time_scale:g}",
+            reason="BAD_TIME_SCALE",
+            field="time_scale",
+        )
+    threads = TextThreads()
+    app.at_stop(Stage.CLOSE, "text", threads.close)
+    models = sorted({spec.model for spec in instances if spec.instance_id in tables})
+    texts = load_texts(record.cluster, models, threads)
+    faults = parse_faults(settings.faults)
+    engines: dict[str, Engine] = {}
+    for spec in instances:
+        table = tables.get(spec.instance_id)
+        if table is not None:
+            engines[spec.instance_id] = real_engine(spec, table, texts, clock, settings.data_dir / "engines")
+        else:
+            engines[spec.instance_id] = _emulated(app, spec, record, clock, faults)
+    return engines
+
+
+def _emulated(
     app: App[WorkerAgentSettings],
     spec: InstanceSpec,
     record: ClusterRecord,

@@ -9,15 +9,26 @@ from hashlib import blake2b
 
 END_ID = 256  # ids below are bytes
 _MARK = re.compile(rb"\[\[(\d+)\]\]")
+_SAY = re.compile(rb"\[\[say:(.*?)\]\]", re.DOTALL)
+_ANSWER = b"\0assistant\n"  # behind it a chat template lets the model speak; 0 stands for special tokens
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 
 
 def next_token(ids: Sequence[int]) -> int:
-    """A language model: the last `[[N]]` in the text asks for N letters behind it; without one there are some."""
-    text = bytes(ids)  # an output has ended before its END_ID is read
+    """A language model: the last `[[N]]` in the text asks for N letters behind it; without one there are some.
+
+    In a chat, which has special tokens, the last `[[say:TEXT]]` asks for that text.
+    """
+    try:
+        text = bytes(ids)  # an output has ended before its END_ID is read
+    except ValueError:
+        text = bytes(i if i < 256 else 0 for i in ids)
+        said = len(text) - text.rfind(_ANSWER) - len(_ANSWER)
+        if says := _SAY.findall(text):
+            return says[-1][said] if said < len(says[-1]) else END_ID
     marks = list(_MARK.finditer(text))
     start, wanted = (marks[-1].end(), int(marks[-1][1])) if marks else (len(text), 8)
-    return END_ID if len(ids) - start >= wanted else letter(ids[:start], len(ids) - start)
+    return END_ID if len(ids) - start >= wanted else letter(text[:start], len(ids) - start)
 
 
 def letter(prompt: Sequence[int], index: int) -> int:

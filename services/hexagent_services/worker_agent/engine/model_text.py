@@ -14,7 +14,6 @@ from hexagent.text.model import ModelText, load_model_text
 from hexagent.text.output import OutputText
 from hexagent.text.reader import OutputReader, read_output
 from hexagent_services.worker_agent.engine.port import EngineRefused, EngineRequest
-from hexagent_services.worker_agent.engine.text import Text
 
 THREADS: Final = 2
 WAITING_MAX: Final = 512  # prompts, on all threads together
@@ -46,11 +45,11 @@ class TextThreads:
         finally:
             self._waiting -= 1
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def load_texts(cluster: ClusterSpec, models: Sequence[str], threads: TextThreads) -> dict[str, Text]:
+def load_texts(cluster: ClusterSpec, models: Sequence[str], threads: TextThreads) -> "dict[str, EngineText]":
     """Text of those of the models that have a directory; errors as `load_model_text`."""
     specs = (cluster.text_of(model) for model in models)
     return {s.model: EngineText(load_model_text(s.directory), s, threads) for s in specs if s.directory}
@@ -60,6 +59,7 @@ class EngineText:
     """Text of one model, as `engine.text.Text` says."""
 
     def __init__(self, model: ModelText, spec: TextSpec, threads: TextThreads) -> None:
+        self.directory: Final = spec.directory
         self.end_token_ids = model.end_ids
         self._model = model
         self._spec = spec

@@ -1,0 +1,153 @@
+"""The server in the place of an engine host: one conversation of frames with the agent's side of the engine."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+from hexagent.core.errors import HexagentError
+from hexagent_services.worker_agent.engine.host_process import Connection
+from hexagent_services.worker_agent.engine.trtllm_serve.api import ServeApi
+from hexagent_services.worker_agent.engine.trtllm_serve.completions import Completions, Server
+from hexagent_services.worker_agent.engine.trtllm_serve.readers import PerfMetrics, Readers
+from hexagent_services.worker_agent.engine_host.frames import frame_to_bytes, read_frame
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+STALL_S: Final = 60.0  # wall time without any progress while there is work, after which the engine counts as hung
+LOOK_S: Final = 1.0  # wall time between two looks
+HEALTH_EVERY: Final = 5  # looks
+
+
+class Launcher(Protocol):
+    """Starts and ends a server."""
+
+    async def start(self, order: Mapping[str, Any]) -> str:
+        """Start it as a `load` order says; its URL, which answers once the model is loaded."""
+        ...
+
+    async def ended(self) -> str:
+        """Wait for its end, and say how it was."""
+        ...
+
+    async def stop(self) -> None:
+        """End it in order, if it still runs."""
+        ...
+
+    async def kill(self) -> None:
+        """End it and every process of its engine at once."""
+        ...
+
+
+class ServeHost:
+    """A server that runs at a URL, or one to be started. `auth_key` signs hand-offs, "" = they need not be."""
+
+    def __init__(self, server: str | Launcher, auth_key: str = "", stall_s: float = STALL_S) -> None:
+        self._server = server
+        self._auth_key = auth_key
+        self._stall_s = stall_s
+        self._session: asyncio.Task[None] | None = None
+
+    async def start(self) -> Connection:
+        ours, theirs = socket.socketpair()
+        connection = Connection(*await asyncio.open_connection(sock=ours))
+        self._session = asyncio.create_task(self._serve(*await asyncio.open_connection(sock=theirs)))
+        return connection
+
+    async def stop(self) -> None:
+        await self._hang_up()
+        if not isinstance(self._server, str):
+            await self._server.stop()
+
+    async def kill(self) -> None:
+        """A server that somebody else has started is only left."""
+        await self._hang_up()
+        if not isinstance(self._server, str):
+            await self._server.kill()
+
+    async def _hang_up(self) -> None:
+        if self._session is not None:
+            self._session.cancel()
+            await asyncio.wait((self._session,))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The connection ends with what it speaks to, which is how the agent's side learns of it."""
+        try:
+            frame = await read_frame(reader)
+            if frame is not None:
+                log.warning("engine server: %s", await self._converse(frame.body, reader, writer))
+        except HexagentError as error:
+            log.error("engine server: %s", error.message)
+        finally:
+            writer.close()
+
+    async def _converse(self, order: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+        """From a `load` order until the server or the agent's side is gone; why."""
+
+        def send(body: dict[str, Any], ids: Sequence[int] = ()) -> None:
+            writer.write(frame_to_bytes(body, ids))
+
+        async with contextlib.AsyncExitStack() as stack:
+            ends: set[asyncio.Future[str]] = set()
+            if isinstance(self._server, str):
+                api = ServeApi(self._server, self._auth_key)
+            else:
+                api = ServeApi(await self._server.start(order), self._auth_key)
+                ends.add(_start(stack, self._server.ended()))
+            stack.push_async_callback(api.close)
+            found = _start(stack, _found(api))
+            waited: list[asyncio.Future[Any]] = [found, *ends]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if not found.done():
+                return next(iter(ends)).result()
+            server = found.result()
+            send(server.loaded)
+            completions = Completions(server, PerfMetrics(api), send)
+            stack.push_async_callback(completions.close)
+            readers = Readers(api, order["block_tokens"], completions, send)
+            _start(stack, readers.read_statistics())
+            if order["prefix_cache"]:
+                _start(stack, readers.read_events())
+            ends |= {_start(stack, _obey(reader, completions)), _start(stack, self._watch(api, completions))}
+            done, _ = await asyncio.wait({*ends, completions.broken}, return_when=asyncio.FIRST_COMPLETED)
+            return next(iter(done)).result()
+
+    async def _watch(self, api: ServeApi, completions: Completions) -> str:
+        """Until the server is broken, or hangs: there is work, and neither a token nor an iteration comes."""
+        loop, looks = asyncio.get_running_loop(), 0
+        while True:
+            await asyncio.sleep(LOOK_S)
+            looks += 1
+            if completions.running and loop.time() - completions.progress_s > self._stall_s:
+                return f"no progress within {self._stall_s:g} s on {completions.running} requests"
+            if looks % HEALTH_EVERY == 0 and not await api.alive():
+                return "it says that it is broken, or does not answer"
+
+
+def _start(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Beside the conversation, to its end at most."""
+    task = asyncio.create_task(work)
+    stack.callback(task.cancel)
+    return task
+
+
+async def _found(api: ServeApi) -> Server:
+    """The server once it generates. `Unavailable` where it then does not say what it is."""
+    while not await api.generates():  # noqa: ASYNC110 - it loads its model
+        await asyncio.sleep(LOOK_S)
+    await api.iterations()  # those of the token it was asked for
+    fields = [await api.fields(schema) for schema in ("CompletionRequest", "DisaggregatedParams")]
+    return Server(api, await api.version(), await api.model(), *fields)
+
+
+async def _obey(reader: asyncio.StreamReader, completions: Completions) -> str:
+    while (frame := await read_frame(reader)) is not None:
+        if frame.body["op"] == "abort":
+            completions.abort(frame.body["id"])
+        else:
+            completions.start(frame.body, frame.ids)
+    return "the agent has closed the connection"

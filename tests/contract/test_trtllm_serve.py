@@ -1,0 +1,228 @@
+"""`trtllm-serve` as an engine host: what it is asked, what it costs to leave it, and how its end is noticed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from hexagent.core.estimate.tables import load_table
+from hexagent.core.instance.spec import Role
+from hexagent_services.worker_agent.engine.port import DecodeStarted, EngineAborted, EngineRefused, Finished, KvPiece
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from hexagent_services.worker_agent.engine.trtllm_serve import host
+from hexagent_services.worker_agent.engine.trtllm_serve.api import Refused, completion, params_of, state_of
+from hexagent_services.worker_agent.engine.trtllm_serve.host import ServeHost
+from hexagent_services.worker_agent.engine.trtllm_serve.process import configuration
+from hexagent_services.worker_agent.engine.trtllm_serve.readers import PerfMetrics
+from tests.contract.engines import (
+    MODEL,
+    WALL_CLOCK,
+    decoded,
+    eventually,
+    handed_over,
+    is_empty,
+    request_of,
+    spec,
+    trtllm,
+)
+from tests.fakes.byte_text import ByteText
+from tests.fakes.tensorrt_llm.kv import BYTES_PER_TOKEN
+from tests.fakes.trtllm_serve import InThisProcess
+
+Make = Callable[..., Awaitable[TrtllmEngine]]
+OPTIONS = TrtllmOptions("/models/none", max_seq_tokens=64_000, transfer_timeout_s=1.0, grace_s=0.05)
+
+
+@pytest_asyncio.fixture
+async def make() -> AsyncIterator[Make]:
+    engines: list[TrtllmEngine] = []
+
+    async def made(role: Role, launcher: InThisProcess | None = None, **more: Any) -> TrtllmEngine:
+        server = ServeHost(launcher or InThisProcess(), **more)
+        kv_bytes = load_table("h100", MODEL, 1).kv_bytes_per_token
+        engine = TrtllmEngine(spec(role.name.lower(), role), server, ByteText(), WALL_CLOCK, kv_bytes, OPTIONS)
+        engines.append(engine)
+        await engine.start()
+        return engine
+
+    yield made
+    for engine in engines:
+        await engine.close()
+
+
+class Launched(InThisProcess):
+    """Knows where it listens, and what became of it."""
+
+    url = ""
+
+    async def start(self, order: Any) -> str:
+        self.url = await super().start(order)
+        return self.url
+
+    async def holds(self) -> dict[str, int]:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            found: dict[str, int] = (await http.get(f"{self.url}/fake")).json()
+            return found
+
+    async def fault(self, **faults: Any) -> None:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            await http.post(f"{self.url}/fake", json=faults)
+
+
+async def test_leaving_frees_the_engine_within_a_second_and_interrupts_no_transfer(make: Make) -> None:
+    server = Launched()
+    source, target = await make(Role.PREFILL), await make(Role.DECODE, server)
+    request = request_of("a", output_tokens=20_000, max_tokens=30_000)
+    prefilled = await source.prefill(request)
+    await server.fault(pull_s=0.1)
+    events = target.decode(request, handed_over(source, request, prefilled), _fetch(source, request))
+    target.reserve(request, "prefill", True)
+    waiting = asyncio.ensure_future(anext(aiter(events)))
+    await asyncio.sleep(0.05)
+    target.abort(request.ticket)  # while its KV is on the way
+    with pytest.raises(EngineAborted):
+        await waiting
+    assert not is_empty(target)
+    await eventually(lambda: is_empty(target))
+    held = await server.holds()
+    assert (held["used_blocks"], held["cancelled"], held["interrupted_transfers"]) == (0, 1, 0)
+
+
+def _fetch(source: TrtllmEngine, request: Any) -> Callable[[], Awaitable[KvPiece]]:
+    async def fetch() -> KvPiece:
+        return [piece async for piece in source.send_kv(request.ticket, "decode", source.spec.link)][-1]
+
+    return fetch
+
+
+async def test_transfers_are_measured_by_the_engine(make: Make) -> None:
+    server = Launched()
+    source, target = await make(Role.PREFILL), await make(Role.DECODE, server)
+    await server.fault(pull_s=0.05)
+    request = request_of("a")
+    events = await decoded(source, target, request, await source.prefill(request))
+    started, finished = events[0], events[-1]
+    assert isinstance(started, DecodeStarted)
+    assert isinstance(finished, Finished)
+    assert finished.transfer is not None
+    assert finished.transfer.kv_bytes == 200 * BYTES_PER_TOKEN
+    assert 50_000 <= finished.transfer.end_us - finished.transfer.start_us < 150_000
+
+
+async def test_hand_offs_between_a_host_and_a_server(make: Make) -> None:
+    """Both pass on the same state."""
+    hosts = [trtllm(spec(role.name, role)) for role in (Role.PREFILL, Role.DECODE)]
+    await asyncio.gather(*(engine.start() for engine in hosts))
+    servers = [await make(role) for role in (Role.PREFILL, Role.DECODE)]
+    for source, target in ((hosts[0], servers[1]), (servers[0], hosts[1])):
+        request = request_of(source.spec.instance_id)
+        finished = (await decoded(source, target, request, await source.prefill(request)))[-1]
+        assert isinstance(finished, Finished)
+        assert finished.output_tokens == 12
+    await asyncio.gather(*(engine.close() for engine in hosts))
+
+
+async def test_a_server_that_hangs_is_lost_whatever_health_says(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "LOOK_S", 0.02)
+    monkeypatch.setattr(host, "HEALTH_EVERY", 2)
+    server = Launched()
+    engine = await make(Role.BOTH, server, stall_s=0.2)
+    await server.fault(step_s=0.1)  # slow is not hung
+    assert isinstance([event async for event in engine.local(request_of("a", output_tokens=5))][-1], Finished)
+    await server.fault(wedged=True)
+    with pytest.raises(EngineRefused, match="ENGINE_LOST"):
+        await anext(aiter(engine.local(request_of("b"))))
+    assert "ended" in await engine.lost()
+
+
+async def test_a_server_that_ends_is_lost_at_once(make: Make) -> None:
+    server = Launched()
+    engine = await make(Role.PREFILL, server)
+    running = asyncio.create_task(engine.prefill(request_of("a", prompt_tokens=60_000)))
+    await asyncio.sleep(0.02)
+    await server.stop()
+    with pytest.raises(EngineRefused, match="ENGINE_"):
+        await running
+    async with asyncio.timeout(1):
+        await engine.lost()
+
+
+async def test_hand_offs_are_signed_where_the_server_wants_it(make: Make) -> None:
+    source = await make(Role.PREFILL)
+    target = await make(Role.DECODE, InThisProcess("secret"), auth_key="wrong")
+    request = request_of("a")
+    with pytest.raises(EngineRefused, match="KV_LOST_ENGINE"):
+        await decoded(source, target, request, await source.prefill(request))
+
+
+class OnceApi:
+    """Counts readings; each gives what ended since the last one."""
+
+    def __init__(self) -> None:
+        self.readings = 0
+        self.ended = [1, 2, 3]
+
+    async def perf_metrics(self) -> list[dict[str, Any]]:
+        self.readings += 1
+        await asyncio.sleep(0)
+        taken, self.ended = self.ended, []
+        times = {"first_scheduled_time": 1.0, "first_token_time": 1.25, "arrival_time": 0.5}
+        return [{"ctx_request_id": i, "perf_metrics": {"timing_metrics": times}} for i in taken]
+
+
+async def test_those_who_ask_for_metrics_at_a_time_share_one_reading() -> None:
+    api: Any = OnceApi()
+    metrics = PerfMetrics(api)
+    assert await asyncio.gather(*map(metrics.timing, (1, 2, 3))) == [{"compute_us": 250_000}] * 3
+    assert api.readings == 1
+    assert await metrics.timing(4) == {}
+    assert await metrics.timing(5) == {}
+    assert api.readings == 2  # a server that keeps none is not asked again
+
+
+def test_a_completion_takes_ids_and_gives_ids() -> None:
+    sampling = {
+        "temperature": 0.5,
+        "end_id": 7,
+        "pad_id": 7,
+        "stop_token_ids": [8],
+        "ignore_eos": False,
+        "max_tokens": 3,
+    }
+    body = completion("m", [1, 2], sampling)
+    assert body["stop_token_ids"] == [7, 8]
+    assert (body["prompt"], body["detokenize"], body["max_tokens"], body["temperature"]) == ([1, 2], False, 3, 0.5)
+    assert not {"end_id", "pad_id"} & body.keys()
+    assert completion("m", [1], sampling | {"ignore_eos": True})["stop_token_ids"] == [8]
+
+
+def test_states_are_those_of_an_engine_host() -> None:
+    given = {"request_type": "context_only", "ctx_request_id": 5, "encoded_opaque_state": "AAE=", "draft_tokens": None}
+    state = state_of(given)
+    assert json.loads(state) == {"ctx_request_id": 5, "opaque_state": {"base64": "AAE="}}
+    known = frozenset({"request_type", "ctx_request_id", "encoded_opaque_state"})
+    assert params_of(state, known) == {
+        "request_type": "generation_only", "ctx_request_id": 5, "encoded_opaque_state": "AAE=",
+    }  # fmt: skip
+    with pytest.raises(Refused, match="ctx_request_id"):
+        params_of(state, known - {"ctx_request_id"})
+
+
+def test_the_configuration_is_what_a_host_gives_the_constructor() -> None:
+    order = {
+        "model": "m", "role": "prefill", "tp": 4, "max_batch": 8, "max_step_tokens": 4096, "max_seq_tokens": 9000,
+        "kv_tokens": 64_000, "block_tokens": 32, "prefix_cache": True, "pipelined": False, "transceiver": "UCX",
+        "transfer_timeout_ms": 60_000, "arguments": {"max_batch_size": 3},
+    }  # fmt: skip
+    config = json.loads(json.dumps(configuration(order)))
+    assert config["cache_transceiver_config"] == {
+        "backend": "UCX", "max_tokens_in_buffer": 9000, "kv_transfer_timeout_ms": 60_000,
+    }  # fmt: skip
+    assert (config["disable_overlap_scheduler"], config["max_batch_size"]) == (True, 3)
+    assert (config["return_perf_metrics"], config["enable_iter_perf_stats"]) == (True, True)
+    assert config["perf_metrics_max_requests"] > 0
+    assert not {"model", "backend", "skip_tokenizer_init"} & config.keys()
