@@ -54,7 +54,7 @@ def test_what_was_learned_is_bent_by_the_same_factor() -> None:
         revision=7,
         speeds=(SpeedFactor(first.instance_id, 2_000_000, 1_000_000, 9),),
         lengths=(LengthQuantiles("c", "r", "", 0, 5, 1_000, 2_000, 3_000, 1_500),),
-        tools=(ToolQuantiles("t", 5, 10_000, 20_000),),
+        tools=(ToolQuantiles("t", 5, 10_000, 20_000, 30_000),),
     )
     bent = noise.bent(learned)
     assert bent.revision == 7

@@ -55,13 +55,14 @@ class EstimateNoise:
     def _length(self, length: LengthQuantiles) -> LengthQuantiles:
         factor = self._factor("length", length.workflow_class, length.role)
         q50, q90, q99, mean = (
-            max(1, tokens * factor // PPM) for tokens in (length.q50, length.q90, length.q99, length.mean)
+            tokens and max(1, tokens * factor // PPM) for tokens in (length.q50, length.q90, length.q99, length.mean)
         )
         return length._replace(q50=q50, q90=q90, q99=q99, mean=mean)
 
     def _tool(self, tool: ToolQuantiles) -> ToolQuantiles:
         factor = self._factor("tool", tool.name)
-        return tool._replace(q50_us=tool.q50_us * factor // PPM, q90_us=tool.q90_us * factor // PPM)
+        q50_us, q90_us, q99_us = (us * factor // PPM for us in (tool.q50_us, tool.q90_us, tool.q99_us))
+        return tool._replace(q50_us=q50_us, q90_us=q90_us, q99_us=q99_us)
 
     def _link(self, link: LinkFit) -> LinkFit:
         factor = self._factor("link", link.source, link.target)

@@ -23,7 +23,9 @@ def snapshot_from_proto(message: snapshot_pb2.Snapshot) -> Snapshot:
         at_us=message.at_us,
         speeds=tuple(_speed_from_proto(speed) for speed in message.speeds),
         lengths=tuple(_length_from_proto(length) for length in message.lengths),
-        tools=tuple(ToolQuantiles(tool.name, tool.samples, tool.q50_us, tool.q90_us) for tool in message.tools),
+        tools=tuple(
+            ToolQuantiles(tool.name, tool.samples, tool.q50_us, tool.q90_us, tool.q99_us) for tool in message.tools
+        ),
         links=tuple(_link_from_proto(link) for link in message.links),
         link_kinds=tuple(_link_from_proto(link) for link in message.link_kinds),
     )
@@ -84,7 +86,7 @@ def _length_from_proto(message: snapshot_pb2.LengthQuantiles) -> LengthQuantiles
 
 
 def _tool_to_proto(tool: ToolQuantiles) -> snapshot_pb2.ToolQuantiles:
-    return snapshot_pb2.ToolQuantiles(name=tool.name, samples=tool.samples, q50_us=tool.q50_us, q90_us=tool.q90_us)
+    return snapshot_pb2.ToolQuantiles(**tool._asdict())
 
 
 def _link_to_proto(link: LinkFit) -> snapshot_pb2.LinkFit:

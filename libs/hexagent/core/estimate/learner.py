@@ -11,27 +11,33 @@ from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.workflow.events import (
     CallFinished,
-    NodesRevealed,
     ToolFinished,
-    ToolStarted,
     WorkflowEvent,
     WorkflowFinished,
     WorkflowStarted,
+    workflow_of,
 )
+from hexagent.core.workflow.graph import NEVER, Node, WorkflowGraph
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
 
 
 class _OpenWorkflow:
     """What must be remembered of a running workflow to attribute its observations."""
 
-    __slots__ = ("calls", "own", "tool_started_us", "tools", "workflow_class")
+    __slots__ = ("calls", "graph", "own")
 
-    def __init__(self, workflow_class: str) -> None:
-        self.workflow_class = workflow_class
-        self.calls: dict[str, CallFeatures] = {}  # open ones, as they were revealed
+    def __init__(self, started: WorkflowStarted) -> None:
+        self.graph = WorkflowGraph(started)
+        self.calls: dict[str, CallFeatures] = {}  # of open ones as they were when the call became ready
         self.own: dict[str, OwnOutputs] = {}  # by role
-        self.tools: dict[str, str] = {}
-        self.tool_started_us: dict[str, int] = {}
+
+    def become_ready(self, node_id: str) -> None:
+        """What is known of a call when a scheduler predicts its length."""
+        spec = self.graph.node(node_id).spec
+        if spec.call is not None:
+            own = self.own.get(spec.role, NO_OUTPUTS)
+            workflow_class = self.graph.spec.workflow_class
+            self.calls[node_id] = CallFeatures(workflow_class, spec.role, spec.call.prompt_tokens, spec.round, own)
 
 
 class Learner:
@@ -56,48 +62,31 @@ class Learner:
 
     def observe_event(self, event: WorkflowEvent) -> None:
         """Learn output lengths of finished calls and run times of finished tools."""
-        match event:
-            case WorkflowStarted(spec=spec):
-                self._open[spec.workflow_id] = _OpenWorkflow(spec.workflow_class)
-            case WorkflowFinished(workflow_id=workflow_id):
-                self._open.pop(workflow_id, None)
-            case NodesRevealed(workflow_id=workflow_id, nodes=nodes):
-                workflow = self._open.get(workflow_id)
-                if workflow is not None:
-                    for node in nodes:
-                        if node.call is not None:
-                            workflow.calls[node.node_id] = CallFeatures(
-                                workflow.workflow_class,
-                                node.role,
-                                node.call.prompt_tokens,
-                                node.round,
-                                workflow.own.get(node.role, NO_OUTPUTS),
-                            )
-                        if node.tool is not None:
-                            workflow.tools[node.node_id] = node.tool.name
-            case ToolStarted(node=node, at_us=at_us):
-                workflow = self._open.get(node.workflow_id)
-                if workflow is not None:
-                    workflow.tool_started_us[node.node_id] = at_us
-            case ToolFinished():
-                self._observe_tool(event)
-            case CallFinished(outcome=outcome):
-                self._observe_outcome(outcome)
-
-    def _observe_tool(self, event: ToolFinished) -> None:
-        workflow = self._open.get(event.node.workflow_id)
+        if isinstance(event, WorkflowStarted):
+            self._open[event.spec.workflow_id] = _OpenWorkflow(event)
+            return
+        if isinstance(event, WorkflowFinished):
+            self._open.pop(event.workflow_id, None)
+            return
+        workflow = self._open.get(workflow_of(event))
         if workflow is None:
             return
-        name = workflow.tools.pop(event.node.node_id, "")
-        started_us = workflow.tool_started_us.pop(event.node.node_id, None)
-        if started_us is not None and event.at_us >= started_us and event.status is NodeStatus.SUCCEEDED:
-            self._lengths.observe_tool(name, event.at_us - started_us)
+        delta = workflow.graph.apply(event)
+        for node_id in delta.closed:
+            if isinstance(event, CallFinished):
+                self._observe_outcome(workflow, event.outcome)
+            elif isinstance(event, ToolFinished):
+                self._observe_tool(workflow.graph.node(node_id))
+        for node_id in delta.ready:
+            workflow.become_ready(node_id)
+
+    def _observe_tool(self, tool: Node) -> None:
+        ran = tool.status is NodeStatus.SUCCEEDED and NEVER != tool.started_us <= tool.finished_us
+        if tool.spec.tool is not None and ran:
+            self._lengths.observe_tool(tool.spec.tool.name, tool.finished_us - tool.started_us)
             self._changed = True
 
-    def _observe_outcome(self, outcome: CallOutcome) -> None:
-        workflow = self._open.get(outcome.call.workflow_id)
-        if workflow is None:
-            return
+    def _observe_outcome(self, workflow: _OpenWorkflow, outcome: CallOutcome) -> None:
         features = workflow.calls.pop(outcome.call.node_id, None)
         if features is not None and outcome.status is NodeStatus.SUCCEEDED and outcome.output_tokens > 0:
             own = workflow.own.get(features.role, NO_OUTPUTS)

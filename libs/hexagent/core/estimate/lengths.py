@@ -1,28 +1,38 @@
 """Predicted output lengths and tool times, with cold start from a role to its class to everything.
 
+A prediction is a quantile of the latest lengths of a class and role, so that stated coverage is real coverage
+whatever their distribution (split conformal prediction, see `RunningQuantiles.quantile`).
+
 The calls of one class and role can be told apart by several views (`features.VIEWS`): what the workflow generated
-before, the round of a loop, the size of the prompt. Which of them tells anything differs by workload, so the learner
-predicts with each, and the one whose predictions have cost least lately answers. A prediction costs its pinball loss,
-which the true quantile minimises: per cent p times what it was too low by, 100 - p times what it was too high by.
+before, the round of a loop, the size of the prompt. A view has a *factor* for each of its buckets: the bucket's mean
+over the role's, drawn to one while the bucket has few calls. Its scores are lengths over factors, so that all buckets
+lend each other their spread, and a quantile of the scores times the bucket's factor is the prediction. Which view
+tells anything differs by workload and by quantile, so the learner predicts with each, and for each quantile the one
+whose predictions have cost least lately answers. A prediction costs its pinball loss, which the true quantile
+minimises: per cent p times what it was too low by, 100 - p times what it was too high by.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final, NamedTuple
 
 from hexagent.core.estimate.features import VIEWS, CallFeatures
 from hexagent.core.estimate.quantiles import RunningQuantiles
 from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot, ToolQuantiles
+from hexagent.core.units import PPM, ceil_div
 
-GROUPS_MAX = 1_000  # classes and roles remembered; later ones fall back to wider groups
-BUCKETS_MAX = 64  # of one view of a class and role
-BUCKET_ROWS_MAX = 1_000  # of a snapshot, which every scheduler reads twice a second: 50 KiB
-TRUSTED_SAMPLES = 5  # below this a group's own quantiles are noise and the next wider group answers
-TRUSTED_BUCKET = 20  # the same for a bucket, which competes with a good answer
-PRIOR_Q50, PRIOR_Q90, PRIOR_Q99 = 100, 300, 600  # tokens, before anything was observed
-PERCENTS = (50, 90, 99)
+GROUPS_MAX: Final = 256  # classes, roles and tools remembered, 32 MiB; later ones fall back to wider groups
+BUCKETS_MAX: Final = 64  # of one view of a class and role
+BUCKET_ROWS_MAX: Final = 1_000  # of a snapshot, which every scheduler reads twice a second: 50 KiB
+TRUSTED_SAMPLES: Final = 5  # below this a group's own quantiles are noise and the next wider group answers
+PRIOR: Final = (100, 300, 600)  # tokens, before anything was observed
+PERCENTS: Final = (50, 90, 99)
 
-SCORED_MIN = 50  # predictions a view must have made before it may answer
-GAIN_PERCENT = 2  # what it must save against no view at all, so that chance does not choose
-FORGET = 256  # a loss counts 1/e after so many later ones
+DRAWN: Final = 5  # calls that a factor of one weighs in a bucket's
+SCORED_MIN: Final = 50  # predictions a view must have made before it may answer
+GAIN_PERCENT: Final = 2  # what it must save against no view at all, so that chance does not choose
+FORGET: Final = 256  # a loss counts 1/e after so many later ones
+REMEMBER: Final = 2_048  # most calls that a mean is of
 
 
 class PredictedLength(NamedTuple):
@@ -33,66 +43,111 @@ class PredictedLength(NamedTuple):
     q99: int
 
 
-class _View:
-    """One view of a class and role: quantiles by bucket, and what its predictions have cost lately."""
+class _Mean:
+    """Mean of the latest values."""
 
-    __slots__ = ("buckets", "loss")
+    __slots__ = ("count", "total", "weight")
 
     def __init__(self) -> None:
-        self.buckets: dict[int, RunningQuantiles] = {}
-        self.loss = 0
+        self.count = 0  # ever seen
+        self.weight = 0
+        self.total = 0
 
-    def observe(self, bucket: int, output_tokens: int, otherwise: RunningQuantiles) -> None:
-        """Predict, pay, learn; a bucket that is not trusted yet predicts what `otherwise` does."""
+    def add(self, value: int) -> None:
+        self.count += 1
+        self.weight += 1
+        self.total += value
+        if self.weight == REMEMBER:
+            self.weight //= 2
+            self.total //= 2
+
+
+class _View:
+    """One view of a class and role: means by bucket, scores, and what predictions have cost lately, by percent."""
+
+    __slots__ = ("buckets", "losses", "scores")
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, _Mean] = {}
+        self.losses = [0] * len(PERCENTS)
+        self.scores = RunningQuantiles()
+
+    def factor_ppm(self, bucket: int, all_calls: _Mean) -> int:
+        """What outputs of the bucket are over those of all calls, of which there is at least one."""
         own = self.buckets.get(bucket)
-        trusted = own is not None and own.count >= TRUSTED_BUCKET
-        if otherwise.count >= TRUSTED_SAMPLES:
-            self.loss += _pinball(own if own is not None and trusted else otherwise, output_tokens)
-            self.loss -= self.loss // FORGET
-        if own is None and len(self.buckets) < BUCKETS_MAX:
-            own = self.buckets[bucket] = RunningQuantiles()
-        if own is not None:
-            own.add(output_tokens)
+        if own is None:
+            return PPM
+        mean = own.total * all_calls.weight + DRAWN * all_calls.total
+        return max(mean * PPM // ((own.weight + DRAWN) * all_calls.total), 1)
+
+    def observe(self, bucket: int, output_tokens: int, all_calls: _Mean) -> None:
+        """Predict, pay, learn."""
+        if all_calls.count:
+            factor_ppm = self.factor_ppm(bucket, all_calls)
+            if self.scores.count >= TRUSTED_SAMPLES:
+                _charge(self.losses, self.scores, factor_ppm, output_tokens)
+            self.scores.add(ceil_div(output_tokens * PPM, factor_ppm))
+        if bucket in self.buckets or len(self.buckets) < BUCKETS_MAX:
+            self.buckets.setdefault(bucket, _Mean()).add(output_tokens)
+
+    def rows(self, key: tuple[str, str, str], all_calls: _Mean, answers: list[bool]) -> list[LengthQuantiles]:
+        """The trusted buckets, with those of `PERCENTS` that the view answers for."""
+        s50, s90, s99 = [
+            self.scores.quantile(percent) if own else 0 for percent, own in zip(PERCENTS, answers, strict=True)
+        ]
+        rows = []
+        for bucket, mean in self.buckets.items():
+            if mean.count >= TRUSTED_SAMPLES:
+                ppm = self.factor_ppm(bucket, all_calls)
+                q50, q90, q99 = s50 * ppm // PPM, s90 * ppm // PPM, s99 * ppm // PPM
+                rows.append(LengthQuantiles(*key, bucket, mean.count, q50, q90, q99, mean.total // mean.weight))
+        return rows
 
 
 class _Role:
-    """Everything learned of a class and role."""
+    """Everything learned of a class and role: at most 120 KiB."""
 
-    __slots__ = ("all", "loss", "views")
+    __slots__ = ("all", "losses", "mean", "views")
 
     def __init__(self) -> None:
         self.all = RunningQuantiles()
-        self.loss = 0  # of predictions without a view
+        self.mean = _Mean()
+        self.losses = [0] * len(PERCENTS)  # of predictions without a view
         self.views = {name: _View() for name in VIEWS}
 
     def observe(self, features: CallFeatures, output_tokens: int) -> None:
         for name, view in self.views.items():
-            view.observe(VIEWS[name](features), output_tokens, self.all)
+            view.observe(VIEWS[name](features), output_tokens, self.mean)
         if self.all.count >= TRUSTED_SAMPLES:
-            self.loss += _pinball(self.all, output_tokens)
-            self.loss -= self.loss // FORGET
+            _charge(self.losses, self.all, PPM, output_tokens)
         self.all.add(output_tokens)
+        self.mean.add(output_tokens)
+
+    def answering(self) -> list[str]:
+        """The view that answers for each of `PERCENTS`, "" = none."""
+        answering = []
+        for place, loss in enumerate(self.losses):
+            name = min(self.views, key=lambda view: self.views[view].losses[place])
+            gains = self.views[name].losses[place] * 100 < loss * (100 - GAIN_PERCENT)
+            answering.append(name if gains and self.all.count >= SCORED_MIN + TRUSTED_SAMPLES else "")
+        return answering
 
     def rows(self, workflow_class: str, role: str) -> list[LengthQuantiles]:
-        """The trusted buckets of the view that answers, if one does."""
-        name = min(self.views, key=lambda view: self.views[view].loss)
-        enough = self.all.count >= SCORED_MIN + TRUSTED_SAMPLES
-        if not enough or self.views[name].loss * 100 >= self.loss * (100 - GAIN_PERCENT):
-            return []
+        """The trusted buckets of the views that answer."""
+        answering = self.answering()
         return [
-            _row(workflow_class, role, quantiles, name, bucket)
-            for bucket, quantiles in self.views[name].buckets.items()
-            if quantiles.count >= TRUSTED_BUCKET
+            row
+            for name in sorted({name for name in answering if name})
+            for row in self.views[name].rows((workflow_class, role, name), self.mean, [name == of for of in answering])
         ]
 
 
-def _pinball(quantiles: RunningQuantiles, value: int) -> int:
-    """Loss of predicting the quantiles of `PERCENTS`, in hundredths of a token."""
-    loss = 0
-    for percent in PERCENTS:
-        miss = value - quantiles.quantile(percent)
-        loss += percent * miss if miss > 0 else (percent - 100) * miss
-    return loss
+def _charge(losses: list[int], scores: RunningQuantiles, factor_ppm: int, value: int) -> None:
+    """Add the pinball loss of each of `PERCENTS`, in hundredths of a token, and forget some of the older ones."""
+    for place, percent in enumerate(PERCENTS):
+        miss = value - scores.quantile(percent) * factor_ppm // PPM
+        cost = percent * miss if miss > 0 else (percent - 100) * miss
+        losses[place] += cost - losses[place] // FORGET
 
 
 class LengthLearner:
@@ -104,7 +159,7 @@ class LengthLearner:
         self._tools: dict[str, RunningQuantiles] = {}
 
     def observe_call(self, features: CallFeatures, output_tokens: int) -> None:
-        """`features` as they were when the call was revealed."""
+        """`features` as they were when the call became ready, which is when its length is predicted."""
         group = (features.workflow_class, features.role)
         if group in self._roles or len(self._roles) < GROUPS_MAX:
             self._roles.setdefault(group, _Role()).observe(features, output_tokens)
@@ -129,16 +184,17 @@ class LengthLearner:
         return tuple(sorted(rows))
 
     def tools(self) -> tuple[ToolQuantiles, ...]:
-        return tuple(
-            ToolQuantiles(name, q.count, q.quantile(50), q.quantile(90)) for name, q in sorted(self._tools.items())
-        )
+        return tuple(ToolQuantiles(name, tool.count, *_three(tool)) for name, tool in sorted(self._tools.items()))
 
 
-def _row(
-    workflow_class: str, role: str, quantiles: RunningQuantiles, view: str = "", bucket: int = 0
-) -> LengthQuantiles:
-    q50, q90, q99 = (quantiles.quantile(percent) for percent in PERCENTS)
-    return LengthQuantiles(workflow_class, role, view, bucket, quantiles.count, q50, q90, q99, quantiles.mean)
+def _row(workflow_class: str, role: str, lengths: RunningQuantiles) -> LengthQuantiles:
+    return LengthQuantiles(workflow_class, role, "", 0, lengths.count, *_three(lengths), lengths.mean)
+
+
+def _three(values: RunningQuantiles) -> tuple[int, int, int]:
+    """Those of `PERCENTS`."""
+    q50, q90, q99 = [values.quantile(percent) for percent in PERCENTS]
+    return q50, q90, q99
 
 
 class LengthTable:
@@ -146,35 +202,36 @@ class LengthTable:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._by_group: dict[tuple[str, str], LengthQuantiles] = {}
-        self._view: dict[tuple[str, str], str] = {}
-        self._by_bucket: dict[tuple[str, str, int], LengthQuantiles] = {}
+        self._views: dict[tuple[str, str], dict[str, dict[int, LengthQuantiles]]] = {}  # by group, name and bucket
         for row in snapshot.lengths:
+            group = (row.workflow_class, row.role)
             if row.view in VIEWS:
-                self._view[row.workflow_class, row.role] = row.view
-                self._by_bucket[row.workflow_class, row.role, row.bucket] = row
+                self._views.setdefault(group, {}).setdefault(row.view, {})[row.bucket] = row
             elif not row.view and row.samples >= TRUSTED_SAMPLES:
-                self._by_group[row.workflow_class, row.role] = row
+                self._by_group[group] = row
         self._tools = {q.name: q for q in snapshot.tools}
 
     def predict(self, features: CallFeatures, max_tokens: int, hint: int) -> PredictedLength:
         """Within 1 and `max_tokens`; the client's `hint` only until the class is known."""
         group = (features.workflow_class, features.role)
-        known = None
-        view = self._view.get(group)
-        if view is not None:
-            known = self._by_bucket.get((*group, VIEWS[view](features)))
-        known = known or self._by_group.get(group) or self._by_group.get((features.workflow_class, ""))
+        known = self._by_group.get(group) or self._by_group.get((features.workflow_class, ""))
         if known is None and hint > 0:
-            return _within(hint, 2 * hint, 4 * hint, max_tokens)
+            return _within([hint, 2 * hint, 4 * hint], max_tokens)
         known = known or self._by_group.get(("", ""))
         if known is None:
-            return _within(PRIOR_Q50, PRIOR_Q90, PRIOR_Q99, max_tokens)
-        return _within(known.q50, known.q90, known.q99, max_tokens)
+            return _within(PRIOR, max_tokens)
+        quantiles = [known.q50, known.q90, known.q99]
+        for name, buckets in self._views.get(group, {}).items():
+            row = buckets.get(VIEWS[name](features))
+            if row is not None:
+                quantiles = [own or other for own, other in zip((row.q50, row.q90, row.q99), quantiles, strict=True)]
+        return _within(quantiles, max_tokens)
 
     def tool_us(self, name: str, hint_us: int) -> int:
         known = self._tools.get(name)
         return known.q50_us if known else hint_us
 
 
-def _within(q50: int, q90: int, q99: int, max_tokens: int) -> PredictedLength:
-    return PredictedLength(max(1, min(q50, max_tokens)), max(1, min(q90, max_tokens)), max(1, min(q99, max_tokens)))
+def _within(quantiles: Sequence[int], max_tokens: int) -> PredictedLength:
+    """At least 1 and at most `max_tokens`; ascending, which those of different views need not be."""
+    return PredictedLength(*[max(1, min(tokens, max_tokens)) for tokens in accumulate(quantiles, max)])

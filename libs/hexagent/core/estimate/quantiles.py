@@ -1,36 +1,43 @@
 """Exact quantiles of the latest samples."""
 
+from array import array
 from bisect import bisect_left, insort
-from collections import deque
+from typing import Final
 
-WINDOW = 512  # samples remembered: enough for a 99 % quantile, recent enough to follow a change
+WINDOW: Final = 1_024  # samples remembered: enough for a 99 % quantile, recent enough to follow a change
 
 
 class RunningQuantiles:
-    """Exact quantiles of the last `WINDOW` samples."""
+    """Exact quantiles of the last `WINDOW` samples, at most 16 KiB."""
 
     __slots__ = ("_recent", "_sorted", "count", "total")
 
     def __init__(self) -> None:
-        self._recent: deque[int] = deque()
-        self._sorted: list[int] = []
+        self._recent = array("q")  # a ring once it is full
+        self._sorted = array("q")
         self.count = 0  # ever seen
         self.total = 0  # sum over the window
 
     def add(self, value: int) -> None:
-        self.count += 1
-        self._recent.append(value)
+        if len(self._recent) < WINDOW:
+            self._recent.append(value)
+        else:
+            place = self.count % WINDOW
+            del self._sorted[bisect_left(self._sorted, self._recent[place])]
+            self.total -= self._recent[place]
+            self._recent[place] = value
         insort(self._sorted, value)
         self.total += value
-        if len(self._recent) > WINDOW:
-            oldest = self._recent.popleft()
-            del self._sorted[bisect_left(self._sorted, oldest)]
-            self.total -= oldest
+        self.count += 1
 
     def quantile(self, percent: int) -> int:
-        """The smallest sample that is >= `percent` % of the window; the window must not be empty."""
-        rank = -(-len(self._sorted) * percent // 100)
-        return self._sorted[max(rank, 1) - 1]
+        """The ceil((n + 1) * percent / 100)-th smallest of n samples, the largest if there are fewer; n > 0.
+
+        The next sample, if it is exchangeable with these, is at or below it with a probability of at least `percent` %
+        (split conformal prediction), short of the cases in which there are fewer.
+        """
+        rank = -(-(len(self._sorted) + 1) * percent // 100)
+        return self._sorted[min(rank, len(self._sorted)) - 1]
 
     @property
     def mean(self) -> int:

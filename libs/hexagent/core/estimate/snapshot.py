@@ -27,7 +27,7 @@ class LinkFit(NamedTuple):
 class LengthQuantiles(NamedTuple):
     """Output tokens of finished calls of a class and role; role "" = the whole class, class "" = everything.
 
-    With a `view` only of the calls that fall into its `bucket`.
+    With a `view` only of the calls that fall into its `bucket`; quantiles that it does not answer for are 0.
     """
 
     workflow_class: str
@@ -48,6 +48,7 @@ class ToolQuantiles(NamedTuple):
     samples: int
     q50_us: int
     q90_us: int
+    q99_us: int
 
 
 class Snapshot(NamedTuple):

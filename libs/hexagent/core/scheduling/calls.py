@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """A revealed LLM call; `output_q50` and `output_q90` are predictions fixed when it became ready."""
+    """A revealed LLM call; `output_q50` to `output_q99` are predictions fixed when it became ready."""
 
     __slots__ = (
         "_chain",
@@ -23,6 +23,7 @@ class Call:
         "model",
         "output_q50",
         "output_q90",
+        "output_q99",
         "path_us",
         "prompt_tokens",
         "ready_us",
@@ -53,6 +54,7 @@ class Call:
         self.expected_output_tokens = 0
         self.output_q50 = 1
         self.output_q90 = 1
+        self.output_q99 = 1
         self.ready_us = 0
         self.path_us = 0  # the workflow's `Service.path_us` when the call became ready
         self.attempts = 0

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
+from hexagent.core.estimate.lengths import PredictedLength
 from hexagent.core.estimate.remaining import Remaining, RemainingWork, Trail
 from hexagent.core.ids import CallId
 from hexagent.core.scheduling.calls import Call
@@ -185,16 +186,15 @@ class Projection:
         output_tokens = oracle.output_tokens(CallId(workflow.graph.workflow_id, node.node_id))
         return self._estimator.solo_us(call.model, call.prompt_tokens, output_tokens)
 
-    def _lengths(self, call: Call) -> tuple[int, int]:
-        """Median and 90 % quantile of what it may generate."""
+    def _lengths(self, call: Call) -> PredictedLength:
+        """What it may generate."""
         oracle, workflow = self._estimator.oracle, call.workflow
         if oracle is not None:
             output_tokens = oracle.output_tokens(call.call_id)
-            return output_tokens, output_tokens
+            return PredictedLength(output_tokens, output_tokens, output_tokens)
         own = workflow.own_outputs(call.role)
         features = CallFeatures(workflow.graph.spec.workflow_class, call.role, call.prompt_tokens, call.round, own)
-        length = self._estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
-        return length.q50, length.q90
+        return self._estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
 
     def _closed(self, workflow: Workflow, node_id: str) -> None:
         node = workflow.graph.find(node_id)
@@ -211,5 +211,5 @@ class Projection:
         for call in ready:
             call.ready_us = now_us
             call.path_us = workflow.service.path_us
-            call.output_q50, call.output_q90 = self._lengths(call)
+            call.output_q50, call.output_q90, call.output_q99 = self._lengths(call)
         return Change(ready, ended)

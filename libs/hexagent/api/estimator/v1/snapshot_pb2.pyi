@@ -172,11 +172,11 @@ class LengthQuantiles(_message.Message):
     samples: _builtins.int
     """Calls it is learned from."""
     q50: _builtins.int
-    """Median, tokens."""
+    """Median, tokens; 0 with a view that does not answer for it."""
     q90: _builtins.int
-    """90th percentile, tokens."""
+    """90th percentile, tokens; 0 likewise."""
     q99: _builtins.int
-    """99th percentile, tokens."""
+    """99th percentile, tokens; 0 likewise."""
     mean: _builtins.int
     """Mean, tokens."""
     view: _builtins.str
@@ -214,6 +214,7 @@ class ToolQuantiles(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     Q50_US_FIELD_NUMBER: _builtins.int
     Q90_US_FIELD_NUMBER: _builtins.int
+    Q99_US_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The tool."""
     samples: _builtins.int
@@ -222,6 +223,8 @@ class ToolQuantiles(_message.Message):
     """Median, microseconds of model time."""
     q90_us: _builtins.int
     """90th percentile, microseconds of model time."""
+    q99_us: _builtins.int
+    """99th percentile, microseconds of model time."""
     def __init__(
         self,
         *,
@@ -229,10 +232,11 @@ class ToolQuantiles(_message.Message):
         samples: _builtins.int = ...,
         q50_us: _builtins.int = ...,
         q90_us: _builtins.int = ...,
+        q99_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "q50_us", b"q50_us", "q90_us", b"q90_us", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "q50_us", b"q50_us", "q90_us", b"q90_us", "q99_us", b"q99_us", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
