@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from hexagent_services.worker_agent.engine_host.library import Library, capabili
 from tests.contract.engines import handed_over, is_empty, request_of
 from tests.contract.trtllm.manifest import load_manifest
 from tests.contract.trtllm.session import OPTIONS, Side, decode, finished, started
+from tests.fakes.byte_text import ByteDecoder
 from tests.fakes.local_host import fake_library
 from tests.fakes.virtual_loop import run_virtually
 
@@ -163,6 +164,57 @@ def test_an_abort_waits_until_the_kv_has_come() -> None:
         assert (target.engine.load().transferring, target.llm.blocks.used) == (1, 9)
         await asyncio.sleep(0.3)
         assert target.llm.blocks.used == 0
+
+    play(scene)
+
+
+def test_an_abort_between_room_and_order_leaves_nothing_on_the_engine() -> None:
+    async def scene(source: Side, target: Side) -> None:
+        engine, late = target.engine, request_of("late", prompt_tokens=700, output_tokens=60)
+        first = asyncio.create_task(_all(target, request_of("a", prompt_tokens=700)))
+        await asyncio.sleep(0.005)
+        waiting = asyncio.create_task(_all(target, late))
+        await asyncio.sleep(0)
+        pump = engine._pump
+
+        def pump_and_abort() -> None:
+            """It gets room, and is aborted before it can make use of it."""
+            pump()
+            if engine._admission.used_blocks and not engine.load().decoding:
+                engine.abort(late.ticket)
+
+        engine._pump = pump_and_abort  # type: ignore[method-assign]
+        await first
+        with pytest.raises(EngineAborted):
+            await waiting
+        await asyncio.sleep(0.01)
+        assert (target.llm.blocks.used, target.llm._active) == (0, [])
+
+    play(scene)
+
+
+def test_tokens_without_text_of_their_own_are_counted_with_the_next_that_have_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def feed(decoder: ByteDecoder, token_ids: Sequence[int]) -> bytes:
+        """As if every third token were the end of a character."""
+        decoder.held = [*getattr(decoder, "held", []), *token_ids]  # type: ignore[attr-defined]
+        whole = len(decoder.held) // 3 * 3  # type: ignore[attr-defined]
+        text, decoder.held = bytes(decoder.held[:whole]), decoder.held[whole:]  # type: ignore[attr-defined]
+        return text
+
+    monkeypatch.setattr(ByteDecoder, "feed", feed)
+
+    async def scene(source: Side, target: Side) -> None:
+        target.llm.faults.step_s = 0.015
+        request = request_of("a", output_tokens=60, stream="yes")
+        events = await _all(target, request)
+        pieces = [event for event in events if isinstance(event, Generated)]
+        assert len(pieces) > 3
+        counted = 1  # the first, which has no text yet
+        for piece in pieces:
+            counted += piece.tokens
+            assert counted // 3 * 3 == sum(len(p.text) for p in pieces[: pieces.index(piece) + 1])
 
     play(scene)
 

@@ -348,8 +348,9 @@ class Attempts:
         )
 
     def _publish_first(self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled) -> None:
-        if request.call.stream and prefilled.first_text:
-            last = prefilled.finish is not FinishReason.NONE
+        """A first token may have no text of its own yet, such as half a character."""
+        last = prefilled.finish is not FinishReason.NONE
+        if request.call.stream and (prefilled.first_text or not last):
             self._results.tokens(attempt.ticket, request.delivered_tokens, 1, prefilled.first_text, last)
 
     async def _generate(

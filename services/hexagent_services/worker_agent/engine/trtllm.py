@@ -10,19 +10,19 @@ KV is pulled by the decode side's engine, through its own transceiver. What is k
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from hexagent.core.errors import Unavailable
 from hexagent.core.ids import Ticket
-from hexagent.core.instance.io import InstanceLoad, StepDone
-from hexagent.core.instance.samples import SampleBuffer, Samples
+from hexagent.core.instance.io import InstanceLoad
+from hexagent.core.instance.samples import Samples
 from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec
-from hexagent.core.instance.telemetry import TransferSample
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import Clock
 from hexagent_services.worker_agent.engine.admission import Admission, Claim
+from hexagent_services.worker_agent.engine.host_link import HostLink
 from hexagent_services.worker_agent.engine.host_process import Host
+from hexagent_services.worker_agent.engine.observed import Observed
 from hexagent_services.worker_agent.engine.port import (
     Capabilities,
     DecodeEvent,
@@ -40,7 +40,7 @@ from hexagent_services.worker_agent.engine.port import (
 from hexagent_services.worker_agent.engine.run import Kind, Phase, Run, request_id
 from hexagent_services.worker_agent.engine.sampling import retention_of, sampling_arguments
 from hexagent_services.worker_agent.engine.text import Decoder, Text
-from hexagent_services.worker_agent.engine_host.frames import Frame, frame_to_bytes, read_frame
+from hexagent_services.worker_agent.engine_host.frames import Frame
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class TrtllmEngine:
     ) -> None:
         self.spec = spec
         self.dropped_hand_offs = 0  # prefilled, never pulled: their blocks were held until the timeout
-        self._host = host
+        self._link = HostLink(host, self._hear, self._forget_all)
         self._text = text
         self._clock = clock
         self._kv_bytes_per_token = kv_bytes_per_token
@@ -83,43 +83,21 @@ class TrtllmEngine:
         self._runs: dict[Ticket, Run] = {}  # that somebody waits for
         self._by_number: dict[int, Run] = {}  # that the engine may hold something of, or that wait for room
         self._numbers = 0
-        self._samples = SampleBuffer()
-        self._cached_blocks = 0
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._ending: asyncio.Future[None] | None = None  # of what was lost
-        self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._observed = Observed(spec)
 
     # --- the engine's life ------------------------------------------------------------------------------------
     async def start(self) -> Capabilities:
-        if self._ending is not None:
-            await self._ending
-        reader, self._writer = await self._host.start()
-        self._send(self._load_order())
-        try:
-            async with asyncio.timeout(self._options.load_timeout_s):
-                frame = await read_frame(reader)
-        except TimeoutError:
-            frame = None
-        if frame is None:
-            self._writer = None
-            await self._host.kill()
-            raise Unavailable(f"the engine of {self.spec.instance_id} does not load", reason="ENGINE_HOST_FAILED")
-        self._lost = asyncio.get_running_loop().create_future()
-        self._reading = asyncio.create_task(self._read(reader))
-        found = frame.body["capabilities"]
-        log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, frame.body["version"], found)
+        said = await self._link.start(self._load_order(), self._options.load_timeout_s)
+        found = said["capabilities"]
+        log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, said["version"], found)
         pipelined, priority = found["pipelined_transfer"], found["priority"]
         return Capabilities(block_reuse=True, local_prefill=True, pipelined_transfer=pipelined, priority=priority)
 
     async def lost(self) -> str:
-        return await asyncio.shield(self._lost)
+        return await self._link.lost()
 
     async def close(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-        self._refuse_all("ENGINE_CLOSED")
-        await self._host.stop()
+        await self._link.close()
 
     def _load_order(self) -> dict[str, Any]:
         spec, options = self.spec, self._options
@@ -140,32 +118,14 @@ class TrtllmEngine:
             "arguments": dict(options.arguments),
         }
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        while (frame := await read_frame(reader)) is not None:
-            if frame.body["event"] == "stats":
-                self._on_stats(frame.body)
-            elif (run := self._by_number.get(frame.body["id"])) is not None:
-                self._on_said(run, frame)
-        self._fail("the engine host has ended", self._host.stop)  # it may still be writing why
-
-    def _fail(self, cause: str, end: Callable[[], Awaitable[None]]) -> None:
-        """The engine is of no use any more: refuse what is on it, and end it so that it can be started again."""
-        if self._writer is not None:
-            self._lost.set_result(cause)
-            self._refuse_all("ENGINE_LOST")
-            self._ending = asyncio.ensure_future(end())
-
-    def _refuse_all(self, reason: str) -> None:
-        self._writer = None
+    def _forget_all(self) -> None:
+        """The engine is gone, and with it everything on it."""
         for run in self._by_number.values():
-            run.tell(EngineRefused(reason))
+            run.tell(EngineRefused("ENGINE_LOST"))
         self._runs.clear()
         self._by_number.clear()
         self._admission = Admission(self.spec)
-
-    def _send(self, body: dict[str, Any], ids: Sequence[int] = ()) -> None:
-        if self._writer is not None:
-            self._writer.write(frame_to_bytes(body, ids))
+        self._observed.forget_cache()
 
     # --- attempts ---------------------------------------------------------------------------------------------
     async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
@@ -227,7 +187,7 @@ class TrtllmEngine:
             async for event in self._generate(run, decoder, prefilled.first_text):
                 if isinstance(event, Finished):
                     transfer = _measured(run, transfer)
-                    self._sample(handed.source_instance, transfer)
+                    self._observed.transferred(handed.source_instance, transfer)
                     event = event._replace(transfer=transfer)
                 yield event
         finally:
@@ -256,7 +216,7 @@ class TrtllmEngine:
 
     # --- an attempt's phases ----------------------------------------------------------------------------------
     def _open(self, request: EngineRequest, kind: Kind) -> Run:
-        if self._writer is None:
+        if not self._link.up:
             raise EngineRefused("ENGINE_DOWN")
         self._numbers += 1
         run = Run(self._numbers, kind, request, self._clock.now_us())
@@ -291,9 +251,10 @@ class TrtllmEngine:
             "retention": retention_of(call),
             "stream": call.stream or bool(call.sampling.stop),  # a stop text is seen only as it comes
         }
-        run.phase = phase
-        run.submitted_us = self._clock.now_us()
-        self._send(order, run.prompt_ids)
+        if run.number in self._by_number:  # else it has been told why not
+            run.phase = phase
+            run.submitted_us = self._clock.now_us()
+            self._link.send(order, run.prompt_ids)
         return await self._said(run)
 
     async def _said(self, run: Run) -> Frame:
@@ -327,16 +288,17 @@ class TrtllmEngine:
 
     async def _generate(self, run: Run, decoder: Decoder, text: bytes) -> AsyncIterator[Generated | Finished]:
         """From behind the first token, whose text and all before it is `text`, to the end."""
-        finish = FinishReason.STOP
+        finish, told = FinishReason.STOP, run.output_tokens
         while not decoder.stopped:
-            before, frame = run.output_tokens, await self._said(run)
+            frame = await self._said(run)
             piece = self._fed(run, decoder, frame.ids)
             text += piece
             if frame.body["event"] == "ended":
                 finish = _FINISH[frame.body["finish"]]
                 break
             if run.request.call.stream and piece:
-                yield Generated(self._clock.now_us(), run.output_tokens - before, piece)
+                yield Generated(self._clock.now_us(), run.output_tokens - told, piece)
+                told = run.output_tokens
         rest, finish = decoder.end(finish)
         yield Finished(self._clock.now_us(), run.output_tokens, finish, text + rest)
 
@@ -352,7 +314,7 @@ class TrtllmEngine:
     ) -> Prefilled:
         now_us = self._clock.now_us()
         cached_tokens = body.get("cached_tokens", 0)
-        self._samples.reused_tokens += cached_tokens
+        self._observed.samples.reused_tokens += cached_tokens
         compute_us = body.get("timing", {}).get("compute_us", now_us - run.submitted_us)
         return Prefilled(
             started_us=max(now_us - compute_us, run.arrived_us),
@@ -371,6 +333,12 @@ class TrtllmEngine:
         return len(run.prompt_ids) * self._kv_bytes_per_token
 
     # --- what the engine says ---------------------------------------------------------------------------------
+    def _hear(self, frame: Frame) -> None:
+        if frame.body["event"] == "stats":
+            self._on_stats(frame.body)
+        elif (run := self._by_number.get(frame.body["id"])) is not None:
+            self._on_said(run, frame)
+
     def _on_said(self, run: Run, frame: Frame) -> None:
         event = frame.body["event"]
         if event == "prefilled" and frame.body["finish"] in _FINISH:
@@ -395,7 +363,7 @@ class TrtllmEngine:
         elif run.phase is Phase.PINNED:
             self.dropped_hand_offs += 1
         else:
-            self._send({"op": "abort", "id": run.number})
+            self._link.send({"op": "abort", "id": run.number})
             self._after(2 * self._options.hand_off_s, self._still_there, run)
 
     def _leave(self, run: Run) -> None:
@@ -417,52 +385,22 @@ class TrtllmEngine:
 
     def _still_there(self, run: Run) -> None:
         if run.number in self._by_number:
-            self._fail(f"an aborted request does not end: {run.ticket}", self._host.kill)
+            self._link.give_up(f"an aborted request does not end: {run.ticket}")
 
     def _after(self, delay_s: float, action: Callable[[Run], None], run: Run) -> None:
         asyncio.get_running_loop().call_later(delay_s, action, run)
 
-    # --- telemetry --------------------------------------------------------------------------------------------
-    def _on_stats(self, body: Mapping[str, Any]) -> None:
-        decoding = [run.context for run in self._by_number.values() if run.phase is Phase.DECODING]
-        mean_context = sum(decoding) // len(decoding) if decoding else 0
-        now_us = self._clock.now_us()
-        for duration_us, prefill_tokens, batch in body["steps"]:
-            chunks = ((prefill_tokens, 0),) if prefill_tokens else ()
-            self._samples.step(StepDone(now_us, duration_us, 1, chunks, batch, mean_context if batch else 0))
-        self._cached_blocks = body["cached_blocks"]
-        self._admission.observe(body["used_blocks"])
+    def _on_stats(self, stats: Mapping[str, Any]) -> None:
+        self._observed.take_stats(stats, self._by_number.values(), self._clock.now_us())
+        self._admission.observe(stats["used_blocks"])
         if self._admission.leaked_blocks * 2 > self.spec.kv_blocks:
-            self._fail(f"{self._admission.leaked_blocks} KV blocks leaked", self._host.kill)
-
-    def _sample(self, source: str, transfer: KvPiece) -> None:
-        duration_us = transfer.end_us - transfer.start_us
-        to_instance = self.spec.instance_id
-        moved = (transfer.start_us, duration_us, transfer.kv_bytes)
-        self._samples.transfer(TransferSample(source, to_instance, *moved, held_us=duration_us))
+            self._link.give_up(f"{self._admission.leaked_blocks} KV blocks leaked")
 
     def load(self) -> InstanceLoad:
-        runs = self._by_number.values()
-        queued = [r for r in runs if r.phase is Phase.WAITING and r.kind is not Kind.DECODE]
-        phases = [r.phase for r in runs]
-        used = self._admission.used_blocks
-        cached = min(self._cached_blocks, self.spec.kv_blocks - used)
-        return InstanceLoad(
-            queued=len(queued),
-            queued_tokens=sum(len(r.prompt_ids) or r.request.prompt_tokens for r in queued),
-            oldest_queued_us=min((r.arrived_us for r in queued), default=0),
-            prefilling=phases.count(Phase.COMPUTING),
-            pinned=phases.count(Phase.PINNED),
-            waiting=phases.count(Phase.WAITING) - len(queued),
-            decoding=phases.count(Phase.DECODING),
-            transferring=phases.count(Phase.PULLING),
-            kv_used_blocks=used,
-            kv_cached_blocks=cached,
-            kv_free_blocks=self.spec.kv_blocks - used - cached,
-        )
+        return self._observed.load(self._by_number.values(), self._admission.used_blocks)
 
     def take_samples(self) -> Samples:
-        return self._samples.take()
+        return self._observed.samples.take()
 
 
 async def _let_go(fetch_kv: FetchKv) -> None:
