@@ -3,10 +3,12 @@
 import pytest
 
 from hexagent.core.ids import CallId, Ticket
+from hexagent.core.instance.blocks import BlockPool
 from hexagent.core.instance.io import PrefixSegment
 from hexagent.core.instance.spec import PROFILES, Role
-from hexagent.core.scheduling.beliefs import CacheBelief
+from hexagent.core.scheduling.beliefs import ALARM_PPM, JUDGED, JUDGED_MIN, CacheBelief
 from hexagent.core.scheduling.events import CallProgress, InstanceDown, InstanceUp, Phase
+from hexagent.core.units import PPM
 from hexagent.core.workflow.events import CallFinished, NodesRevealed
 from hexagent.core.workflow.model import CallOutcome, CallSpec, NodeKind, NodeSpec, NodeStatus, SegmentRef
 from hexagent.sim.clusters import named_cluster
@@ -32,7 +34,7 @@ def ran(cache: CacheBelief, name: str, *segments: tuple[str, int], found: int | 
     """A prompt that is computed here and leaves; what it was believed to find, and finds unless told otherwise."""
     tokens = sum(size for _, size in segments)
     predicted = cache.begin(ticket(name), chain(*segments), tokens, tokens)
-    cache.computed(ticket(name), chain(*segments), tokens, predicted if found is None else found)
+    cache.computed(ticket(name), chain(*segments), tokens, predicted, predicted if found is None else found)
     cache.end(ticket(name))
     return predicted
 
@@ -142,3 +144,69 @@ def test_without_prefix_caches_nothing_is_believed() -> None:
     world = World(named_cluster("mixed-3"), generate("bfcl", Options(workflows=2)), "fcfs", 1)
     assert world.run().reuse == (0, 0, 0, 0, 0)
     assert all(held.cache is None for held in world.scheduler.ledger.instances.values())
+
+
+class Engine:
+    """An engine's own cache beside the belief of it: fed by the same prompts, and by what the scheduler cannot know."""
+
+    def __init__(self, kv_blocks: int = 1_000) -> None:
+        self.believed = belief()
+        self.blocks = kv_blocks
+        self.restart()
+
+    def restart(self) -> None:
+        self._pool = BlockPool(self.blocks, 32, reuse=True)
+
+    def ran(self, name: str, *segments: tuple[str, int]) -> tuple[int, int]:
+        """What was believed to be found of a prompt, and is."""
+        tokens = sum(size for _, size in segments)
+        holding = self._pool.take(self._pool.need(tokens), chain(*segments), tokens)
+        assert holding is not None
+        found = self._pool.cached_tokens(holding, tokens)
+        self._pool.commit(holding, chain(*segments), tokens)
+        self._pool.release(holding)
+        return ran(self.believed, name, *segments, found=found), found
+
+    def turns(self, count: int, conversations: int) -> list[tuple[int, int]]:
+        """Conversations of 20 blocks and their questions, one after the other."""
+        return [
+            self.ran(str(n), (f"talk{n % conversations}", 640), (f"ask{n}", 32))
+            for n in range(self.asked(count), self.n)
+        ]
+
+    n = 0
+
+    def asked(self, count: int) -> int:
+        self.n += count
+        return self.n - count
+
+
+def test_a_belief_that_is_right_gives_no_alarm() -> None:
+    engine = Engine()
+    assert all(predicted == found for predicted, found in engine.turns(200, 40))
+    assert (engine.believed.drift.wrong_ppm, engine.believed.drift.alarms) == (0, 0)
+
+
+def test_after_an_unseen_restart_nothing_is_believed_any_more() -> None:
+    engine = Engine()
+    engine.turns(200, 40)
+    engine.restart()
+    for n in range(40):  # the longest unused first: a miss says nothing of what was used later
+        engine.ran(f"again{n}", (f"talk{n}", 640), (f"other{n}", 32))
+        if engine.believed.drift.alarms:
+            break
+    assert n == JUDGED * ALARM_PPM // PPM, "one more than the share of prefills that may go wrong"
+    assert engine.believed.drift.alarm
+    assert engine.believed.match(chain(("talk39", 640), ("x", 32)), 672) == 0
+    assert all(predicted <= found for predicted, found in engine.turns(120, 40))
+    assert not engine.believed.drift.alarm
+
+
+def test_of_an_engine_that_keeps_less_than_it_could_less_is_believed() -> None:
+    """40 conversations would fit twice; the engine has room for ten, and each turn comes after 39 others."""
+    engine = Engine(kv_blocks=220)
+    wrong = [sum(predicted > found for predicted, found in engine.turns(400, 40)) for _ in range(2)]
+    assert engine.believed.drift.alarm
+    assert wrong[0] <= 2 * JUDGED_MIN
+    assert wrong[1] == 0
+    assert engine.believed.cached_blocks < 500

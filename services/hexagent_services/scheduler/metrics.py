@@ -6,7 +6,7 @@ from typing import Final
 
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.ledger import Instance
-from hexagent.core.units import US_PER_S
+from hexagent.core.units import PPM, US_PER_S
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.metrics import Metrics
 from hexagent_services.scheduler.servicer import Loads
@@ -40,6 +40,17 @@ class ClusterMetrics:
             "Prompt tokens of attempts on engines with a prefix cache: all, those predicted to be there, those found.",
             ("hexagent.state",),
             "{token}",
+        )
+        self._drift = metrics.gauge(
+            "hexagent.instance.prefix.drift",
+            "Share of tokens lately predicted to be cached or found to be that was not both.",
+            _INSTANCE,
+        )
+        self._alarms = metrics.gauge(
+            "hexagent.instance.prefix.alarms",
+            "How often that became too much since the engine came up.",
+            _INSTANCE,
+            "{alarm}",
         )
         self._up = metrics.gauge("hexagent.instance.up", "1 = it takes calls.", _INSTANCE)
         self._calls = metrics.gauge(
@@ -81,6 +92,9 @@ class ClusterMetrics:
         names = (spec.instance_id, spec.gpu_type, spec.role.name.lower())
         self._up.set(float(instance.up and not instance.cordoned), *names)
         self._pinned.set(instance.pinned_tokens, *names)
+        if instance.cache is not None:
+            self._drift.set(instance.cache.drift.wrong_ppm / PPM, *names)
+            self._alarms.set(instance.cache.drift.alarms, *names)
         load, _ = self._loads.get(spec.instance_id, (None, 0))
         if load is None:
             return

@@ -124,6 +124,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
 
     def _view(self, instance: Instance) -> pb.InstanceView:
         load, reported_us = self._loads.get(instance.spec.instance_id, (None, 0))
+        drift = instance.cache.drift if instance.cache is not None else None
         prefill_ppm, decode_ppm = self._driver.core.estimator.speed_ppm(instance.spec.instance_id)
         return pb.InstanceView(
             instance=instance_to_proto(instance.spec),
@@ -143,6 +144,8 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
                 transfer_free_us=max(instance.sender.backlog.free_us, instance.receiver.backlog.free_us),
                 prefill_ppm=prefill_ppm,
                 decode_ppm=decode_ppm,
+                prefix_wrong_ppm=drift.wrong_ppm if drift is not None else None,
+                prefix_alarm=drift is not None and drift.alarm,
             ),
         )
 

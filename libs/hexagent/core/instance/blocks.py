@@ -179,6 +179,11 @@ class BlockPool:
         while self._idle and self._lru[0][0] <= missing.stamp:
             self._evict_next(self._idle)
 
+    def trim(self, blocks: int) -> None:
+        """Let at most `blocks` that nobody holds stay."""
+        if self._idle > blocks:
+            self._evict(self._idle - blocks)
+
     def release(self, holding: Holding) -> None:
         """Give everything back; what is committed stays cached."""
         self._private -= holding.private

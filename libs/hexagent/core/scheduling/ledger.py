@@ -250,8 +250,9 @@ class Ledger:
             self.kv_left(attempt)
         call, cache = attempt.call, attempt.prefill.cache
         if cache is not None:
-            cache.computed(attempt.ticket, call.chain, call.prompt_tokens, cached_tokens)
-            self.reuse = self.reuse.plus(call.prompt_tokens, attempt.cached_tokens, cached_tokens)
+            hits = (attempt.cached_tokens, cached_tokens)
+            cache.computed(attempt.ticket, call.chain, call.prompt_tokens, *hits)
+            self.reuse = self.reuse.plus(call.prompt_tokens, *hits)
 
     def kv_arrived(self, attempt: Attempt, at_us: int) -> None:
         """The decode side has the KV."""

@@ -221,6 +221,8 @@ class LedgerView(_message.Message):
     TRANSFER_FREE_US_FIELD_NUMBER: _builtins.int
     PREFILL_PPM_FIELD_NUMBER: _builtins.int
     DECODE_PPM_FIELD_NUMBER: _builtins.int
+    PREFIX_WRONG_PPM_FIELD_NUMBER: _builtins.int
+    PREFIX_ALARM_FIELD_NUMBER: _builtins.int
     prefill_calls: _builtins.int
     """Calls dispatched to it whose prefill has not ended."""
     prefill_tokens: _builtins.int
@@ -241,6 +243,12 @@ class LedgerView(_message.Message):
     """Learned time of prefill over the table's, parts per million."""
     decode_ppm: _builtins.int
     """Learned time of decode over the table's, parts per million."""
+    prefix_wrong_ppm: _builtins.int
+    """Of the prompt tokens lately predicted to be cached or found to be, the share that was not both, parts per million;
+    unset = its engine caches no prefixes.
+    """
+    prefix_alarm: _builtins.bool
+    """Too much was: what was believed to be cached is forgotten."""
     def __init__(
         self,
         *,
@@ -254,12 +262,16 @@ class LedgerView(_message.Message):
         transfer_free_us: _builtins.int = ...,
         prefill_ppm: _builtins.int = ...,
         decode_ppm: _builtins.int = ...,
+        prefix_wrong_ppm: _builtins.int | None = ...,
+        prefix_alarm: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefix_wrong_ppm", b"_prefix_wrong_ppm", "prefix_wrong_ppm", b"prefix_wrong_ppm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_tokens", b"capacity_tokens", "decode_calls", b"decode_calls", "decode_ppm", b"decode_ppm", "pinned_tokens", b"pinned_tokens", "prefill_calls", b"prefill_calls", "prefill_free_us", b"prefill_free_us", "prefill_ppm", b"prefill_ppm", "prefill_tokens", b"prefill_tokens", "reserved_tokens", b"reserved_tokens", "transfer_free_us", b"transfer_free_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefix_wrong_ppm", b"_prefix_wrong_ppm", "capacity_tokens", b"capacity_tokens", "decode_calls", b"decode_calls", "decode_ppm", b"decode_ppm", "pinned_tokens", b"pinned_tokens", "prefill_calls", b"prefill_calls", "prefill_free_us", b"prefill_free_us", "prefill_ppm", b"prefill_ppm", "prefill_tokens", b"prefill_tokens", "prefix_alarm", b"prefix_alarm", "prefix_wrong_ppm", b"prefix_wrong_ppm", "reserved_tokens", b"reserved_tokens", "transfer_free_us", b"transfer_free_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__prefix_wrong_ppm: _TypeAlias = _typing.Literal["prefix_wrong_ppm"]  # noqa: Y015
+    _WhichOneofArgType__prefix_wrong_ppm: _TypeAlias = _typing.Literal["_prefix_wrong_ppm", b"_prefix_wrong_ppm"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefix_wrong_ppm) -> _WhichOneofReturnType__prefix_wrong_ppm | None: ...
 
 Global___LedgerView: _TypeAlias = LedgerView  # noqa: Y015
 
