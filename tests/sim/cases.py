@@ -1,5 +1,7 @@
 """Small clusters and hand-fed schedulers, shared by the tests of policies, scheduler and simulator."""
 
+from typing import Any
+
 from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import Snapshot, SpeedFactor
 from hexagent.core.ids import CallId, Ticket
@@ -99,8 +101,8 @@ class Desk:
                 self.cancelled.append(effect)
         return effects
 
-    def start(self, workflow: str, now_us: int | None = None, tenant: str = "default") -> None:
-        self.tell(WorkflowStarted(WorkflowSpec(workflow, tenant, "test"), self._at(now_us)), now_us)
+    def start(self, workflow: str, now_us: int | None = None, tenant: str = "default", **terms: Any) -> None:
+        self.tell(WorkflowStarted(WorkflowSpec(workflow, tenant, "test", **terms), self._at(now_us)), now_us)
 
     def reveal(
         self,

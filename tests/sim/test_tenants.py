@@ -86,3 +86,12 @@ def test_jain_is_one_for_equals_and_the_part_of_one_for_a_winner() -> None:
     assert jain([2.0, 2.0, 2.0]) == pytest.approx(1.0)
     assert jain([3.0, 0.0, 0.0]) == pytest.approx(1 / 3)
     assert jain([0.0, 0.0]) == 0.5
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "hexagent", "atlas", "hexagent:least-loaded"])
+def test_ten_minutes_of_overload_leave_no_workflow_behind(policy: str) -> None:
+    steady = CELL._replace(workload="sharegpt-history", workflows=0, load=1.5, duration_s=600.0, arrivals="poisson")
+    result = world_of(Run(steady._replace(tenants="a:1,b:9"), policy, 1)).run()
+    assert result.ended_us > 650_000_000  # it falls behind
+    assert all(row.completed for row in result.rows)
+    assert {row.tenant for row in result.rows} == {"a", "b"}

@@ -11,7 +11,7 @@ from hexagent.core.policy.dispatch import Decision, Plan
 from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.policy.registry import Policy, policy_by_name
 from hexagent.core.policy.topology import Topology
-from hexagent.core.policy.weighing import WeighedOrder
+from hexagent.core.policy.weighing import AgeingFloor, WeighedOrder
 from hexagent.core.scheduling.adoption import Adoption
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Choice, Dispatch, Effect, Record, Refuse, Shadowed
@@ -59,6 +59,7 @@ class SchedulerCore:
         self.tenants = Tenants(cluster, profile.tenant_lag_us)
         self.queue = ReadyQueue(self.tenants)
         self.waiting = self.queue.by_model
+        self._floor = AgeingFloor(profile.ageing_us)
         self.policy = self._policy(policy, profile)
         self._profile = profile
         self._shadows = tuple(self._policy(name, tuned) for name, tuned in shadows)
@@ -71,7 +72,8 @@ class SchedulerCore:
 
     def _policy(self, name: str, profile: Profile) -> Policy:
         policy = policy_by_name(name, self.estimator, profile)
-        return policy._replace(order=WeighedOrder(policy.order, self.tenants))
+        order = WeighedOrder(policy.order, self.tenants, self.projection.with_terms, self._floor)
+        return policy._replace(order=order)
 
     def handle(self, event: SchedulerEvent, now_us: int) -> tuple[Effect, ...]:
         """Take in one event and plan if it may have freed a slot or added a call."""
@@ -323,6 +325,7 @@ class SchedulerCore:
         self._attempts[call.call_id] = attempt
         self.ledger.dispatched(attempt, chosen.prefill_end_us, placed.transfer_us)
         self.tenants.dispatched(attempt, chosen.prefill_end_us - chosen.prefill_start_us, self.estimator, now_us)
+        self._floor.started(call, self.waiting[call.model].calls)
         self._watch(attempt, chosen.finish_us, now_us)
         place = (decision.position, waiting)
         record = self._record(DecisionKind.DISPATCH, attempt, chosen, placed.others, score, place, now_us)

@@ -122,6 +122,7 @@ class Projection:
     def __init__(self, estimator: Estimator) -> None:
         self._estimator = estimator
         self.workflows: dict[str, Workflow] = {}
+        self.with_terms: dict[str, None] = {}  # of them those with a priority, an SLO scale or a deadline
         self.work = RemainingWork()
 
     def find(self, call_id: CallId) -> Call | None:
@@ -131,7 +132,7 @@ class Projection:
     def apply(self, event: WorkflowEvent, now_us: int) -> Change:
         """Take in a workflow event; one of a workflow that is not known is ignored."""
         if isinstance(event, WorkflowStarted):
-            self.workflows.setdefault(event.spec.workflow_id, Workflow(event, self.work))
+            self._note_terms(self.workflows.setdefault(event.spec.workflow_id, Workflow(event, self.work)))
             return NO_CHANGE
         workflow = self.workflows.get(workflow_of(event))
         if workflow is None:
@@ -155,13 +156,22 @@ class Projection:
                 if status is WorkflowStatus.COMPLETED:
                     self.work.completed(workflow.trail, workflow.horizon_us)
                 del self.workflows[workflow.graph.workflow_id]
+                self.with_terms.pop(workflow.graph.workflow_id, None)
                 return Change(ended=tuple(workflow.calls.values()))
             case WorkflowChanged():
+                self._note_terms(workflow)
                 return Change(ready=workflow.ready())
         workflow.horizon_us = workflow.horizon.total_us()
         if roles:
             self.work.deepened(workflow.trail, roles, workflow.horizon_us, workflow.revealed_calls)
         return self._change(workflow, delta, now_us)
+
+    def _note_terms(self, workflow: Workflow) -> None:
+        spec = workflow.graph.spec
+        if spec.priority or spec.slo_scale_milli or spec.deadline_us:
+            self.with_terms[spec.workflow_id] = None
+        else:
+            self.with_terms.pop(spec.workflow_id, None)
 
     def _reveal(self, workflow: Workflow, node: Node, roles: list[str]) -> None:
         if node.index < len(workflow.horizon):
