@@ -10,6 +10,7 @@ from hexagent.core.errors import InvalidArgument
 from hexagent.text.model import ModelText, load_model_text
 from hexagent.text.output import OutputText, StopTexts
 from hexagent.text.reader import OutputReader, Whole, read_output
+from hexagent.text.template import ChatTemplate
 from hexagent.text.tools import ToolCall, tool_calls
 from tests.models import write_model
 
@@ -80,6 +81,11 @@ def test_a_conversation_the_template_refuses_is_named(llama: ModelText) -> None:
     with pytest.raises(InvalidArgument, match="one tool call a message") as caught:
         llama.chat_ids([{"role": "assistant", "content": "", "tool_calls": [ASKED, ASKED]}], [], {})
     assert (caught.value.reason, caught.value.field) == ("BAD_PROMPT", "messages")
+
+
+def test_marks_for_trainers_change_nothing() -> None:
+    source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}!"
+    assert ChatTemplate(source, {}).render([{"content": "a"}, {"content": "b"}], [], {}) == "ab!"
 
 
 def test_templates_cannot_reach_python(folder: Path) -> None:

@@ -6,6 +6,9 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hexagent.core.errors import InvalidArgument
@@ -22,7 +25,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
         environment.filters["tojson"] = _tojson
         environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
@@ -50,6 +53,16 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             text = f"messages: the model's chat template refuses them: {error}"
             raise InvalidArgument(text, reason="BAD_PROMPT", field="messages") from None
+
+
+class _Generation(Extension):
+    """`{% generation %}` tells trainers what the assistant has written; to others it is a scope like any other."""
+
+    tags = {"generation"}  # noqa: RUF012 - the library declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def _tojson(
