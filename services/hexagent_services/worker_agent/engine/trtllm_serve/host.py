@@ -75,18 +75,23 @@ class ServeHost:
             await asyncio.wait((self._session,))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The connection ends with what it speaks to, which is how the agent's side learns of it."""
+        """The connection ends with what it speaks to, which is how the agent's side learns of it.
+
+        By then a server that the agent has started is gone, too: one that hangs would not end in order.
+        """
         try:
             frame = await read_frame(reader)
-            if frame is not None:
-                log.warning("engine server: %s", await self._converse(frame.body, reader, writer))
+            if frame is not None and (broken := await self._converse(frame.body, reader, writer)):
+                log.error("engine server: %s", broken)
+                if not isinstance(self._server, str):
+                    await self._server.kill()
         except HexagentError as error:
             log.error("engine server: %s", error.message)
         finally:
             writer.close()
 
     async def _converse(self, order: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
-        """From a `load` order until the server or the agent's side is gone; why."""
+        """From a `load` order until the server breaks, and how; "" when the agent's side has hung up."""
 
         def send(body: dict[str, Any], ids: Sequence[int] = ()) -> None:
             writer.write(frame_to_bytes(body, ids))
@@ -150,4 +155,4 @@ async def _obey(reader: asyncio.StreamReader, completions: Completions) -> str:
             completions.abort(frame.body["id"])
         else:
             completions.start(frame.body, frame.ids)
-    return "the agent has closed the connection"
+    return ""
