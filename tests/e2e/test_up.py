@@ -7,9 +7,11 @@ import signal
 import socket
 from pathlib import Path
 
+import grpc
 import pytest
 
 import hexagent.client
+from hexagent.api.scheduler.v1 import scheduler_service_pb2, scheduler_service_pb2_grpc
 from hexagent.core.workflow.model import WorkflowStatus
 from tests.e2e.local_stack import STOP_S, Up, alive, children, command, listens, wait_until
 
@@ -69,6 +71,31 @@ def test_dead_children_come_back_and_the_stack_resumes(tmp_path: Path) -> None:
     refused = command("up", "--data", str(tmp_path / "stack"), "--port", "0", "--time-scale", "7")
     assert refused.returncode == 2
     assert "--time-scale" in refused.stderr
+
+
+def test_without_its_estimator_a_scheduler_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "profile.toml").write_text("snapshot_stale_us = 4_000_000")
+    monkeypatch.setenv("HEXAGENT_PROFILE", str(tmp_path / "profile.toml"))
+    with Up(tmp_path / "stack", "--time-scale", "5") as stack:
+        stack.wait_said("HexAGenT is up")
+        wait_until(lambda: revision_of(stack) > 0, STOP_S)
+        estimator = stack.child("hexagent_services.estimator")
+        os.kill(estimator, signal.SIGSTOP)  # a dead one would come back
+        wait_until(lambda: revision_of(stack) == 0, STOP_S)
+        workflow_id = run_on(stack, tmp_path / "rows.json")
+        explained = command(
+            "explain", f"{workflow_id}/c0", "--address", stack.address(), "--scheduler", stack.address("scheduler")
+        )
+        assert "no fresh snapshot, so tables alone" in " ".join(explained.stdout.split())
+        os.kill(estimator, signal.SIGCONT)
+        wait_until(lambda: revision_of(stack) > 0, STOP_S)
+
+
+def revision_of(stack: Up) -> int:
+    """Of the estimates the scheduler works with."""
+    with grpc.insecure_channel(stack.address("scheduler")) as channel:
+        stub = scheduler_service_pb2_grpc.SchedulerServiceStub(channel)
+        return stub.GetCluster(scheduler_service_pb2.GetClusterRequest()).snapshot_revision
 
 
 async def status_of(address: str, workflow_id: str) -> WorkflowStatus:

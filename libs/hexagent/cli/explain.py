@@ -87,6 +87,8 @@ def show_explanation(explanation: CallExplanation) -> None:
 
 def _show_record(out: Console, record: DecisionRecord) -> None:
     chosen = record.chosen
+    revision = record.snapshot_revision
+    estimates = f"estimates of revision {revision}" if revision else "no fresh snapshot, so tables alone"
     place = f"place {record.position} of {record.waiting} waiting" if record.position else "at once"
     where = f"prefill on {chosen.prefill_instance or '-'}, decode on {chosen.decode_instance or '-'}"
     out.print(
@@ -99,7 +101,7 @@ def _show_record(out: Console, record: DecisionRecord) -> None:
     )
     out.print(
         f"  Size: {record.prompt_tokens} prompt tokens, {record.predicted_output_tokens} output tokens predicted,"
-        f" room reserved for {record.reserve_output_tokens}; estimates of revision {record.snapshot_revision}."
+        f" room reserved for {record.reserve_output_tokens}; {estimates}."
     )
     if record.others:
         rows = [_candidate_row("chosen", chosen)]

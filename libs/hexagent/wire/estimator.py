@@ -1,8 +1,12 @@
 """The estimator's parameters."""
 
+from typing import Final
+
 from hexagent.api.estimator.v1 import snapshot_pb2
-from hexagent.core.estimate.snapshot import LengthQuantiles, LinkFit, Snapshot, SpeedFactor, ToolQuantiles
+from hexagent.core.estimate.snapshot import LengthQuantiles, LinkFit, Snapshot, SpeedFactor, ToolQuantiles, smaller
 from hexagent.wire.codec import parse, to_bytes
+
+SNAPSHOT_BYTES_MAX: Final = 256 * 1024
 
 
 def snapshot_to_proto(snapshot: Snapshot) -> snapshot_pb2.Snapshot:
@@ -33,6 +37,13 @@ def snapshot_from_proto(message: snapshot_pb2.Snapshot) -> Snapshot:
 
 def snapshot_to_bytes(snapshot: Snapshot) -> bytes:
     return to_bytes(snapshot_to_proto(snapshot))
+
+
+def fitting(snapshot: Snapshot) -> tuple[Snapshot, bytes]:
+    """The snapshot in at most SNAPSHOT_BYTES_MAX: if need be without what is missed least, see `smaller`."""
+    while len(data := snapshot_to_bytes(snapshot)) > SNAPSHOT_BYTES_MAX:
+        snapshot = smaller(snapshot)
+    return snapshot, data
 
 
 def snapshot_from_bytes(data: bytes) -> Snapshot:

@@ -13,7 +13,7 @@ from hexagent.runtime.bus import Bus, Feed, Message
 from hexagent.runtime.clock import ModelClock
 from hexagent.runtime.cluster_record import read_cluster_record
 from hexagent.runtime.grpc_server import GrpcServer
-from hexagent.wire.estimator import snapshot_from_bytes, snapshot_to_bytes
+from hexagent.wire.estimator import fitting, snapshot_from_bytes
 from hexagent.wire.telemetry import telemetry_from_bytes
 from hexagent.wire.workflow import event_from_bytes
 from hexagent_services.estimator.servicer import EstimatorServicer
@@ -84,11 +84,16 @@ async def _follow(learner: Learner, feed: Feed) -> None:
 
 
 async def _publish(bus: Bus, learner: Learner, estimator: Estimator, clock: ModelClock, period_s: float) -> None:
-    """Put a snapshot into its bucket whenever something was learned, until cancelled."""
+    """Put a snapshot into its bucket whenever something was learned, and from time to time, until cancelled."""
     bucket = bus.bucket(subjects.SNAPSHOT_BUCKET)
+    cut = False
     while True:
         await asyncio.sleep(period_s)
         snapshot = learner.snapshot(clock.now_us())
         if snapshot is not None:
-            estimator.update(snapshot)
-            await bucket.put(subjects.SNAPSHOT_KEY, snapshot_to_bytes(snapshot))
+            fitted, data = fitting(snapshot)
+            if fitted is not snapshot and not cut:
+                cut = True  # said once
+                log.warning("revision %d is larger than a snapshot may be: what is known least goes", snapshot.revision)
+            estimator.update(fitted)
+            await bucket.put(subjects.SNAPSHOT_KEY, data)

@@ -1,6 +1,7 @@
 """Composition root of the scheduler."""
 
 import asyncio
+import logging
 import uuid
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from hexagent_services.scheduler.servicer import Loads, SchedulerServicer
 from hexagent_services.scheduler.settings import SchedulerSettings
 from hexagent_services.scheduler.traces import Traces
 
+log = logging.getLogger(__name__)
+
 EPOCH_KEY = "scheduler.epoch"
 FLUSH_S = 0.25  # wall time between two writes of the journal
 
@@ -47,9 +50,11 @@ async def main(app: App[SchedulerSettings]) -> None:
     record = await read_cluster_record(bus, settings.nats_connect_s)
     clock = ModelClock(record.origin_wall_ns, record.time_scale)
     profile = read_profile(settings.profile) if settings.profile else DEFAULT
-    # What is stuck is a matter of wall time: the services' own delays count `time_scale`-fold in model time.
-    stuck = (round(us * max(record.time_scale, 1.0)) for us in (profile.stuck_us, profile.suspect_us))
-    profile = profile._replace(**dict(zip(("stuck_us", "suspect_us"), stuck, strict=True)))
+    # What is stuck or stale is a matter of wall time: the services' own delays count `time_scale`-fold in model time.
+    of_wall = ("stuck_us", "suspect_us", "snapshot_stale_us")
+    profile = profile._replace(
+        **{name: round(getattr(profile, name) * max(record.time_scale, 1.0)) for name in of_wall}
+    )
     core = SchedulerCore(record.cluster, settings.policy, profile)
     epoch = await next_epoch(bus)
     scheduler_id = f"scheduler-{epoch}-{uuid.uuid4().hex[:8]}"
@@ -207,9 +212,15 @@ async def _follow_snapshots(bus: Bus, driver: Driver) -> None:
 
 
 async def _tick(driver: Driver, clock: ModelClock) -> None:
+    estimator = driver.core.estimator
     while True:
         await asyncio.sleep(TICK_US / US_PER_S)
+        stale = estimator.stale
         driver.handle(Tick(clock.now_us()))
+        if estimator.stale and not stale:
+            log.warning(
+                "no snapshot since revision %d: instances are priced by tables alone", estimator.snapshot.revision
+            )
 
 
 async def _flush(journal: JournalWriter) -> None:

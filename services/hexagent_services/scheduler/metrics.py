@@ -35,6 +35,12 @@ class ClusterMetrics:
         self._oldest = metrics.gauge(
             "hexagent.scheduler.queue.age", "How long the oldest of them waits.", ("gen_ai.request.model",), "s"
         )
+        self._degraded = metrics.gauge(
+            "hexagent.scheduler.estimates.degraded",
+            "1 = instances are priced by tables alone, as there is no snapshot of the estimator or a stale one.",
+            (),
+        )
+        self._age = metrics.gauge("hexagent.scheduler.snapshot.age", "Age of the last snapshot.", (), "s")
         self._prefix = metrics.gauge(
             "hexagent.scheduler.prefix.tokens",
             "Prompt tokens of attempts on engines with a prefix cache: all, those predicted to be there, those found.",
@@ -80,6 +86,9 @@ class ClusterMetrics:
             self._queue.set(len(waiting), model)
             oldest_us = min((call.ready_us for call in waiting.calls), default=now_us)
             self._oldest.set(max(now_us - oldest_us, 0) / US_PER_S, model)
+        estimator = self._core.estimator
+        self._degraded.set(float(not estimator.revision))
+        self._age.set(max(now_us - estimator.snapshot.at_us, 0) / US_PER_S)
         reuse = self._core.ledger.reuse
         self._prefix.set(reuse.prompt_tokens, "all")
         self._prefix.set(reuse.predicted_tokens, "predicted")

@@ -59,6 +59,8 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             at_us=self._clock.now_us(),
             waiting=sum(len(waiting) for waiting in core.waiting.values()),
             started=core.epoch > 0,
+            snapshot_revision=core.estimator.revision,
+            snapshot_at_us=core.estimator.snapshot.at_us,
         )
 
     async def ListQueue(self, request: pb.ListQueueRequest, context: Context) -> pb.ListQueueResponse:

@@ -23,6 +23,8 @@ class Estimator:
     def __init__(self, cluster: ClusterSpec, oracle: Oracle | None = None) -> None:
         self.oracle = oracle
         self.snapshot = EMPTY
+        self.stale = False  # the snapshot is too old to say anything of instances and links
+        self.changes = 0  # of what is answered: who keeps answers asks again when it grows
         self._lengths = LengthTable(EMPTY)
         self._speeds: dict[str, tuple[int, int]] = {}
         self._links: dict[tuple[str, str], LinkFit] = {}  # of instances
@@ -44,14 +46,30 @@ class Estimator:
             tables.append(self.table(spec))
 
     def update(self, snapshot: Snapshot) -> None:
-        """Use newer parameters; an older revision is ignored."""
-        if snapshot.revision <= self.snapshot.revision:
+        """Use newer parameters; an older revision is ignored unless the known one is stale and older."""
+        younger = self.stale and snapshot.at_us > self.snapshot.at_us
+        if snapshot.revision <= self.snapshot.revision and not younger:
             return
         self.snapshot = snapshot
+        self.stale = False
+        self.changes += 1
         self._lengths = LengthTable(snapshot)
         self._speeds = {f.instance_id: (f.prefill_ppm, f.decode_ppm) for f in snapshot.speeds}
         self._links = {(f.source, f.target): f for f in snapshot.links}
         self._link_kinds = {(f.source, f.target): f for f in snapshot.link_kinds}
+
+    def look_at_age(self, now_us: int, stale_us: int) -> None:
+        """Behind `stale_us` without a new snapshot tables and descriptions answer for instances and links, whose speeds
+        change; how long outputs are and tools take changes slowly, so that stays as it was learned."""
+        if self.revision and now_us - self.snapshot.at_us > stale_us:
+            self.stale = True
+            self.changes += 1
+            self._speeds, self._links, self._link_kinds = {}, {}, {}
+
+    @property
+    def revision(self) -> int:
+        """Of the snapshot that is in force; 0 = there is none, or it is stale."""
+        return 0 if self.stale else self.snapshot.revision
 
     @staticmethod
     def table(spec: InstanceSpec) -> StepTable:

@@ -9,6 +9,7 @@ from hexagent.core.estimate.speeds import SpeedLearner
 from hexagent.core.estimate.tables import load_table
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.instance.telemetry import Telemetry
+from hexagent.core.units import US_PER_S
 from hexagent.core.workflow.events import (
     CallFinished,
     ToolFinished,
@@ -19,6 +20,8 @@ from hexagent.core.workflow.events import (
 )
 from hexagent.core.workflow.graph import NEVER, Node, WorkflowGraph
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
+
+REFRESH_US = 10 * US_PER_S  # what has not changed is told again, so that who hears nothing knows that it is alone
 
 
 class _OpenWorkflow:
@@ -54,6 +57,7 @@ class Learner:
         self._open: dict[str, _OpenWorkflow] = {}
         self._revision = last_revision
         self._changed = False
+        self._told_us = 0  # of the last snapshot
 
     def describe_instance(self, spec: InstanceSpec) -> None:
         """Samples of an instance count only once its description is known. Raises what `load_table` does."""
@@ -110,10 +114,11 @@ class Learner:
         self._changed = True
 
     def snapshot(self, now_us: int) -> Snapshot | None:
-        """The current parameters, or None when nothing changed since the last call."""
-        if not self._changed:
+        """The current parameters, or None when the last ones are young and nothing has changed since."""
+        if not self._changed and now_us - self._told_us < REFRESH_US:
             return None
         self._changed = False
+        self._told_us = now_us
         self._revision += 1
         return Snapshot(
             self._revision,

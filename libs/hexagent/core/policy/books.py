@@ -35,13 +35,13 @@ class Books:
         self._decode_at = {d.spec.instance_id: j for j, d in enumerate(decode)}
         self.prefill = np.zeros((5, len(prefill)), dtype=np.int64)
         self.decode = np.zeros((6, len(decode)), dtype=np.int64)
-        self._revision = -1
+        self._learned = -1
         self.speed_ppm = self.fastest_ppm = self.floor_us = kind_of  # until the first `update`
 
     def update(self, changed: Iterable[Instance]) -> None:
         """Take in what the ledger says of the instances it changed, and the estimator's latest speeds."""
-        if self._revision != self._estimator.snapshot.revision:
-            self._revision = self._estimator.snapshot.revision
+        if self._learned != self._estimator.changes:
+            self._learned = self._estimator.changes
             self._learn_speeds()
             changed = (*self._prefill, *self._decode)
         for instance in changed:

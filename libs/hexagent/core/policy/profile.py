@@ -21,6 +21,7 @@ _RANGES: Final = {
     "stuck_factor": (1, 1_000),
     "stuck_us": (1_000_000, 86_400_000_000),
     "suspect_us": (0, 86_400_000_000),
+    "snapshot_stale_us": (1_000_000, 86_400_000_000),
     "attempts_max": (1, 10_000),
 }
 
@@ -40,6 +41,7 @@ class Profile(NamedTuple):
     stuck_factor: int  # an attempt is stuck after this many times its longest predicted run, 1..1,000
     stuck_us: int  # and this much time, 1 s..1 day
     suspect_us: int  # how long the instance of a stuck attempt gets no new calls, 0..1 day
+    snapshot_stale_us: int  # without a snapshot for so long instances are priced by tables alone, 1 s..1 day
     attempts_max: int  # lost attempts of a call after which it fails, 1..10,000
 
 

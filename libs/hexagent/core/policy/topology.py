@@ -47,7 +47,7 @@ class Topology:
         # Any pair, links described alike: how far they really differ matters little to when a call can be done.
         self.uniform = bool(len(links) == 1 and self.pairs.all() and not self.local.any())
         self.books = Books(prefill, decode, self.floor_us, self.kind_of, estimator)
-        self._estimator, self._revision = estimator, -1
+        self._estimator, self._learned = estimator, -1
         self.setup_us, self.rate = np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
         self._usual = LinkSpec(1, 0)  # medians of the two
         self._links: list[list[LinkSpec]] = []  # by (P, D)
@@ -55,8 +55,8 @@ class Topology:
     def update(self, changed: Iterable[Instance]) -> None:
         """Take in what the ledger says of the instances it changed, and the estimator's latest parameters."""
         self.books.update(changed)
-        if self._revision != self._estimator.snapshot.revision:
-            self._revision = self._estimator.snapshot.revision
+        if self._learned != self._estimator.changes:
+            self._learned = self._estimator.changes
             self._links = [[self._estimator.link(p.spec, d.spec) for d in self.decode] for p in self.prefill]
             if self.pairs.size:
                 self.rate, self.setup_us = np.moveaxis(np.array(self._links, dtype=np.int64), 2, 0)

@@ -97,6 +97,7 @@ class SchedulerCore:
                 self._adoption.start()
                 plan = True
             case Tick():
+                self.estimator.look_at_age(now_us, self._profile.snapshot_stale_us)
                 self._look_for_stuck(now_us, effects)
                 plan = True
             case _:
@@ -362,7 +363,7 @@ class SchedulerCore:
             prompt_tokens=call.prompt_tokens,
             predicted_output_tokens=call.output_q50,
             reserve_output_tokens=attempt.reserve_output_tokens,
-            snapshot_revision=self.estimator.snapshot.revision,
+            snapshot_revision=self.estimator.revision,
         )
 
 

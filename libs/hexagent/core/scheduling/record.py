@@ -39,5 +39,5 @@ class DecisionRecord(NamedTuple):
     prompt_tokens: int
     predicted_output_tokens: int
     reserve_output_tokens: int
-    snapshot_revision: int
+    snapshot_revision: int  # of the estimates; 0 = tables alone, as there was no snapshot or a stale one
     reason: str = ""  # with REFUSE

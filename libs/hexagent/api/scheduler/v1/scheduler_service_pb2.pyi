@@ -121,6 +121,8 @@ class GetClusterResponse(_message.Message):
     AT_US_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_REVISION_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_AT_US_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The scheduler's epoch."""
     policy: _builtins.str
@@ -131,6 +133,10 @@ class GetClusterResponse(_message.Message):
     """Calls that wait."""
     started: _builtins.bool
     """Dispatching has begun."""
+    snapshot_revision: _builtins.int
+    """Revision of the estimates in force; 0 = tables alone, as there is no snapshot of the estimator or a stale one."""
+    snapshot_at_us: _builtins.int
+    """Model time of the last snapshot, stale or not, microseconds; 0 = there was none."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceView]:
         """Instances, sorted by id."""
@@ -144,10 +150,12 @@ class GetClusterResponse(_message.Message):
         at_us: _builtins.int = ...,
         waiting: _builtins.int = ...,
         started: _builtins.bool = ...,
+        snapshot_revision: _builtins.int = ...,
+        snapshot_at_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "epoch", b"epoch", "instances", b"instances", "policy", b"policy", "started", b"started", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "epoch", b"epoch", "instances", b"instances", "policy", b"policy", "snapshot_at_us", b"snapshot_at_us", "snapshot_revision", b"snapshot_revision", "started", b"started", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
