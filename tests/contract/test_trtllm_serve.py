@@ -9,15 +9,19 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from hexagent.api.common.v1 import call_pb2
+from hexagent.core.errors import Unsupported
 from hexagent.core.estimate.tables import load_table
 from hexagent.core.instance.spec import Role
 from hexagent_services.worker_agent.engine.port import DecodeStarted, EngineAborted, EngineRefused, Finished, KvPiece
+from hexagent_services.worker_agent.engine.sampling import response_format_of
 from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
 from hexagent_services.worker_agent.engine.trtllm_serve import host
 from hexagent_services.worker_agent.engine.trtllm_serve.api import Refused, completion, params_of, state_of
 from hexagent_services.worker_agent.engine.trtllm_serve.host import ServeHost
 from hexagent_services.worker_agent.engine.trtllm_serve.process import configuration
 from hexagent_services.worker_agent.engine.trtllm_serve.readers import PerfMetrics
+from hexagent_services.worker_agent.engine_host.frames import Frame
 from tests.contract.engines import (
     MODEL,
     WALL_CLOCK,
@@ -63,9 +67,9 @@ class Launched(InThisProcess):
         self.url = await super().start(order)
         return self.url
 
-    async def holds(self) -> dict[str, int]:
+    async def holds(self) -> dict[str, Any]:
         async with httpx.AsyncClient(trust_env=False) as http:
-            found: dict[str, int] = (await http.get(f"{self.url}/fake")).json()
+            found: dict[str, Any] = (await http.get(f"{self.url}/fake")).json()
             return found
 
     async def fault(self, **faults: Any) -> None:
@@ -157,6 +161,44 @@ async def test_hand_offs_are_signed_where_the_server_wants_it(make: Make) -> Non
     request = request_of("a")
     with pytest.raises(EngineRefused, match="KV_LOST_ENGINE"):
         await decoded(source, target, request, await source.prefill(request))
+
+
+async def test_outputs_are_held_to_a_form_on_both_sides(make: Make) -> None:
+    servers = Launched(), Launched()
+    source, target = await make(Role.PREFILL, servers[0]), await make(Role.DECODE, servers[1])
+    request = request_of("a")
+    request.call.response_format.kind = call_pb2.ResponseFormat.KIND_JSON_SCHEMA
+    request.call.response_format.definition = '{"type": "object"}'
+    await decoded(source, target, request, await source.prefill(request))
+    for server in servers:
+        assert (await server.holds())["formats"] == [{"type": "json", "schema": {"type": "object"}}]
+    other = await make(Role.PREFILL, Launched(), guided=False)
+    with pytest.raises(Unsupported, match="response_format"):
+        await other.prefill(request)
+    with pytest.raises(Unsupported, match="cannot be continued"):
+        await source.prefill(request._replace(delivered_tokens=1, delivered_text=b"{"))
+
+
+@pytest.mark.parametrize(("kind", "definition", "wanted"), [
+    ("KIND_TEXT", "", None),
+    ("KIND_JSON_OBJECT", "", {"type": "json_object"}),
+    ("KIND_REGEX", "a+", {"type": "regex", "regex": "a+"}),
+    ("KIND_GRAMMAR", 'root ::= "a"', {"type": "ebnf", "ebnf": 'root ::= "a"'}),
+])  # fmt: skip
+def test_forms_as_the_server_takes_them(kind: str, definition: str, wanted: dict[str, Any] | None) -> None:
+    request = request_of("a")
+    request.call.response_format.kind = call_pb2.ResponseFormat.Kind.Value(kind)
+    request.call.response_format.definition = definition
+    assert response_format_of(request, guided=True) == wanted
+
+
+async def test_a_sample_that_is_older_than_an_end_shows_no_leak() -> None:
+    engine = TrtllmEngine(spec("d", Role.DECODE), ServeHost("http://127.0.0.1:1"), ByteText(), WALL_CLOCK, 1, OPTIONS)
+    for active, leaked in ((1, 0), (0, 3000)):
+        stats = {"event": "stats", "steps": [], "active": active, "used_blocks": 3000, "cached_blocks": 0}
+        for _ in range(8):
+            engine._hear(Frame(stats, ()))
+        assert engine._admission.leaked_blocks == leaked
 
 
 class OnceApi:

@@ -78,10 +78,12 @@ class CompletionRequest(Strict):
 
 
 class Server:
-    def __init__(self, model: str, llm: LLM, auth_key: str, metrics_kept: int) -> None:
+    def __init__(self, model: str, llm: LLM, auth_key: str, metrics_kept: int, guided: bool) -> None:
         self._model = model
         self.llm = llm
         self._auth_key = auth_key
+        self._guided = guided
+        self.formats: list[dict[str, Any]] = []  # that outputs were held to
         self._metrics: deque[dict[str, Any]] = deque(maxlen=metrics_kept)
         self._watching: set[asyncio.Task[None]] = set()
         self.cancelled = 0
@@ -141,6 +143,7 @@ class Server:
                 "used_blocks": self.llm.blocks.used,
                 "pinned": len(self.llm.transceiver.pinned),
                 "cancelled": self.cancelled,
+                "formats": self.formats,
                 "interrupted_transfers": self.llm.interrupted_transfers,
             }
         )
@@ -188,6 +191,8 @@ class Server:
         assert isinstance(body.prompt, list)
         assert not body.detokenize, "the fake speaks token ids only"
         sampling = llmapi.SamplingParams(max_tokens=body.max_tokens, end_id=END_ID)
+        if body.response_format is not None and self._guided:  # without a backend it is passed over in silence
+            self.formats.append(body.response_format)
         params = None
         if body.disaggregated_params is not None:
             given = body.disaggregated_params.model_dump()
@@ -264,8 +269,9 @@ def _refusal(message: str) -> Response:
 def server_of(model: str, config: dict[str, Any], auth_key: str) -> Server:
     config = dict(config)
     kept = config.pop("perf_metrics_max_requests", 0)
+    guided = bool(config.pop("guided_decoding_backend", ""))
     arguments = {name: GROUPS[name](**value) if name in GROUPS else value for name, value in config.items()}
-    return Server(model, LLM(model="fake", **arguments), auth_key, kept)
+    return Server(model, LLM(model="fake", **arguments), auth_key, kept, guided)
 
 
 class InThisProcess:

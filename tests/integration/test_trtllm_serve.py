@@ -52,6 +52,7 @@ auth_key_file = "{key}"
 transfer_timeout_s = 5
 """
 FIND = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}
 ASKS = '<tool_call>\n{"name": "find", "arguments": {"query": "kv cache"}}\n</tool_call>'
 
 
@@ -154,6 +155,13 @@ async def test_tools_are_asked_for_answered_and_the_session_goes_on(gateway: Gat
     assert second.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens // 32 * 32 > 200
 
 
+async def test_an_answer_is_held_to_a_form(gateway: Gateway) -> None:
+    answer, _ = await ask(
+        gateway, [say('{"a": 1}')], response_format={"type": "json_object"}, max_tokens=50, extra_body=NO_THINKING
+    )
+    assert json.loads(answer.choices[0].message.content or "") == {"a": 1}
+
+
 async def test_without_tools_in_the_request_a_call_of_one_is_text(gateway: Gateway) -> None:
     answer, _ = await ask(gateway, [say(ASKS)], max_tokens=500)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (ASKS, "stop")
@@ -162,7 +170,7 @@ async def test_without_tools_in_the_request_a_call_of_one_is_text(gateway: Gatew
 async def test_what_the_engines_lack_is_refused_by_name(gateway: Gateway) -> None:
     async with gateway.stack.workflow() as workflow:
         for options, field in (({"n": 2}, "sampling.n"), ({"logprobs": True}, "sampling.logprobs"),
-                               ({"lora": "x"}, "lora"), ({"response_format": "json"}, "response_format")):  # fmt: skip
+                               ({"lora": "x"}, "lora")):  # fmt: skip
             with pytest.raises(Unsupported, match=field):
                 await workflow.call("hi", **options)
     with pytest.raises(openai.BadRequestError) as caught:

@@ -38,6 +38,7 @@ class EngineTable(BaseModel):
     command: list[str] = Field(default=["trtllm-serve"], min_length=1)  # trtllm-serve: program and first arguments
     url: str = Field(default="", pattern=r"^(https?://.+)?$")  # trtllm-serve: one that somebody else has started
     auth_key_file: Path | None = None  # trtllm-serve: holds the key that hand-offs are signed with
+    guided_decoding: bool = False  # trtllm-serve at a `url`: it was started with a `guided_decoding_backend`
     stall_s: float = Field(default=STALL_S, gt=0, le=3600)  # trtllm-serve: without progress it counts as hung
 
 
@@ -93,7 +94,7 @@ def _host(spec: InstanceSpec, table: EngineTable, folder: Path) -> Host:
         return HostProcess(_program(spec, table.python), table.environ, folder / "engine.log")
     key = table.auth_key_file.read_text(encoding="utf-8").strip() if table.auth_key_file is not None else ""
     if table.url:
-        return ServeHost(table.url, key, table.stall_s)
+        return ServeHost(table.url, key, table.stall_s, guided=table.guided_decoding)
     command = (_program(spec, table.command[0]), *table.command[1:])
     return ServeHost(ServeProcess(command, table.environ, folder), key, table.stall_s)
 

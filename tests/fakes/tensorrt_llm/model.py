@@ -10,7 +10,8 @@ from hashlib import blake2b
 END_ID = 256  # ids below are bytes
 _MARK = re.compile(rb"\[\[(\d+)\]\]")
 _SAY = re.compile(rb"\[\[say:(.*?)\]\]", re.DOTALL)
-_ANSWER = b"\0assistant\n"  # behind it a chat template lets the model speak; 0 stands for special tokens
+# Behind it a chat template lets the model speak; 0 stands for special tokens.
+_ANSWER = re.compile(rb"\0assistant\n(?:<think>\n\n</think>\n\n)?")
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 
 
@@ -23,7 +24,7 @@ def next_token(ids: Sequence[int]) -> int:
         text = bytes(ids)  # an output has ended before its END_ID is read
     except ValueError:
         text = bytes(i if i < 256 else 0 for i in ids)
-        said = len(text) - text.rfind(_ANSWER) - len(_ANSWER)
+        said = len(text) - [answer.end() for answer in _ANSWER.finditer(text)][-1]
         if says := _SAY.findall(text):
             return says[-1][said] if said < len(says[-1]) else END_ID
     marks = list(_MARK.finditer(text))

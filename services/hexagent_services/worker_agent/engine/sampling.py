@@ -1,5 +1,6 @@
 """A call's sampling as TensorRT-LLM takes it; what it cannot do is refused by name."""
 
+import json
 from typing import Any
 
 from hexagent.api.common.v1 import call_pb2
@@ -42,6 +43,27 @@ def retention_of(call: call_pb2.CallRequest) -> dict[str, int] | None:
     return {"priority": wish.priority, "ttl_ms": wish.ttl.ToMilliseconds() if wish.HasField("ttl") else 0}
 
 
+def response_format_of(request: EngineRequest, guided: bool) -> dict[str, Any] | None:
+    """What the output is held to, as `trtllm-serve` takes it; None = nothing.
+
+    `Unsupported` (UNSUPPORTED_BY_ENGINE) where the engine is not `guided`, or would begin the form again behind output
+    that a client already has.
+    """
+    kinds, asked = call_pb2.ResponseFormat, request.call.response_format
+    if asked.kind in (kinds.KIND_UNSPECIFIED, kinds.KIND_TEXT):
+        return None
+    if not guided:
+        raise _unsupported("response_format")
+    if request.delivered_tokens:
+        raise _unsupported("response_format", "an output that is held to a form cannot be continued")
+    if asked.kind == kinds.KIND_JSON_OBJECT:
+        return {"type": "json_object"}
+    if asked.kind == kinds.KIND_JSON_SCHEMA:
+        return {"type": "json", "schema": json.loads(asked.definition)}
+    name = "regex" if asked.kind == kinds.KIND_REGEX else "ebnf"
+    return {"type": name, name: asked.definition}
+
+
 def _check_supported(call: call_pb2.CallRequest) -> None:
     sampling = call.sampling
     asked = {
@@ -49,8 +71,11 @@ def _check_supported(call: call_pb2.CallRequest) -> None:
         "sampling.logprobs": sampling.logprobs,
         "sampling.logit_bias": bool(sampling.logit_bias),
         "lora": bool(call.lora),
-        "response_format": call.response_format.kind not in (0, call_pb2.ResponseFormat.KIND_TEXT),
     }
     for field, wanted in asked.items():
         if wanted:
-            raise Unsupported(f"{field}: engine trtllm does not take it", reason="UNSUPPORTED_BY_ENGINE", field=field)
+            raise _unsupported(field)
+
+
+def _unsupported(field: str, text: str = "engine trtllm does not take it") -> Unsupported:
+    return Unsupported(f"{field}: {text}", reason="UNSUPPORTED_BY_ENGINE", field=field)

@@ -38,7 +38,7 @@ from hexagent_services.worker_agent.engine.port import (
     Prefilled,
 )
 from hexagent_services.worker_agent.engine.run import Kind, Phase, Run, request_id
-from hexagent_services.worker_agent.engine.sampling import retention_of, sampling_arguments
+from hexagent_services.worker_agent.engine.sampling import response_format_of, retention_of, sampling_arguments
 from hexagent_services.worker_agent.engine.text import Decoder, Text
 from hexagent_services.worker_agent.engine_host.frames import Frame
 
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 RELEASE_S: Final = 5.0  # wall time for telling the holder that its KV has been pulled
 _FINISH: Final = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "not_finished": FinishReason.NONE}
+_IN_ENGINE: Final = (Phase.COMPUTING, Phase.PULLING, Phase.DECODING)
 _ROLES: Final = {1: "prefill", 2: "decode", 3: "both"}
 
 
@@ -84,12 +85,14 @@ class TrtllmEngine:
         self._by_number: dict[int, Run] = {}  # that the engine may hold something of, or that wait for room
         self._numbers = 0
         self._observed = Observed(spec)
+        self._guided = False  # the engine can hold outputs to a form
 
     # --- the engine's life ------------------------------------------------------------------------------------
     async def start(self) -> Capabilities:
         said = await self._link.start(self._load_order(), self._options.load_timeout_s)
         found = said["capabilities"]
         log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, said["version"], found)
+        self._guided = found.get("guided_decoding", False)
         pipelined, priority = found["pipelined_transfer"], found["priority"]
         return Capabilities(block_reuse=True, local_prefill=True, pipelined_transfer=pipelined, priority=priority)
 
@@ -248,6 +251,7 @@ class TrtllmEngine:
         order |= {
             "id": run.number,
             "sampling": sampling_arguments(run.request, self._text.end_token_ids),
+            "response_format": response_format_of(run.request, self._guided),
             "retention": retention_of(call),
             "stream": call.stream or bool(call.sampling.stop),  # a stop text is seen only as it comes
         }
@@ -392,7 +396,9 @@ class TrtllmEngine:
 
     def _on_stats(self, stats: Mapping[str, Any]) -> None:
         self._observed.take_stats(stats, self._by_number.values(), self._clock.now_us())
-        self._admission.observe(stats["used_blocks"])
+        held = sum(run.phase in _IN_ENGINE for run in self._by_number.values())
+        if stats["active"] <= held:  # else it is older than the end of a request, whose blocks it still shows
+            self._admission.observe(stats["used_blocks"])
         if self._admission.leaked_blocks * 2 > self.spec.kv_blocks:
             self._link.give_up(f"{self._admission.leaked_blocks} KV blocks leaked")
 

@@ -32,11 +32,16 @@ class Server(NamedTuple):
     model: str
     fields: frozenset[str]  # of a completion
     state_fields: frozenset[str]  # of what it says of a hand-off
+    guided: bool  # it was started with a backend for guided decoding, which it does not say
 
     @property
     def loaded(self) -> dict[str, Any]:
         """The answer to a `load` order; that transfers are pipelined could not be seen from outside."""
-        found = {"priority": "priority" in self.fields, "pipelined_transfer": False}
+        found = {
+            "priority": "priority" in self.fields,
+            "pipelined_transfer": False,
+            "guided_decoding": self.guided and "response_format" in self.fields,
+        }
         return {"event": "loaded", "version": self.version, "capabilities": found}
 
 
@@ -186,4 +191,7 @@ class Completions:
             self._tasks[order.number].cancel()
 
     def _body(self, order: _Order) -> dict[str, Any]:
-        return completion(self._server.model, order.ids, order.body["sampling"])
+        body = completion(self._server.model, order.ids, order.body["sampling"])
+        if order.body["response_format"] is not None:
+            body["response_format"] = order.body["response_format"]
+        return body

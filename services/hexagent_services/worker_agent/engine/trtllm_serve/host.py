@@ -44,12 +44,18 @@ class Launcher(Protocol):
 
 
 class ServeHost:
-    """A server that runs at a URL, or one to be started. `auth_key` signs hand-offs, "" = they need not be."""
+    """A server that runs at a URL, or one to be started.
 
-    def __init__(self, server: str | Launcher, auth_key: str = "", stall_s: float = STALL_S) -> None:
+    `auth_key` signs hand-offs, "" = they need not be. `guided` says that it has a backend for guided decoding.
+    """
+
+    def __init__(
+        self, server: str | Launcher, auth_key: str = "", stall_s: float = STALL_S, *, guided: bool = True
+    ) -> None:
         self._server = server
         self._auth_key = auth_key
         self._stall_s = stall_s
+        self._guided = guided
         self._session: asyncio.Task[None] | None = None
 
     async def start(self) -> Connection:
@@ -104,7 +110,7 @@ class ServeHost:
                 api = ServeApi(await self._server.start(order), self._auth_key)
                 ends.add(_start(stack, self._server.ended()))
             stack.push_async_callback(api.close)
-            found = _start(stack, _found(api))
+            found = _start(stack, _found(api, self._guided))
             waited: list[asyncio.Future[Any]] = [found, *ends]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if not found.done():
@@ -140,13 +146,13 @@ def _start(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, T]) -> as
     return task
 
 
-async def _found(api: ServeApi) -> Server:
+async def _found(api: ServeApi, guided: bool) -> Server:
     """The server once it generates. `Unavailable` where it then does not say what it is."""
     while not await api.generates():  # noqa: ASYNC110 - it loads its model
         await asyncio.sleep(LOOK_S)
     await api.iterations()  # those of the token it was asked for
-    fields = [await api.fields(schema) for schema in ("CompletionRequest", "DisaggregatedParams")]
-    return Server(api, await api.version(), await api.model(), *fields)
+    completion, state = await api.fields("CompletionRequest"), await api.fields("DisaggregatedParams")
+    return Server(api, await api.version(), await api.model(), completion, state, guided)
 
 
 async def _obey(reader: asyncio.StreamReader, completions: Completions) -> str:

@@ -71,7 +71,7 @@ def configuration(order: Mapping[str, Any]) -> dict[str, Any]:
     arguments = engine_arguments(_PLAIN, found, dict(order))
     for name in ("model", "backend", "skip_tokenizer_init"):  # on the command line, or the server's own business
         arguments.pop(name, None)
-    return {"perf_metrics_max_requests": PERF_METRICS_MAX, **arguments}
+    return {"perf_metrics_max_requests": PERF_METRICS_MAX, "guided_decoding_backend": "xgrammar", **arguments}
 
 
 def _free_port() -> int:
