@@ -182,7 +182,8 @@ class LocalStack:
             environ["HEXAGENT_TRACE_FILE"] = str(self._options.trace_file.absolute())
         if (metrics_port := os.environ.get("HEXAGENT_METRICS_PORT", "")).isdecimal() and int(metrics_port):
             # The services inherit the variable, and two of them cannot have one port.
-            environ["HEXAGENT_METRICS_PORT"] = str(int(metrics_port) + (name == SCHEDULER))
+            place = list(_MODULES).index(name) if name in _MODULES else 0
+            environ["HEXAGENT_METRICS_PORT"] = str(int(metrics_port) + place)
         if name == GATEWAY:
             environ["HEXAGENT_TRACKER_ADDRESS"] = self.address
             environ["HEXAGENT_HTTP_HOST"], environ["HEXAGENT_HTTP_PORT"] = self.addresses[OPENAI].rsplit(":", 1)

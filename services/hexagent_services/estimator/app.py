@@ -2,17 +2,22 @@
 
 import asyncio
 import logging
+from typing import Final
 
 from hexagent.api.estimator.v1 import estimator_service_pb2, estimator_service_pb2_grpc
 from hexagent.core.errors import InvalidArgument
+from hexagent.core.estimate.calibration import Calibration
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.learner import Learner
+from hexagent.core.units import PPM
 from hexagent.runtime import subjects
 from hexagent.runtime.app import App, Stage
 from hexagent.runtime.bus import Bus, Feed, Message
 from hexagent.runtime.clock import ModelClock
 from hexagent.runtime.cluster_record import read_cluster_record
 from hexagent.runtime.grpc_server import GrpcServer
+from hexagent.runtime.metrics import Metrics
+from hexagent.runtime.telemetry import exported_metrics, set_up_telemetry
 from hexagent.wire.estimator import fitting, snapshot_from_bytes
 from hexagent.wire.telemetry import telemetry_from_bytes
 from hexagent.wire.workflow import event_from_bytes
@@ -20,6 +25,8 @@ from hexagent_services.estimator.servicer import EstimatorServicer
 from hexagent_services.estimator.settings import EstimatorSettings
 
 log = logging.getLogger(__name__)
+
+METRICS_PERIOD_S: Final = 1.0  # of wall time
 
 
 async def main(app: App[EstimatorSettings]) -> None:
@@ -30,6 +37,7 @@ async def main(app: App[EstimatorSettings]) -> None:
     record = await read_cluster_record(bus, settings.nats_connect_s)
     clock = ModelClock(record.origin_wall_ns, record.time_scale)
     estimator = Estimator(record.cluster)
+    calibration = Calibration(estimator)
     learner = Learner(await _last_revision(bus))
     for spec in record.cluster.instances:
         learner.describe_instance(spec)
@@ -40,7 +48,7 @@ async def main(app: App[EstimatorSettings]) -> None:
         [estimator_service_pb2.DESCRIPTOR.services_by_name["EstimatorService"]],
     )
     estimator_service_pb2_grpc.add_EstimatorServiceServicer_to_server(
-        EstimatorServicer(record.cluster, estimator), server.raw
+        EstimatorServicer(record.cluster, estimator, calibration), server.raw
     )
     port = await server.start()
     app.at_stop(Stage.NOT_READY, "health", lambda: server.set_ready(False))
@@ -61,10 +69,31 @@ async def main(app: App[EstimatorSettings]) -> None:
     feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS, poll_s=settings.snapshot_period_s)
     async for batch in feed.backlog():
         _learn(learner, batch)
+    learner.calibration = calibration  # of what was predicted before this start nothing is known
+    observe(app, calibration)
     app.start(_follow(learner, feed), "workflow events")
     app.start(_publish(bus, learner, estimator, clock, settings.snapshot_period_s), "snapshots")
     await server.set_ready(True)
     app.ready(port)
+
+
+def observe(app: App[EstimatorSettings], calibration: Calibration) -> None:
+    """Show how predictions compare with what happens to wherever the settings say."""
+    telemetry = set_up_telemetry(app.settings.service, endpoint=app.settings.otlp_endpoint)
+    metrics = exported_metrics(app, telemetry, app.settings.metrics_port)
+    if metrics is not None:
+        app.start(_show(metrics, calibration), "metrics")
+
+
+async def _show(metrics: Metrics, calibration: Calibration) -> None:
+    labels = ("hexagent.quantity", "hexagent.subject")
+    bias = metrics.gauge("hexagent.estimator.bias", "Measured over predicted, mean of the latest.", labels)
+    error = metrics.gauge("hexagent.estimator.error", "Error of predictions by what was measured, mean.", labels)
+    while True:
+        for row in calibration.rows():
+            bias.set(row.bias_ppm / PPM, row.quantity, row.subject)
+            error.set(row.error_ppm / PPM, row.quantity, row.subject)
+        await asyncio.sleep(METRICS_PERIOD_S)
 
 
 async def _last_revision(bus: Bus) -> int:

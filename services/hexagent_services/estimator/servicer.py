@@ -7,6 +7,7 @@ import grpc
 from hexagent.api.estimator.v1 import estimator_service_pb2 as pb
 from hexagent.api.estimator.v1 import estimator_service_pb2_grpc as stubs
 from hexagent.core.errors import NotFound
+from hexagent.core.estimate.calibration import Calibration
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.lengths import PredictedLength
@@ -20,14 +21,16 @@ from hexagent.wire.estimator import snapshot_to_proto
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _LIMITS = Limits()
+OF_INSTANCES = ("decode_step", "prefill_step", "transfer")  # quantities of calibration
 BATCH_MAX = 65_536  # calls; beyond any engine, and times must stay within 64 bits
 
 
 @guarded
 class EstimatorServicer(stubs.EstimatorServiceServicer):
-    def __init__(self, cluster: ClusterSpec, estimator: Estimator) -> None:
+    def __init__(self, cluster: ClusterSpec, estimator: Estimator, calibration: Calibration) -> None:
         self._cluster = cluster
         self._estimator = estimator
+        self._calibration = calibration
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
         """Times of one call on pairs of instances or GPU types; all pairs of the model when none is named."""
@@ -47,17 +50,16 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
         )
 
     async def GetCalibration(self, request: pb.GetCalibrationRequest, context: Context) -> pb.GetCalibrationResponse:
-        """How far the tables were off, by instance and regime."""
-        snapshot = self._estimator.snapshot
+        """How far predictions were off lately; of an instance its steps, and the transfers it sent or received."""
         if request.instance_id:
             self._instance(request.instance_id, "instance_id")
         rows = [
-            pb.CalibrationRow(quantity=quantity, subject=f.instance_id, samples=f.observations, bias_ppm=ppm - 10**6)
-            for f in snapshot.speeds
-            if request.instance_id in ("", f.instance_id)
-            for quantity, ppm in (("prefill_step", f.prefill_ppm), ("decode_step", f.decode_ppm))
+            pb.CalibrationRow(**row._asdict())
+            for row in self._calibration.rows()
+            if not request.instance_id
+            or (row.quantity in OF_INSTANCES and request.instance_id in row.subject.split(">"))
         ]
-        return pb.GetCalibrationResponse(rows=rows, snapshot_revision=snapshot.revision)
+        return pb.GetCalibrationResponse(rows=rows, snapshot_revision=self._estimator.snapshot.revision)
 
     async def GetSnapshot(self, request: pb.GetSnapshotRequest, context: Context) -> pb.GetSnapshotResponse:
         snapshot = self._estimator.snapshot

@@ -84,12 +84,19 @@ class Estimator:
 
         The set-up has all in it that a transfer keeps its receiver for besides moving bytes.
         """
-        link = described(source, target)
-        fit = self._links.get((source.instance_id, target.instance_id))
-        fit = fit or self._link_kinds.get((source.gpu_type, target.gpu_type))
+        link, fit = described(source, target), self._fit(source, target)
         if fit is None:
             return link
         return LinkSpec(max(link.bytes_per_s * PPM // fit.moving_ppm, 1), fit.setup_us + fit.besides_us)
+
+    def _fit(self, source: InstanceSpec, target: InstanceSpec) -> LinkFit | None:
+        fit = self._links.get((source.instance_id, target.instance_id))
+        return fit or self._link_kinds.get((source.gpu_type, target.gpu_type))
+
+    def besides_us(self, source: InstanceSpec, target: InstanceSpec) -> int:
+        """Of a transfer's time what passes before its first byte and behind its last one."""
+        fit = self._fit(source, target)
+        return fit.besides_us if fit is not None else 0
 
     def transfer_us(self, source: InstanceSpec, target: InstanceSpec, kv_bytes: int) -> int:
         """Time of one KV transfer between free ends."""

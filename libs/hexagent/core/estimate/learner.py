@@ -1,5 +1,6 @@
 """The estimator's state: everything observed goes in, snapshots come out."""
 
+from hexagent.core.estimate.calibration import Calibration
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
 from hexagent.core.estimate.lengths import LengthLearner
 from hexagent.core.estimate.links import LinkLearner
@@ -58,6 +59,7 @@ class Learner:
         self._revision = last_revision
         self._changed = False
         self._told_us = 0  # of the last snapshot
+        self.calibration: Calibration | None = None  # compares what is observed with what was predicted, if wanted
 
     def describe_instance(self, spec: InstanceSpec) -> None:
         """Samples of an instance count only once its description is known. Raises what `load_table` does."""
@@ -87,7 +89,10 @@ class Learner:
     def _observe_tool(self, tool: Node) -> None:
         ran = tool.status is NodeStatus.SUCCEEDED and NEVER != tool.started_us <= tool.finished_us
         if tool.spec.tool is not None and ran:
-            self._lengths.observe_tool(tool.spec.tool.name, tool.finished_us - tool.started_us)
+            name, duration_us = tool.spec.tool.name, tool.finished_us - tool.started_us
+            if self.calibration is not None:
+                self.calibration.tool(name, duration_us)
+            self._lengths.observe_tool(name, duration_us)
             self._changed = True
 
     def _observe_outcome(self, workflow: _OpenWorkflow, outcome: CallOutcome) -> None:
@@ -95,6 +100,8 @@ class Learner:
         if features is not None and outcome.status is NodeStatus.SUCCEEDED and outcome.output_tokens > 0:
             own = workflow.own.get(features.role, NO_OUTPUTS)
             workflow.own[features.role] = own.then(outcome.output_tokens)
+            if self.calibration is not None:
+                self.calibration.output(features, outcome.output_tokens)
             self._lengths.observe_call(features, outcome.output_tokens)
             self._changed = True
 
@@ -106,10 +113,14 @@ class Learner:
             return
         table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
         for sample in telemetry.steps:
+            if self.calibration is not None:
+                self.calibration.step(spec, sample)
             self._speeds.observe(spec.instance_id, table, sample)
         for transfer in telemetry.transfers:
             source, target = self._instances.get(transfer.from_instance), self._instances.get(transfer.to_instance)
             if source is not None and target is not None:
+                if self.calibration is not None:
+                    self.calibration.transfer(source, target, transfer)
                 self._links.observe(source, target, transfer)
         self._changed = True
 

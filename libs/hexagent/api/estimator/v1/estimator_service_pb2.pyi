@@ -256,7 +256,7 @@ Global___GetCalibrationRequest: _TypeAlias = GetCalibrationRequest  # noqa: Y015
 
 @_typing.final
 class CalibrationRow(_message.Message):
-    """Calibration of one predicted quantity on one instance or of one class and role."""
+    """Calibration of one predicted quantity of one subject; means are of the latest comparisons, since the estimator started."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -268,19 +268,19 @@ class CalibrationRow(_message.Message):
     BELOW_Q50_PPM_FIELD_NUMBER: _builtins.int
     BELOW_Q90_PPM_FIELD_NUMBER: _builtins.int
     quantity: _builtins.str
-    """Quantity: prefill, decode_step, transfer, output_tokens, tool."""
+    """Quantity: prefill_step, decode_step, transfer, output_tokens, tool."""
     subject: _builtins.str
-    """Instance, or class and role, or tool it is about."""
+    """Instance, SOURCE>TARGET, CLASS/ROLE or tool it is about."""
     samples: _builtins.int
     """Pairs of prediction and measurement."""
     bias_ppm: _builtins.int
-    """Mean of measured over predicted, parts per million."""
+    """Mean of measured over predicted median, parts per million."""
     error_ppm: _builtins.int
-    """Mean absolute error over measured, parts per million."""
+    """Mean absolute error of the predicted median over measured, parts per million."""
     below_q50_ppm: _builtins.int
     """Share of measurements at or below the predicted median, parts per million."""
     below_q90_ppm: _builtins.int
-    """Share of measurements at or below the predicted 90th percentile, parts per million."""
+    """Share of measurements at or below the predicted 90th percentile, parts per million; 0 where none is predicted."""
     def __init__(
         self,
         *,
