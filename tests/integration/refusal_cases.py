@@ -22,6 +22,8 @@ OPEN, FINISHED, CANCELLED = "refusals-open", "refusals-finished", "refusals-canc
 UNKNOWN: Final = "refusals-nobody"
 FILLER: Final = "refusals-filler"
 LIVE_WORKFLOWS_MAX: Final = 2  # what the stack under test allows: the open workflow and one more
+SINGLE: Final = "single"  # a tenant with one live workflow at most
+TENANTS: Final = f'[[tenant]]\nname = "default"\n[[tenant]]\nname = "{SINGLE}"\nworkflows_max = 1\n'  # of the stack
 # Nodes of the open workflow. Nothing of it moves by itself: what is blocked waits for a tool that never ends.
 READY_TOOL, RUNNING_TOOL, ENDED_TOOL, BLOCKED_TOOL = "ready-tool", "running-tool", "ended-tool", "blocked-tool"
 ENDED_CALL, BLOCKED_CALL, LOOP = "ended-call", "blocked-call", "loop"
@@ -196,10 +198,15 @@ def start_cases() -> list[Case]:
     filler = (f"{SERVICE}.{m}", start(workflow_id=FILLER))
     emptied = (f"{SERVICE}.CancelWorkflow", api.CancelWorkflowRequest(workflow_id=FILLER))
     full = case(m, "too many open workflows", start(workflow_id=UNKNOWN), EXHAUSTED, "TOO_MANY_WORKFLOWS")
+    single = (f"{SERVICE}.{m}", start(workflow_id=SINGLE, tenant=SINGLE))
+    ended = (f"{SERVICE}.CancelWorkflow", api.CancelWorkflowRequest(workflow_id=SINGLE))
+    second = case(m, "too many open workflows of the tenant", start(workflow_id=UNKNOWN, tenant=SINGLE), EXHAUSTED,
+                  "TOO_MANY_TENANT_WORKFLOWS", "tenant")  # fmt: skip
     entries = {f"k{i}": "v" for i in range(LIMITS.metadata_entries + 1)}
     negative = workflow_pb2.WorkflowHints(total_solo=Duration(seconds=-1))
     return [
         full._replace(before=(filler,), after=(emptied,)),
+        second._replace(before=(single,), after=(ended,)),
         case(m, "id taken, without request id", start(workflow_id=OPEN), EXISTS, "WORKFLOW_EXISTS", "workflow_id"),
         case(m, "id of a finished workflow", start("x", workflow_id=FINISHED), EXISTS, "WORKFLOW_EXISTS",
              "workflow_id"),

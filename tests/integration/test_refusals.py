@@ -9,6 +9,7 @@ import re
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -127,7 +128,10 @@ def settings() -> Iterator[None]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def target(settings: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
-    options = StackOptions(data_dir=tmp_path_factory.mktemp("refusals"))
+    folder = tmp_path_factory.mktemp("refusals")
+    demo = files("hexagent.runtime") / "clusters" / "demo.toml"
+    (folder / "cluster.toml").write_text(demo.read_text(encoding="utf-8") + rows.TENANTS, encoding="utf-8")
+    options = StackOptions(str(folder / "cluster.toml"), data_dir=folder / "data")
     async with LocalStack(options, print) as stack:
         await restart_scheduler(stack)
         channels = {where: grpc.aio.insecure_channel(stack.addresses[where], options=UNLIMITED) for where in SERVICES}

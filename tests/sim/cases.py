@@ -5,7 +5,7 @@ from typing import Any
 from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import Snapshot, SpeedFactor
 from hexagent.core.ids import CallId, Ticket
-from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role, TenantSpec
+from hexagent.core.instance.spec import AdmissionSpec, ClusterSpec, InstanceSpec, LinkSpec, Role, TenantSpec
 from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.effects import CancelAttempt, Dispatch, Effect
@@ -53,8 +53,12 @@ def instance(instance_id: str, gpu: str, role: Role, kv_blocks: int = 10_000, **
     return spec._replace(**changes)  # type: ignore[arg-type]
 
 
-def cluster(*specs: InstanceSpec, tenants: tuple[TenantSpec, ...] = (TenantSpec("default"),)) -> ClusterSpec:
-    return ClusterSpec("test", tuple(sorted(specs)), tenants, 1, 0, (1_000_000, 1_000_000))
+def cluster(
+    *specs: InstanceSpec,
+    tenants: tuple[TenantSpec, ...] = (TenantSpec("default"),),
+    admission: AdmissionSpec = AdmissionSpec(),
+) -> ClusterSpec:
+    return ClusterSpec("test", tuple(sorted(specs)), tenants, 1, 0, (1_000_000, 1_000_000), admission=admission)
 
 
 def prefills(*gpus: str) -> tuple[InstanceSpec, ...]:
@@ -78,8 +82,10 @@ class Desk:
         profile: Profile = DEFAULT,
         oracle: Oracle | None = None,
         tenants: tuple[TenantSpec, ...] = (TenantSpec("default"),),
+        admission: AdmissionSpec = AdmissionSpec(),
     ) -> None:
-        self.core = SchedulerCore(cluster(*specs, tenants=tenants), policy, profile, oracle=oracle)
+        configured = cluster(*specs, tenants=tenants, admission=admission)
+        self.core = SchedulerCore(configured, policy, profile, oracle=oracle)
         self.now_us = 0
         self.dispatched: list[Dispatch] = []
         self.cancelled: list[CancelAttempt] = []

@@ -133,6 +133,15 @@ def test_too_many_live_workflows() -> None:
     assert tracker.handle(StartWorkflow(SPEC), 6)
 
 
+def test_too_many_live_workflows_of_a_tenant() -> None:
+    tracker = Tracker(LIMITS, CATALOG._replace(workflows_max={"default": 1}))
+    tracker.handle(StartWorkflow(SPEC._replace(workflow_id="w0")), 0)
+    assert refusal(tracker, StartWorkflow(SPEC)) == (errors.ResourceExhausted, "TOO_MANY_TENANT_WORKFLOWS")
+    tracker.handle(StartWorkflow(SPEC._replace(workflow_id="w1", tenant="other")), 1)
+    tracker.handle(FinishWorkflow("w0"), 5)
+    assert tracker.handle(StartWorkflow(SPEC), 6)
+
+
 VERBS: list[Command] = [
     RevealNodes("w", (call("x"),), "r"),
     StartTool(CallId("w", "t"), "r"),

@@ -12,6 +12,7 @@ from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.policy.registry import Policy, policy_by_name
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.weighing import AgeingFloor, WeighedOrder
+from hexagent.core.scheduling.admission import Admission
 from hexagent.core.scheduling.adoption import Adoption
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Choice, Dispatch, Effect, Record, Refuse, Shadowed
@@ -28,7 +29,7 @@ from hexagent.core.scheduling.events import (
 from hexagent.core.scheduling.ledger import Attempt, Ledger
 from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.queue import ReadyQueue
-from hexagent.core.scheduling.record import Candidate, DecisionKind, DecisionRecord
+from hexagent.core.scheduling.record import NOWHERE, Candidate, DecisionKind, DecisionRecord
 from hexagent.core.scheduling.tenants import Tenants
 from hexagent.core.workflow.events import CallFinished, WorkflowEvent
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
@@ -59,6 +60,7 @@ class SchedulerCore:
         self.tenants = Tenants(cluster, profile.tenant_lag_us)
         self.queue = ReadyQueue(self.tenants)
         self.waiting = self.queue.by_model
+        self.admission = Admission(cluster, self.queue, self.tenants)
         self._floor = AgeingFloor(profile.ageing_us)
         self.policy = self._policy(policy, profile)
         self._profile = profile
@@ -106,17 +108,26 @@ class SchedulerCore:
                 change = self.projection.apply(event, now_us)
                 freed = [self._forget(call, event, effects) for call in change.ended]
                 for call in change.ready:
-                    self._enqueue(call)
+                    self._admit(call, now_us, effects)
                 plan = bool(change.ready) or any(freed) or bool(change.ended and (self._starved or self.tenants.held))
         if plan and self.epoch:
             self._plan(now_us, effects)
         return tuple(effects)
 
     # --- calls ------------------------------------------------------------------------------------------------
-    def _enqueue(self, call: Call) -> None:
-        """Let a ready call wait unless it runs already."""
-        if call.call_id not in self._attempts:
+    def _admit(self, call: Call, now_us: int, effects: list[Effect]) -> None:
+        """Let a ready call wait unless it runs already, or refuse it; before the start nothing is refused."""
+        if call.call_id in self._attempts:
+            return
+        fresh = not call.attempts and not call.workflow.paused and call not in self.queue
+        refused = self.admission.refusal(call, now_us) if self.epoch and fresh else None
+        if refused is None:
             self.queue.add(call)
+            return
+        effects.append(Refuse(refused))
+        attempt = Ticket(call.call_id, refused.attempt, self.epoch), call, 0
+        record = self._record(DecisionKind.REFUSE, attempt, NOWHERE, (), 0, (0, self.queue.calls), now_us)
+        effects.append(Record(record._replace(reason=refused.reason)))
 
     def _count(self, outcome: CallOutcome, now_us: int) -> None:
         """A call has ended: what it has used, and what of it stays in a cache."""
@@ -150,7 +161,7 @@ class SchedulerCore:
         del self._attempts[call.call_id]
         self.tenants.lost(call, now_us)
         if call.attempts < self._profile.attempts_max:
-            self._enqueue(call)
+            self.queue.add(call)
             return
         outcome = CallOutcome(
             call.call_id,
@@ -209,7 +220,8 @@ class SchedulerCore:
         chosen = Candidate(
             attempt.prefill.spec.instance_id, best.spec.instance_id, 0, attempt.prefill_end_us, event.at_us, finish_us
         )
-        record = self._record(DecisionKind.BIND, attempt, chosen, (), 0, (0, 0), event.at_us)
+        booked = attempt.ticket, call, attempt.reserve_output_tokens
+        record = self._record(DecisionKind.BIND, booked, chosen, (), 0, (0, 0), event.at_us)
         effects.append(Bind(attempt.ticket, chosen.prefill_instance, chosen.decode_instance, record.sequence))
         effects.append(Record(record))
 
@@ -329,7 +341,8 @@ class SchedulerCore:
         self._floor.started(call, self.waiting[call.model].calls)
         self._watch(attempt, chosen.finish_us, now_us)
         place = (decision.position, waiting)
-        record = self._record(DecisionKind.DISPATCH, attempt, chosen, placed.others, score, place, now_us)
+        booked = ticket, call, reserve
+        record = self._record(DecisionKind.DISPATCH, booked, chosen, placed.others, score, place, now_us)
         effects.append(
             Dispatch(ticket, chosen.prefill_instance, chosen.decode_instance, reserve, score, record.sequence)
         )
@@ -338,21 +351,22 @@ class SchedulerCore:
     def _record(
         self,
         kind: DecisionKind,
-        attempt: Attempt,
+        attempt: tuple[Ticket, Call, int],
         chosen: Candidate,
         others: tuple[Candidate, ...],
         score: int,
         place: tuple[int, int],
         now_us: int,
     ) -> DecisionRecord:
+        """The next record; `attempt` is its ticket, call and reserve of output tokens."""
         self._sequence += 1
-        call = attempt.call
+        ticket, call, reserve = attempt
         return DecisionRecord(
             sequence=self._sequence,
             at_us=now_us,
             kind=kind,
             policy=self.policy.name,
-            ticket=attempt.ticket,
+            ticket=ticket,
             chosen=chosen,
             others=others,
             key=(score, call.ready_us),
@@ -362,7 +376,7 @@ class SchedulerCore:
             horizon_us=call.workflow.horizon_us,
             prompt_tokens=call.prompt_tokens,
             predicted_output_tokens=call.output_q50,
-            reserve_output_tokens=attempt.reserve_output_tokens,
+            reserve_output_tokens=reserve,
             snapshot_revision=self.estimator.revision,
         )
 

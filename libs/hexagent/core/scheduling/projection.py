@@ -28,6 +28,7 @@ class Workflow:
     """One running workflow: graph, horizon and its calls that have not ended."""
 
     __slots__ = (
+        "admitted",
         "arrival_us",
         "calls",
         "depths",
@@ -42,6 +43,7 @@ class Workflow:
     )
 
     def __init__(self, started: WorkflowStarted, work: RemainingWork) -> None:
+        self.admitted = False  # some call of it was accepted
         self.arrival_us = started.at_us
         self.graph = WorkflowGraph(started)
         self.horizon = Horizon()

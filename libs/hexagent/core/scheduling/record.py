@@ -23,6 +23,9 @@ class Candidate(NamedTuple):
     finish_us: int
 
 
+NOWHERE = Candidate("", "", 0, 0, 0, 0)  # of a call that is refused
+
+
 class DecisionRecord(NamedTuple):
     sequence: int  # of the decision, from 1 in each epoch
     at_us: int

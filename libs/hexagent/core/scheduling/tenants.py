@@ -88,6 +88,10 @@ class Tenants:
         if not queue[account.spec.name]:
             del queue[account.spec.name]
 
+    def window_end_us(self, call: Call, now_us: int) -> int:
+        """When the window ends whose quota the call's tenant has used up; 0 if it has not."""
+        return self._account(call).window_end_us(now_us) if self.counted else 0
+
     def _start_us(self) -> int:
         """Virtual time at which a tenant begins that had nothing to wait for."""
         waiting = [account.virtual_us for account in self.accounts.values() if account.waiting]

@@ -1,5 +1,6 @@
 """All workflows the tracker remembers, as the stored events make them."""
 
+from collections import Counter
 from hashlib import sha256
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -55,6 +56,7 @@ class History:
         self._records: dict[str, WorkflowRecord] = {}
         self._finished: dict[str, None] = {}  # ids, the first to finish first
         self._due: list[Due] = []  # heap
+        self._live: Counter[str] = Counter()  # live workflows by tenant
 
     def __contains__(self, workflow_id: str) -> bool:
         return workflow_id in self._records
@@ -63,6 +65,10 @@ class History:
     def live_count(self) -> int:
         """Workflows that take commands."""
         return len(self._records) - len(self._finished)
+
+    def live_of(self, tenant: str) -> int:
+        """Those of one tenant."""
+        return self._live[tenant]
 
     def workflow_ids(self) -> tuple[str, ...]:
         """All remembered workflows, oldest start first."""
@@ -99,6 +105,7 @@ class History:
             if not isinstance(event, WorkflowStarted):
                 return NOTHING
             record = self._records[workflow_id] = WorkflowRecord(event)
+            self._live[event.spec.tenant] += 1
             heappush(self._due, Due(event.at_us + self._limits.idle_expiry_us, workflow_id))
         elif not record.graph.live:
             return NOTHING
@@ -166,6 +173,7 @@ class History:
 
     def _finish(self, workflow_id: str) -> None:
         self._finished[workflow_id] = None
+        self._live[self._records[workflow_id].graph.spec.tenant] -= 1
         if len(self._finished) > self._limits.finished_workflows:
             oldest = next(iter(self._finished))
             del self._finished[oldest]

@@ -38,6 +38,7 @@ class Catalog(NamedTuple):
     tenants: tuple[str, ...]
     largest_kv_tokens: Mapping[str, int] = MappingProxyType({})  # by model: what its largest decode instance holds
     largest_prompt_tokens: Mapping[str, int] = MappingProxyType({})  # the same of prefill; absent = no less
+    workflows_max: Mapping[str, int] = MappingProxyType({})  # live at a time, by tenant; absent = no limit
 
 
 def catalog_of(cluster: ClusterSpec, tenants: Iterable[str] = ()) -> Catalog:
@@ -47,4 +48,6 @@ def catalog_of(cluster: ClusterSpec, tenants: Iterable[str] = ()) -> Catalog:
         for largest, other in ((decode, Role.PREFILL), (prefill, Role.DECODE)):
             if spec.role is not other:
                 largest[spec.model] = max(largest[spec.model], spec.kv_tokens)
-    return Catalog(tuple(dict.fromkeys([*(tenant.name for tenant in cluster.tenants), *tenants])), decode, prefill)
+    names = dict.fromkeys([*(tenant.name for tenant in cluster.tenants), *tenants])
+    limits = {tenant.name: tenant.workflows_max for tenant in cluster.tenants if tenant.workflows_max}
+    return Catalog(tuple(names), decode, prefill, limits)

@@ -139,6 +139,14 @@ class Tracker:
         validate_start(spec, self.limits, self.catalog, turn.now_us)
         if request_id:
             checked_id(request_id, "request_id")
+        limit = self.catalog.workflows_max.get(spec.tenant)
+        if limit is not None and self.history.live_of(spec.tenant) >= limit:
+            raise ResourceExhausted(
+                f"{limit} workflows of tenant {spec.tenant} are live, no more can start",
+                reason="TOO_MANY_TENANT_WORKFLOWS",
+                field="tenant",
+                details={"limit": str(limit)},
+            )
         if self.history.live_count >= self.limits.live_workflows:
             raise ResourceExhausted(
                 f"{self.limits.live_workflows} workflows are live, no more can start",
