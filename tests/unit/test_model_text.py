@@ -135,3 +135,17 @@ async def test_outputs(
         rest, ended = decoder.end(FinishReason.STOP)
         assert (shown + rest, ended) == (text_.encode(), finish)
         assert decoder.stopped == bool(stop)
+
+
+async def test_llamas_calls_of_tools_are_the_whole_output(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "llama")
+    model = load_model_text(folder)
+    text = EngineText(model, TextSpec("m", str(folder), "llama3-json"), TextThreads())
+    for said, finish in (
+        ('<|python_tag|>{"name": "find", "parameters": {"query": "a"}}', FinishReason.TOOL_CALLS),
+        ('see {"name": "find", "parameters": {"query": "a"}}', FinishReason.STOP),
+    ):
+        decoder = text.decoder(request(USER, tools=[FIND]))
+        shown = decoder.feed(model.tokenizer.encode(said).ids)
+        rest, ended = decoder.end(FinishReason.STOP)
+        assert ((shown + rest).decode(), ended) == (said.removeprefix("<|python_tag|>"), finish)

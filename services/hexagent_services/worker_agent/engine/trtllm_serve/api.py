@@ -52,9 +52,11 @@ class ServeApi:
             return False
 
     async def alive(self) -> bool:
-        """Whether the process answers and does not call itself broken."""
+        """Whether the process is there and does not call itself broken; one that is only slow does not."""
         try:
             return (await self._http.get("/health", timeout=ANSWER_S)).status_code == 200
+        except httpx.TimeoutException:
+            return True
         except httpx.HTTPError:
             return False
 
