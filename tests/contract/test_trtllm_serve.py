@@ -202,28 +202,38 @@ async def test_a_sample_that_is_older_than_an_end_shows_no_leak() -> None:
 
 
 class OnceApi:
-    """Counts readings; each gives what ended since the last one."""
+    """Counts readings; each gives what has ended when the server gets to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *ended: int) -> None:
         self.readings = 0
-        self.ended = [1, 2, 3]
+        self.ended = list(ended)
 
     async def perf_metrics(self) -> list[dict[str, Any]]:
         self.readings += 1
-        await asyncio.sleep(0)
         taken, self.ended = self.ended, []
+        await asyncio.sleep(0.01)
         times = {"first_scheduled_time": 1.0, "first_token_time": 1.25, "arrival_time": 0.5}
         return [{"ctx_request_id": i, "perf_metrics": {"timing_metrics": times}} for i in taken]
 
 
 async def test_those_who_ask_for_metrics_at_a_time_share_one_reading() -> None:
+    api: Any = OnceApi(1, 2, 3)
+    metrics = PerfMetrics(api)
+    waiting = [asyncio.create_task(metrics.timing(request)) for request in (1, 2, 3, 4)]
+    await asyncio.sleep(0.005)
+    api.ended = [4]  # too late for the reading that all have joined
+    assert await asyncio.gather(*waiting) == [{"compute_us": 250_000}] * 4
+    assert api.readings == 2
+    assert await metrics.timing(5) == {}
+    assert await metrics.timing(None) == {}
+
+
+async def test_a_server_that_keeps_no_metrics_is_not_asked_again() -> None:
     api: Any = OnceApi()
     metrics = PerfMetrics(api)
-    assert await asyncio.gather(*map(metrics.timing, (1, 2, 3))) == [{"compute_us": 250_000}] * 3
+    assert await metrics.timing(1) == {}
+    assert await metrics.timing(2) == {}
     assert api.readings == 1
-    assert await metrics.timing(4) == {}
-    assert await metrics.timing(5) == {}
-    assert api.readings == 2  # a server that keeps none is not asked again
 
 
 def test_a_completion_takes_ids_and_gives_ids() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -78,9 +78,8 @@ class Completions:
         if not self._tasks:
             self.advanced()
         self.began.set()
-        work = self._prefill(order) if body["op"] == "prefill" else self._generate(order)
         self._orders[order.number] = order
-        self._tasks[order.number] = asyncio.create_task(self._guard(order, work))
+        self._tasks[order.number] = asyncio.create_task(self._guard(order))
 
     def advanced(self) -> None:
         """The engine does something."""
@@ -104,9 +103,9 @@ class Completions:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _guard(self, order: _Order, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, order: _Order) -> None:
         try:
-            await work
+            await (self._prefill(order) if order.body["op"] == "prefill" else self._generate(order))
         except asyncio.CancelledError:
             if not order.aborted:
                 raise

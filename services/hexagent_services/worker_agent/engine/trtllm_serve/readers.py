@@ -20,32 +20,35 @@ class PerfMetrics:
     def __init__(self, api: ServeApi) -> None:
         self._api = api
         self._kept: OrderedDict[int, dict[str, int]] = OrderedDict()
-        self._reading: asyncio.Task[bool] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._seen = False
         self._silent = False  # the server keeps none
 
     async def timing(self, request: int | None) -> dict[str, int]:
         """Of a request that has just ended, as an engine host reports it; {} where the server does not tell.
 
-        Those who ask at a time share one reading.
+        Those who ask at a time share a reading. One that is under way may have been too early, so they ask again then.
         """
-        if request is None or self._silent:
+        if request is None:
             return {}
-        if request not in self._kept:
+        if self._reading is not None and not self._reading.done():
+            await asyncio.shield(self._reading)
+        if request not in self._kept and not self._silent:
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self._read())
-            with contextlib.suppress(Unavailable):
-                self._silent = not await asyncio.shield(self._reading) and not self._kept
+            await asyncio.shield(self._reading)
         return self._kept.pop(request, {})
 
-    async def _read(self) -> bool:
-        """Whether there were any."""
-        items = await self._api.perf_metrics()
-        for item in items:
-            if (request := item.get("ctx_request_id")) is not None:
-                self._kept[request] = timing_of(item["perf_metrics"])
-        while len(self._kept) > KEPT_MAX:
-            self._kept.popitem(last=False)
-        return bool(items)
+    async def _read(self) -> None:
+        with contextlib.suppress(Unavailable):
+            items = await self._api.perf_metrics()
+            self._seen = self._seen or bool(items)
+            self._silent = not self._seen  # although a request has ended
+            for item in items:
+                if (request := item.get("ctx_request_id")) is not None:
+                    self._kept[request] = timing_of(item["perf_metrics"])
+            while len(self._kept) > KEPT_MAX:
+                self._kept.popitem(last=False)
 
 
 def timing_of(metrics: dict[str, Any]) -> dict[str, int]:
