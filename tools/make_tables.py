@@ -1,15 +1,16 @@
 """Makes the step-time tables under `hexagent/core/estimate/data` from NVIDIA's aiconfigurator.
 
-Run in an environment that has the `tables` dependency group (about 600 MB), from anywhere:
+Run in an environment that has the `tables` dependency group (about 600 MB) and this package, from anywhere:
 
     python tools/make_tables.py            writes one JSON file an engine
-    python tools/make_tables.py --report   also prints the errors of interpolation and of mixed steps
+    python tools/make_tables.py --missing  only those that are not there
 
 For each engine the measured model is sampled on dense axes, made non-decreasing along both, and thinned to the fewest
-grid lines that keep bilinear interpolation within TOLERANCE of the samples. Two kinds of flaw are removed on the way:
+grid lines that keep bilinear interpolation within TOLERANCE of the samples. Three kinds of flaw are removed on the way:
 
 - *Spikes*: a probe above SPIKE times the least of all later probes is a bad measurement. Everything between its good
   neighbours is left out, so that interpolation bridges it; at the low end the first good point stands for it.
+- *Humps*: what is still above SPIKE times the least of all with more work, is held at that.
 - *Wiggles*: elsewhere the grid becomes the geometric mean of its least monotone majorant and its greatest monotone
   minorant, which is monotone and nearest in ratio.
 """
@@ -18,15 +19,14 @@ import argparse
 import importlib
 import json
 import logging
-import math
-import random
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from hexagent.core.estimate.smoothing import SPIKE, Floats, extendable, monotone
 
 DATA = Path(__file__).resolve().parents[1] / "libs/hexagent/core/estimate/data"
 SYSTEMS = {"a100": "a100_sxm", "b200": "b200_sxm", "h100": "h100_sxm", "h200": "h200_sxm", "l40s": "l40s"}
@@ -36,7 +36,7 @@ PATHS = {
     "qwen3-235b-a22b": "Qwen/Qwen3-235B-A22B",
     "qwen3-32b": "Qwen/Qwen3-32B",
 }
-TP_SIZES = {"llama-3.1-70b": (2, 4, 8), "llama-3.1-8b": (1, 2), "qwen3-235b-a22b": (4, 8), "qwen3-32b": (1, 2, 4)}
+TP_SIZES = (1, 2, 4, 8)
 PRECISIONS = {"a100": ("bf16",)}
 QUANTIZATION = {
     "bf16": {},
@@ -51,11 +51,8 @@ FIRST_CONTEXT = 16
 LAST_TOKENS = 131072
 LAST_BATCH = 512
 RATIO = 1.06
-SPIKE = 1.15
 TOLERANCE = 0.010
 MAX_LINES = 64
-
-Floats = NDArray[np.float64]
 
 
 class Engine(NamedTuple):
@@ -172,15 +169,6 @@ def sample(time_ms: Callable[[int, int], float], rows: list[int], columns: list[
     return Sampled(kept, columns, np.array([[time_ms(row, column) for column in columns] for row in kept]), skipped)
 
 
-def monotone(ms: Floats) -> Floats:
-    """The geometric mean of the least non-decreasing majorant and the greatest non-decreasing minorant."""
-    major = np.maximum.accumulate(np.maximum.accumulate(ms, axis=0), axis=1)
-    reverse = ms[::-1, ::-1]
-    minor = np.minimum.accumulate(np.minimum.accumulate(reverse, axis=0), axis=1)[::-1, ::-1]
-    mean: Floats = np.sqrt(major * minor)
-    return mean
-
-
 def thinned(axis: Sequence[int], ms: Floats) -> list[int]:
     """Indices of the grid lines to keep: greedily those where linear interpolation along `axis` errs most.
 
@@ -197,17 +185,6 @@ def thinned(axis: Sequence[int], ms: Floats) -> list[int]:
             break
         kept = sorted({*kept, worst})
     return kept
-
-
-def extendable(ms: Floats) -> Floats:
-    """The same with growth over the last row, then over the last column, non-decreasing: extrapolation never falls."""
-    extended = ms.copy()
-    for view in (extended, extended.T):
-        growth = view[-1] - view[-2]
-        major = np.maximum.accumulate(growth)
-        minor = np.minimum.accumulate(growth[::-1])[::-1]
-        view[-1] = view[-2] + np.rint((major + minor) / 2)
-    return extended
 
 
 def grid(sampled: Sampled) -> Sampled:
@@ -265,82 +242,8 @@ def dump(value: Any, indent: str = "") -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def random_points(first: tuple[int, int], last: tuple[int, int], count: int) -> list[tuple[int, int]]:
-    """Log-uniform points, the same on every run."""
-    draw = random.Random(1)
-
-    def one(low: int, high: int) -> int:
-        return round(math.exp(draw.uniform(math.log(low), math.log(high))))
-
-    return [(one(first[0], last[0]), one(first[1], last[1])) for _ in range(count)]
-
-
-def ratios(table_us: Callable[..., int], time_ms: Callable[..., float], points: list[tuple[int, int]]) -> Floats:
-    """Table over engine at points off the grid, less one."""
-    return np.array([table_us(*point) / 1000 / time_ms(*point) - 1 for point in points])
-
-
-def thinning_ratios(table_us: Callable[..., int], sampled: Sampled) -> Floats:
-    """Table over the smoothed samples, less one: what interpolation alone costs."""
-    table = np.array([[table_us(row, column) / 1000 for column in sampled.columns] for row in sampled.rows])
-    return (table / monotone(sampled.ms) - 1).ravel()
-
-
-def batch_ratios(table: Any, engine: Engine, spiked: Callable[[int], bool]) -> Floats:
-    """The same for several equal chunks of 16 to 4,096 tokens in one step of at most 32,768."""
-    found = []
-    for (chunk, count), (prefix, _) in zip(
-        random_points((16, 2), (4096, 32), 300), random_points((1, 1), (16384, 2), 300), strict=True
-    ):
-        if chunk * count <= 32768 and not spiked(chunk * count):
-            truth = engine.handle.predict_prefill_latency(count, chunk + prefix, prefix)
-            found.append(table.batch_prefill_us([(chunk, prefix)] * count) / 1000 / truth - 1)
-    return np.array(found)
-
-
-def mixed_ratios(table: Any, engine: Engine, spiked: Callable[[int], bool]) -> Floats:
-    """The same for one cold prompt of 64 to 8,192 tokens that rides on a decode batch of up to 256."""
-    found = []
-    for (chunk, batch), (context, _) in zip(
-        random_points((64, 1), (8192, 256), 300), random_points((64, 64), (16384, 65), 300), strict=True
-    ):
-        if spiked(chunk + batch) or spiked(batch):
-            continue
-        # The engine takes one input length for both parts, and decode attends isl + osl / 2 tokens.
-        isl = min(chunk, context)
-        truth = engine.handle.mixed_step_latency(isl, batch, isl, 2 * (context - isl) + 2)
-        found.append(table.mixed_us([(isl, 0)], batch, context) / 1000 / truth - 1)
-    return np.array(found)
-
-
-def report(engine: Engine, prefill: Sampled, decode: Sampled) -> str:
-    """Median, 99th percentile and largest absolute error in percent of each kind of query, spikes left out."""
-    tables = importlib.import_module("hexagent.core.estimate.tables")
-    table = tables.load_table(engine.gpu_type, engine.model, engine.tp, engine.precision)
-    points = [at for at in random_points((1, 1), (LAST_TOKENS, LAST_TOKENS), 2000) if prefill.holds(at[0])]
-    steps = [at for at in random_points((1, FIRST_CONTEXT), (LAST_BATCH, LAST_TOKENS), 2000) if decode.holds(at[0])]
-
-    def spiked(tokens: int) -> bool:
-        return not prefill.holds(tokens)
-
-    kinds = {
-        "prefill thinning": thinning_ratios(table.prefill_us, prefill),
-        "decode thinning": thinning_ratios(table.decode_us, decode),
-        "prefill under 64": ratios(table.prefill_us, engine.prefill_ms, [at for at in points if at[0] < 64]),
-        "prefill from 64": ratios(table.prefill_us, engine.prefill_ms, [at for at in points if at[0] >= 64]),
-        "decode": ratios(table.decode_us, engine.decode_ms, steps),
-        "batch": batch_ratios(table, engine, spiked),
-        "mixed": mixed_ratios(table, engine, spiked),
-    }
-    figures = []
-    for kind, ratio in kinds.items():
-        error = np.abs(ratio) * 100
-        figures.append(f"{kind} {np.median(error):.1f}/{np.quantile(error, 0.99):.1f}/{error.max():.1f}")
-    return f"  error % p50/p99/max: {', '.join(figures)}"
-
-
-def make(gpu_type: str, model: str, tp: int, precision: str, out: Path, reporting: bool) -> None:
-    """Writes the table of one engine and prints a line about it."""
+def make(gpu_type: str, model: str, tp: int, precision: str, path: Path) -> None:
+    """Writes the table of one engine to `path` and prints a line about it; nothing where the model does not fit."""
     capacity = kv_tokens(gpu_type, model, tp, precision)
     if not capacity:
         return
@@ -349,30 +252,27 @@ def make(gpu_type: str, model: str, tp: int, precision: str, out: Path, reportin
     provenance = engine.handle.last_provenance()
     if provenance is not None:
         raise SystemExit(f"{gpu_type} {model} tp{tp} {precision}: not measured but {provenance}")
-    path = out / f"{model}.{gpu_type}.tp{tp}.{precision}.json"
     content = document(engine, capacity, grid(prefill), grid(decode))
     path.write_text(dump(content) + "\n", encoding="utf-8")
     spikes = f"spikes in prefill {prefill.skipped}, decode {decode.skipped}"
     print(f"{path.name}: {path.stat().st_size} B, {spikes}")
-    if reporting:
-        print(report(engine, prefill, decode))
 
 
 def main() -> None:
     """Makes every table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DATA)
-    parser.add_argument(
-        "--report", action="store_true", help="measure the written tables (hexagent must be importable)"
-    )
+    parser.add_argument("--missing", action="store_true", help="make no table again that is there")
     arguments = parser.parse_args()
     logging.disable(logging.ERROR)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for gpu_type in sorted(SYSTEMS):
         for model in sorted(PATHS):
-            for tp in TP_SIZES[model]:
+            for tp in TP_SIZES:
                 for precision in PRECISIONS.get(gpu_type, ("bf16", "fp8")):
-                    make(gpu_type, model, tp, precision, arguments.out, arguments.report)
+                    path = arguments.out / f"{model}.{gpu_type}.tp{tp}.{precision}.json"
+                    if not (arguments.missing and path.exists()):
+                        make(gpu_type, model, tp, precision, path)
 
 
 if __name__ == "__main__":

@@ -104,12 +104,13 @@ def read_cases(path: Path) -> list[Case]:
                 int(row["osl"]),
                 Served(float(row["silicon_ttft_ms"]), float(row["silicon_tpot_ms"])),
             )
-            if _table(case) is not None:
+            if table_of(case) is not None:
                 cases.append(case)
     return cases
 
 
-def _table(case: Case) -> StepTable | None:
+def table_of(case: Case) -> StepTable | None:
+    """The measured table of a row's engine, if one is shipped."""
     try:
         table = load_table(case.gpu, case.model, case.tp, case.precision)
     except HexagentError:
@@ -137,7 +138,7 @@ def fitted(cases: Sequence[Case]) -> tuple[float, float]:
 
 def _step_ms(case: Case) -> float:
     """A decode step of the whole concurrency at the mean context, by the table."""
-    table = _table(case)
+    table = table_of(case)
     assert table is not None
     return table.decode_us(case.concurrency, case.input_tokens + case.output_tokens // 2) / 1e3
 
@@ -148,7 +149,7 @@ def _error(compared: Sequence[Compared]) -> float:
 
 def serve(case: Case, truth: Truth) -> Served:
     """The row's load on one simulated instance without noise."""
-    table = _table(case)
+    table = table_of(case)
     assert table is not None
     spec = InstanceSpec(
         "one", case.gpu, case.tp, Role.BOTH, case.model, case.precision, case.precision,

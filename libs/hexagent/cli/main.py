@@ -11,6 +11,7 @@ from hexagent import __version__
 from hexagent.cli.bench.commands import bench
 from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_text, usage
 from hexagent.cli.options import Cluster, Json, Policy, TimeScale, examples, words
+from hexagent.cli.profile.commands import profile
 from hexagent.cli.simulate.commands import sim
 from hexagent.core.errors import HexagentError
 
@@ -282,6 +283,7 @@ def replay(
         raise typer.Exit(EXIT_FAILED)
 
 
+app.add_typer(profile)
 app.add_typer(sim)
 app.add_typer(bench)
 

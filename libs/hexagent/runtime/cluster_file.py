@@ -20,10 +20,12 @@ from hexagent.core.instance.spec import PROFILES, AdmissionSpec, ClusterSpec, In
 from hexagent.core.units import MILLI, PPM, US_PER_S
 from hexagent.runtime.clock import MAX_TIME_SCALE
 from hexagent.runtime.cluster_pools import AgentGrouping, LinkTable, PoolTable, agent_groups, build_instances
+from hexagent.runtime.measured_files import cluster_tables
 from hexagent.wire.cluster import ClusterRecord
 
 INSTANCES_MAX: Final = 512
 TENANTS_MAX: Final = 1_000
+TABLES_MAX: Final = 64
 FILE_BYTES_MAX: Final = 1024 * 1024
 PRICE_MAX: Final = 1_000
 SECONDS_MAX: Final = 10 * 365 * 86_400
@@ -97,6 +99,7 @@ class _ClusterTable(BaseModel):
     hidden_factor: tuple[float, float] = (0.8, 1.3)
     agents: AgentGrouping = "role"
     link: LinkTable = LinkTable()
+    tables: list[str] = Field(default=[], max_length=TABLES_MAX)  # files of measured step times, from the file's folder
     tenant: list[_TenantTable] = Field(default=[], max_length=TENANTS_MAX)
     model: list[_ModelTable] = Field(default=[], max_length=INSTANCES_MAX)
     gpu_price: dict[str, Annotated[float, Field(ge=0.001, le=PRICE_MAX)]] = {}  # of a GPU's time, by type
@@ -137,7 +140,7 @@ def parse_cluster(text: str, source: str) -> ClusterConfig:
 
     InvalidArgument: BAD_TOML, BAD_CLUSTER (unknown key, wrong type, out of range), UNKNOWN_GPU, UNKNOWN_MODEL,
     UNKNOWN_PROFILE, BAD_ENGINE (no such engine: tensor parallelism, precision, memory), NO_PREFILL_INSTANCE,
-    NO_DECODE_INSTANCE, DUPLICATE_TENANT, DUPLICATE_MODEL, TOO_MANY_INSTANCES, BAD_ID.
+    NO_DECODE_INSTANCE, DUPLICATE_TENANT, DUPLICATE_MODEL, TOO_MANY_INSTANCES, BAD_ID, or what `cluster_tables` raises.
     """
     try:
         table = _ClusterTable.model_validate(tomllib.loads(text))
@@ -165,6 +168,7 @@ def parse_cluster(text: str, source: str) -> ClusterConfig:
         texts=_texts(table.model, {instance.model for instance in instances}, source),
         gpu_prices_milli=_gpu_prices_milli(table, instances, source),
         admission=_admission(table.admission),
+        tables=cluster_tables(table.tables, instances, source),
     )
     agents = tuple(AgentSpec(agent_id, ids) for agent_id, ids in agent_groups(instances))
     return ClusterConfig(spec, agents, table.policy, table.time_scale, 1 / table.kv_byte_divisor, table.engine_profile)

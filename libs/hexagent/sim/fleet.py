@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hexagent.core.estimate.links import described
 from hexagent.core.estimate.snapshot import LinkFit, SpeedFactor
-from hexagent.core.estimate.tables import load_table
+from hexagent.core.estimate.tables import table_of
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import (
     Abort,
@@ -102,7 +102,7 @@ class Station:
     __slots__ = ("model", "push", "samples", "spec", "truth", "wake_us")
 
     def __init__(self, spec: InstanceSpec, cluster: ClusterSpec, conditions: Conditions) -> None:
-        table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+        table = table_of(spec, cluster.tables)
         profile = PROFILES[spec.profile]
         self.truth = Truth.drawn(cluster, spec.instance_id, conditions.prefill_factor_ppm, conditions.decode_factor_ppm)
         self.spec = spec

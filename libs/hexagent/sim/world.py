@@ -95,7 +95,8 @@ class World:
         self.tracker = Tracker(Limits(), catalog_of(cluster, [script.tenant for script in workload.workflows]))
         self.scheduler = SchedulerCore(cluster, policy, profile, oracle=oracle)
         self._shares = Shares(self.scheduler)
-        self.learner = Learner(last_revision=1)  # revision 1 holds what is told before anything is learned
+        # Revision 1 holds what is told before anything is learned.
+        self.learner = Learner(cluster.tables, last_revision=1)
         self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._progress, self._outcome)
         self.now_us = 0
         self.events = 0

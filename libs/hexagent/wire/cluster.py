@@ -14,6 +14,7 @@ from hexagent.core.instance.spec import (
     TextSpec,
 )
 from hexagent.wire.codec import enum_of, parse, to_bytes
+from hexagent.wire.step_tables import step_table_from_proto, step_table_to_proto
 
 
 class ClusterRecord(NamedTuple):
@@ -89,6 +90,7 @@ def cluster_to_proto(cluster: ClusterSpec) -> cluster_pb2.ClusterSpec:
         texts=[cluster_pb2.ModelText(**text._asdict()) for text in cluster.texts],
         gpu_prices=[cluster_pb2.GpuPrice(gpu_type=gpu, price_milli=milli) for gpu, milli in cluster.gpu_prices_milli],
         admission=cluster_pb2.AdmissionSpec(**cluster.admission._asdict()),
+        tables=[step_table_to_proto(table) for table in cluster.tables],
     )
 
 
@@ -103,6 +105,7 @@ def cluster_from_proto(message: cluster_pb2.ClusterSpec) -> ClusterSpec:
         texts=tuple(TextSpec(text.model, text.directory, text.tools, text.reasoning) for text in message.texts),
         gpu_prices_milli=tuple((price.gpu_type, price.price_milli) for price in message.gpu_prices),
         admission=admission_from_proto(message.admission) if message.HasField("admission") else AdmissionSpec(),
+        tables=tuple(step_table_from_proto(table) for table in message.tables),
     )
 
 

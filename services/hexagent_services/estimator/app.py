@@ -38,7 +38,7 @@ async def main(app: App[EstimatorSettings]) -> None:
     clock = ModelClock(record.origin_wall_ns, record.time_scale)
     estimator = Estimator(record.cluster)
     calibration = Calibration(estimator)
-    learner = Learner(await _last_revision(bus))
+    learner = Learner(record.cluster.tables, await _last_revision(bus))
     for spec in record.cluster.instances:
         learner.describe_instance(spec)
 

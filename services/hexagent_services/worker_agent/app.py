@@ -4,7 +4,7 @@ import asyncio
 
 from hexagent.api.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from hexagent.core.errors import InvalidArgument
-from hexagent.core.estimate.tables import load_table
+from hexagent.core.estimate.tables import table_of
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import PROFILES, InstanceSpec
@@ -128,7 +128,7 @@ def _emulated(
     clock: ModelClock,
     faults: tuple[Fault, ...],
 ) -> Engine:
-    table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+    table = table_of(spec, record.cluster.tables)
     truth = Truth.drawn(record.cluster, spec.instance_id)
     model = InstanceModel(spec, PROFILES[spec.profile], table, table.kv_bytes_per_token, truth)
     engine = EmulatedEngine(spec, model, clock, table.kv_bytes_per_token, round(1 / record.kv_byte_scale))

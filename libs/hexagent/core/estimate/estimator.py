@@ -5,7 +5,7 @@ from hexagent.core.estimate.lengths import LengthTable, PredictedLength
 from hexagent.core.estimate.links import described, moving_us
 from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import EMPTY, LinkFit, Snapshot
-from hexagent.core.estimate.tables import StepTable, load_table
+from hexagent.core.estimate.tables import StepTable, table_of
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role
 from hexagent.core.units import PPM, US_PER_S, ceil_div
 
@@ -25,6 +25,7 @@ class Estimator:
         self.snapshot = EMPTY
         self.stale = False  # the snapshot is too old to say anything of instances and links
         self.changes = 0  # of what is answered: who keeps answers asks again when it grows
+        self._tables = cluster.tables
         self._lengths = LengthTable(EMPTY)
         self._speeds: dict[str, tuple[int, int]] = {}
         self._links: dict[tuple[str, str], LinkFit] = {}  # of instances
@@ -71,9 +72,9 @@ class Estimator:
         """Of the snapshot that is in force; 0 = there is none, or it is stale."""
         return 0 if self.stale else self.snapshot.revision
 
-    @staticmethod
-    def table(spec: InstanceSpec) -> StepTable:
-        return load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+    def table(self, spec: InstanceSpec) -> StepTable:
+        """Nominal step times of an instance."""
+        return table_of(spec, self._tables)
 
     def speed_ppm(self, instance_id: str) -> tuple[int, int]:
         """Learned (prefill, decode) time factors; one each before anything was learned."""

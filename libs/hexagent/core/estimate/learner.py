@@ -1,5 +1,7 @@
 """The estimator's state: everything observed goes in, snapshots come out."""
 
+from collections.abc import Sequence
+
 from hexagent.core.estimate.calibration import Calibration
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
 from hexagent.core.estimate.lengths import LengthLearner
@@ -7,7 +9,7 @@ from hexagent.core.estimate.links import LinkLearner
 from hexagent.core.estimate.observations import check_report
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.estimate.speeds import SpeedLearner
-from hexagent.core.estimate.tables import load_table
+from hexagent.core.estimate.tables import StepTable, table_of
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.units import US_PER_S
@@ -47,10 +49,12 @@ class _OpenWorkflow:
 class Learner:
     """Learns from workflow events and telemetry; `snapshot` is what a scheduler evaluates.
 
-    Revisions begin behind `last_revision`, the newest one that was ever given out.
+    Speeds are told against `tables`, the cluster's own, or the shipped ones. Revisions begin behind `last_revision`,
+    the newest one that was ever given out.
     """
 
-    def __init__(self, last_revision: int = 0) -> None:
+    def __init__(self, tables: Sequence[StepTable] = (), last_revision: int = 0) -> None:
+        self._tables = tables
         self._speeds = SpeedLearner()
         self._lengths = LengthLearner()
         self._links = LinkLearner()
@@ -63,7 +67,7 @@ class Learner:
 
     def describe_instance(self, spec: InstanceSpec) -> None:
         """Samples of an instance count only once its description is known. Raises what `load_table` does."""
-        load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+        table_of(spec, self._tables)
         self._instances[spec.instance_id] = spec
 
     def observe_event(self, event: WorkflowEvent) -> None:
@@ -111,7 +115,7 @@ class Learner:
         spec = self._instances.get(telemetry.instance_id)
         if spec is None or not (telemetry.steps or telemetry.transfers):
             return
-        table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+        table = table_of(spec, self._tables)
         for sample in telemetry.steps:
             if self.calibration is not None:
                 self.calibration.step(spec, sample)

@@ -6,21 +6,24 @@ a query interpolates bilinearly; above the last grid point of an axis it extrapo
 the first it takes the first. Queries use integer arithmetic only, so the same arguments give the same time
 on every machine.
 
-The measured grids are made by `tools/make_tables.py` from NVIDIA's aiconfigurator; NOTICE names the source.
+The shipped grids are made by `tools/make_tables.py` from NVIDIA's aiconfigurator; NOTICE names the source. A cluster
+may bring tables of its own (`measured`), which then stand for the engines they were measured on.
 """
 
 import functools
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.estimate.roofline import GPUS, MODELS, PRECISION_BYTES, TP_SIZES, ModelFigures, Roofline
+from hexagent.core.instance.spec import InstanceSpec
 
-Source = Literal["silicon", "roofline"]
+Source = Literal["silicon", "roofline", "user"]
+Engine = tuple[str, str, int, str]  # GPU type, model, tensor-parallel size, precision
 
 _POWERS = tuple(1 << exponent for exponent in range(18))
 _ROOFLINE_NEW = tuple(sorted({*_POWERS, *(3 * power // 2 for power in _POWERS[1:17])}))
@@ -71,6 +74,10 @@ class StepTable:
     kv_bytes_per_token: int
     prefill: Grid = field(repr=False)
     decode: Grid = field(repr=False)
+
+    @property
+    def engine(self) -> Engine:
+        return self.gpu_type, self.model, self.tp, self.precision
 
     def prefill_us(self, new_tokens: int, prefix_tokens: int = 0) -> int:
         """One step that prefills `new_tokens` of one sequence after `prefix_tokens` cached ones."""
@@ -151,6 +158,19 @@ def model_figures(model: str) -> ModelFigures:
     except KeyError:
         message = f"unknown model {model!r}; known: {', '.join(known_models())}"
         raise NotFound(message, reason="UNKNOWN_MODEL", field="model") from None
+
+
+def table_of(spec: InstanceSpec, own: Iterable[StepTable]) -> StepTable:
+    """The table of an instance's engine among a cluster's own, else what `load_table` has; raises what that does."""
+    engine = spec.gpu_type, spec.model, spec.tp, spec.precision
+    return next((table for table in own if table.engine == engine), None) or load_table(*engine)
+
+
+def user_table(engine: Engine, kv_tokens: int, prefill: Grid, decode: Grid) -> StepTable:
+    """What a user measured of an engine."""
+    gpu_type, model, tp, precision = engine
+    kv_bytes = model_figures(model).kv_bytes_per_token(precision)
+    return StepTable(gpu_type, model, tp, precision, "user", kv_tokens, kv_bytes, prefill, decode)
 
 
 @functools.cache

@@ -1,7 +1,10 @@
 """What an instance, an engine profile, a link and a cluster are."""
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from hexagent.core.estimate.tables import StepTable
 
 
 class Role(IntEnum):
@@ -111,6 +114,7 @@ class ClusterSpec(NamedTuple):
     texts: tuple[TextSpec, ...] = ()  # sorted by model; models without an entry have no text of their own
     gpu_prices_milli: tuple[tuple[str, int], ...] = ()  # by GPU type, ascending: in place of GPU_PRICES_MILLI
     admission: AdmissionSpec = AdmissionSpec()
+    tables: "tuple[StepTable, ...]" = ()  # step times that stand for the shipped ones; one an engine
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class SchedulerCore:
     ) -> None:
         self.estimator = Estimator(cluster, oracle)
         self.projection = Projection(self.estimator)
-        self.ledger = Ledger()
+        self.ledger = Ledger(self.estimator)
         self.epoch = 0  # 0 = not started
         self.tenants = Tenants(cluster, profile.tenant_lag_us)
         self.queue = ReadyQueue(self.tenants)

@@ -1,6 +1,7 @@
 """The scheduler's book of the cluster: who runs where, what is reserved, when each part is predicted to be free."""
 
 from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.estimate.tables import StepTable
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import PrefixSegment
 from hexagent.core.instance.spec import PROFILES, EngineProfile, InstanceSpec, Role
@@ -73,10 +74,10 @@ class Instance:
         "up",
     )
 
-    def __init__(self, spec: InstanceSpec) -> None:
+    def __init__(self, spec: InstanceSpec, table: StepTable) -> None:
         self.spec = spec
         self.profile: EngineProfile = PROFILES[spec.profile]
-        self.table = Estimator.table(spec)
+        self.table = table
         self.up = False
         self.cache: CacheBelief | None = None  # None: the engine caches no prefixes, or is down
         self.cordoned = False
@@ -124,7 +125,8 @@ class Instance:
 class Ledger:
     """Instances by id, in order of id, and the attempts they hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, estimator: Estimator) -> None:
+        self._estimator = estimator
         self.instances: dict[str, Instance] = {}
         self.attempts: dict[Ticket, Attempt] = {}
         self.changed: dict[str, Instance] = {}  # by id, since the last `changes`
@@ -132,16 +134,17 @@ class Ledger:
 
     def describe(self, spec: InstanceSpec) -> Instance:
         """Add the instance or take its new description; it becomes usable."""
+        table = self._estimator.table(spec)
         instance = self.instances.get(spec.instance_id)
         if instance is None:
-            self.instances[spec.instance_id] = Instance(spec)
+            self.instances[spec.instance_id] = Instance(spec, table)
             self.instances = dict(sorted(self.instances.items()))
             instance = self.instances[spec.instance_id]
         known = instance.spec
         instance.spec = spec
         instance.profile = PROFILES[spec.profile]
         instance.sender.servers = instance.profile.send_concurrency
-        instance.table = Estimator.table(spec)
+        instance.table = table
         instance.up = True
         if not (spec.prefix_cache and instance.profile.block_reuse):
             instance.cache = None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hexagent.core.estimate.tables import Grid, StepTable, load_table
+from hexagent.core.estimate.tables import Grid, StepTable, table_of
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec
 from hexagent.core.units import PPM
@@ -50,7 +50,7 @@ class Engine(NamedTuple):
         noise = truth.least_noise_ppm / PPM
         # Of a step with both the decode part scales as decode does, the rest as prefill does.
         prefill, decode = noise * min(truth.prefill_ppm, truth.decode_ppm) / PPM, noise * truth.decode_ppm / PPM
-        table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+        table = table_of(spec, cluster.tables)
         return cls(spec, table, prefill, decode, ROUNDING_US + 1 / prefill, truth)
 
     @property

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import NamedTuple
 
-from hexagent.core.estimate.tables import load_table
+from hexagent.core.estimate.tables import table_of
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import US_PER_S, ceil_div
 from hexagent.sim.workloads.arrivals import arrival_times, parse_arrivals
@@ -43,11 +43,11 @@ def capacity(workload: Workload, cluster: ClusterSpec) -> Capacity:
     workflows = len(workload.workflows)
 
     def prefill_us(spec: InstanceSpec) -> float:
-        table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+        table = table_of(spec, cluster.tables)
         return sum(count * table.prefill_us(prompt) for prompt, count in prompts)
 
     def decode_us(spec: InstanceSpec) -> float:
-        table = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision)
+        table = table_of(spec, cluster.tables)
         batch = max(1, min(spec.max_batch, spec.kv_tokens // held))
         return steps * table.decode_us(batch, contexts // max(steps, 1)) / batch
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from hexagent.api.worker.v1 import telemetry_pb2 as hexagent_dot_api_dot_worker_dot_v1_dot_telemetry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$hexagent/api/worker/v1/cluster.proto\x12\x16hexagent.api.worker.v1\x1a&hexagent/api/worker/v1/telemetry.proto\"\xcb\x01\n\rClusterRecord\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12$\n\x0eorigin_wall_ns\x18\x02 \x01(\x03R\x0coriginWallNs\x12\x1d\n\ntime_scale\x18\x03 \x01(\x01R\ttimeScale\x12\"\n\rkv_byte_scale\x18\x04 \x01(\x01R\x0bkvByteScale\x12=\n\x07\x63luster\x18\x05 \x01(\x0b\x32#.hexagent.api.worker.v1.ClusterSpecR\x07\x63luster\"\x80\x04\n\x0b\x43lusterSpec\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12I\n\tinstances\x18\x02 \x03(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\tinstances\x12<\n\x07tenants\x18\x03 \x03(\x0b\x32\".hexagent.api.worker.v1.TenantSpecR\x07tenants\x12\x12\n\x04seed\x18\x04 \x01(\x03R\x04seed\x12\x1b\n\tnoise_ppm\x18\x05 \x01(\x03R\x08noisePpm\x12\x31\n\x15hidden_factor_min_ppm\x18\x06 \x01(\x03R\x12hiddenFactorMinPpm\x12\x31\n\x15hidden_factor_max_ppm\x18\x07 \x01(\x03R\x12hiddenFactorMaxPpm\x12\x37\n\x05texts\x18\x08 \x03(\x0b\x32!.hexagent.api.worker.v1.ModelTextR\x05texts\x12?\n\ngpu_prices\x18\t \x03(\x0b\x32 .hexagent.api.worker.v1.GpuPriceR\tgpuPrices\x12\x43\n\tadmission\x18\n \x01(\x0b\x32%.hexagent.api.worker.v1.AdmissionSpecR\tadmission\"s\n\tModelText\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x1c\n\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x14\n\x05tools\x18\x03 \x01(\tR\x05tools\x12\x1c\n\treasoning\x18\x04 \x01(\tR\treasoning\"F\n\x08GpuPrice\x12\x19\n\x08gpu_type\x18\x01 \x01(\tR\x07gpuType\x12\x1f\n\x0bprice_milli\x18\x02 \x01(\x03R\npriceMilli\"\x82\x01\n\rAdmissionSpec\x12(\n\x10queued_calls_max\x18\x01 \x01(\x03R\x0equeuedCallsMax\x12&\n\x0fqueued_kv_milli\x18\x02 \x01(\x03R\rqueuedKvMilli\x12\x1f\n\x0brefuse_late\x18\x03 \x01(\x08R\nrefuseLate\"\xd3\x01\n\nTenantSpec\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06weight\x18\x02 \x01(\x05R\x06weight\x12#\n\rworkflows_max\x18\x03 \x01(\x03R\x0cworkflowsMax\x12*\n\x11queued_tokens_max\x18\x04 \x01(\x03R\x0fqueuedTokensMax\x12 \n\x0cquota_gpu_us\x18\x05 \x01(\x03R\nquotaGpuUs\x12&\n\x0fquota_window_us\x18\x06 \x01(\x03R\rquotaWindowUsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$hexagent/api/worker/v1/cluster.proto\x12\x16hexagent.api.worker.v1\x1a&hexagent/api/worker/v1/telemetry.proto\"\xcb\x01\n\rClusterRecord\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12$\n\x0eorigin_wall_ns\x18\x02 \x01(\x03R\x0coriginWallNs\x12\x1d\n\ntime_scale\x18\x03 \x01(\x01R\ttimeScale\x12\"\n\rkv_byte_scale\x18\x04 \x01(\x01R\x0bkvByteScale\x12=\n\x07\x63luster\x18\x05 \x01(\x0b\x32#.hexagent.api.worker.v1.ClusterSpecR\x07\x63luster\"\xbb\x04\n\x0b\x43lusterSpec\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12I\n\tinstances\x18\x02 \x03(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\tinstances\x12<\n\x07tenants\x18\x03 \x03(\x0b\x32\".hexagent.api.worker.v1.TenantSpecR\x07tenants\x12\x12\n\x04seed\x18\x04 \x01(\x03R\x04seed\x12\x1b\n\tnoise_ppm\x18\x05 \x01(\x03R\x08noisePpm\x12\x31\n\x15hidden_factor_min_ppm\x18\x06 \x01(\x03R\x12hiddenFactorMinPpm\x12\x31\n\x15hidden_factor_max_ppm\x18\x07 \x01(\x03R\x12hiddenFactorMaxPpm\x12\x37\n\x05texts\x18\x08 \x03(\x0b\x32!.hexagent.api.worker.v1.ModelTextR\x05texts\x12?\n\ngpu_prices\x18\t \x03(\x0b\x32 .hexagent.api.worker.v1.GpuPriceR\tgpuPrices\x12\x43\n\tadmission\x18\n \x01(\x0b\x32%.hexagent.api.worker.v1.AdmissionSpecR\tadmission\x12\x39\n\x06tables\x18\x0b \x03(\x0b\x32!.hexagent.api.worker.v1.StepTableR\x06tables\"\xfd\x01\n\tStepTable\x12\x19\n\x08gpu_type\x18\x01 \x01(\tR\x07gpuType\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x0e\n\x02tp\x18\x03 \x01(\x05R\x02tp\x12\x1c\n\tprecision\x18\x04 \x01(\tR\tprecision\x12\x1b\n\tkv_tokens\x18\x05 \x01(\x03R\x08kvTokens\x12:\n\x07prefill\x18\x06 \x01(\x0b\x32 .hexagent.api.worker.v1.StepGridR\x07prefill\x12\x38\n\x06\x64\x65\x63ode\x18\x07 \x01(\x0b\x32 .hexagent.api.worker.v1.StepGridR\x06\x64\x65\x63ode\"H\n\x08StepGrid\x12\x12\n\x04rows\x18\x01 \x03(\x03R\x04rows\x12\x18\n\x07\x63olumns\x18\x02 \x03(\x03R\x07\x63olumns\x12\x0e\n\x02us\x18\x03 \x03(\x03R\x02us\"s\n\tModelText\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x1c\n\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x14\n\x05tools\x18\x03 \x01(\tR\x05tools\x12\x1c\n\treasoning\x18\x04 \x01(\tR\treasoning\"F\n\x08GpuPrice\x12\x19\n\x08gpu_type\x18\x01 \x01(\tR\x07gpuType\x12\x1f\n\x0bprice_milli\x18\x02 \x01(\x03R\npriceMilli\"\x82\x01\n\rAdmissionSpec\x12(\n\x10queued_calls_max\x18\x01 \x01(\x03R\x0equeuedCallsMax\x12&\n\x0fqueued_kv_milli\x18\x02 \x01(\x03R\rqueuedKvMilli\x12\x1f\n\x0brefuse_late\x18\x03 \x01(\x08R\nrefuseLate\"\xd3\x01\n\nTenantSpec\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06weight\x18\x02 \x01(\x05R\x06weight\x12#\n\rworkflows_max\x18\x03 \x01(\x03R\x0cworkflowsMax\x12*\n\x11queued_tokens_max\x18\x04 \x01(\x03R\x0fqueuedTokensMax\x12 \n\x0cquota_gpu_us\x18\x05 \x01(\x03R\nquotaGpuUs\x12&\n\x0fquota_window_us\x18\x06 \x01(\x03R\rquotaWindowUsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLUSTERRECORD']._serialized_start=105
   _globals['_CLUSTERRECORD']._serialized_end=308
   _globals['_CLUSTERSPEC']._serialized_start=311
-  _globals['_CLUSTERSPEC']._serialized_end=823
-  _globals['_MODELTEXT']._serialized_start=825
-  _globals['_MODELTEXT']._serialized_end=940
-  _globals['_GPUPRICE']._serialized_start=942
-  _globals['_GPUPRICE']._serialized_end=1012
-  _globals['_ADMISSIONSPEC']._serialized_start=1015
-  _globals['_ADMISSIONSPEC']._serialized_end=1145
-  _globals['_TENANTSPEC']._serialized_start=1148
-  _globals['_TENANTSPEC']._serialized_end=1359
+  _globals['_CLUSTERSPEC']._serialized_end=882
+  _globals['_STEPTABLE']._serialized_start=885
+  _globals['_STEPTABLE']._serialized_end=1138
+  _globals['_STEPGRID']._serialized_start=1140
+  _globals['_STEPGRID']._serialized_end=1212
+  _globals['_MODELTEXT']._serialized_start=1214
+  _globals['_MODELTEXT']._serialized_end=1329
+  _globals['_GPUPRICE']._serialized_start=1331
+  _globals['_GPUPRICE']._serialized_end=1401
+  _globals['_ADMISSIONSPEC']._serialized_start=1404
+  _globals['_ADMISSIONSPEC']._serialized_end=1534
+  _globals['_TENANTSPEC']._serialized_start=1537
+  _globals['_TENANTSPEC']._serialized_end=1748
 # @@protoc_insertion_point(module_scope)

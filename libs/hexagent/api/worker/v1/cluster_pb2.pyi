@@ -75,6 +75,7 @@ class ClusterSpec(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     GPU_PRICES_FIELD_NUMBER: _builtins.int
     ADMISSION_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     seed: _builtins.int
@@ -105,6 +106,10 @@ class ClusterSpec(_message.Message):
     def admission(self) -> Global___AdmissionSpec:
         """When calls are refused for the load there is."""
 
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepTable]:
+        """Step times a user measured, in place of the shipped ones of their engines; one an engine."""
+
     def __init__(
         self,
         *,
@@ -118,14 +123,101 @@ class ClusterSpec(_message.Message):
         texts: _abc.Iterable[Global___ModelText] | None = ...,
         gpu_prices: _abc.Iterable[Global___GpuPrice] | None = ...,
         admission: Global___AdmissionSpec | None = ...,
+        tables: _abc.Iterable[Global___StepTable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "gpu_prices", b"gpu_prices", "hidden_factor_max_ppm", b"hidden_factor_max_ppm", "hidden_factor_min_ppm", b"hidden_factor_min_ppm", "instances", b"instances", "name", b"name", "noise_ppm", b"noise_ppm", "seed", b"seed", "tenants", b"tenants", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "gpu_prices", b"gpu_prices", "hidden_factor_max_ppm", b"hidden_factor_max_ppm", "hidden_factor_min_ppm", b"hidden_factor_min_ppm", "instances", b"instances", "name", b"name", "noise_ppm", b"noise_ppm", "seed", b"seed", "tables", b"tables", "tenants", b"tenants", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterSpec: _TypeAlias = ClusterSpec  # noqa: Y015
+
+@_typing.final
+class StepTable(_message.Message):
+    """Nominal step times of one engine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPU_TYPE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TP_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFILL_FIELD_NUMBER: _builtins.int
+    DECODE_FIELD_NUMBER: _builtins.int
+    gpu_type: _builtins.str
+    """GPU model."""
+    model: _builtins.str
+    """Model."""
+    tp: _builtins.int
+    """GPUs of an instance."""
+    precision: _builtins.str
+    """Precision of weights."""
+    kv_tokens: _builtins.int
+    """KV capacity in tokens."""
+    @_builtins.property
+    def prefill(self) -> Global___StepGrid:
+        """Steps that prefill one sequence: rows of new tokens, columns of cached ones."""
+
+    @_builtins.property
+    def decode(self) -> Global___StepGrid:
+        """Steps that decode: rows of sequences, columns of mean context."""
+
+    def __init__(
+        self,
+        *,
+        gpu_type: _builtins.str = ...,
+        model: _builtins.str = ...,
+        tp: _builtins.int = ...,
+        precision: _builtins.str = ...,
+        kv_tokens: _builtins.int = ...,
+        prefill: Global___StepGrid | None = ...,
+        decode: Global___StepGrid | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "prefill", b"prefill"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "gpu_type", b"gpu_type", "kv_tokens", b"kv_tokens", "model", b"model", "precision", b"precision", "prefill", b"prefill", "tp", b"tp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepTable: _TypeAlias = StepTable  # noqa: Y015
+
+@_typing.final
+class StepGrid(_message.Message):
+    """Times over two ascending axes; they never fall along either."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    US_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """First axis."""
+
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Second axis."""
+
+    @_builtins.property
+    def us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Microseconds, row after row."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        columns: _abc.Iterable[_builtins.int] | None = ...,
+        us: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows", "us", b"us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepGrid: _TypeAlias = StepGrid  # noqa: Y015
 
 @_typing.final
 class ModelText(_message.Message):
