@@ -73,4 +73,6 @@ def test_an_instance_of_an_unknown_kind_is_refused(spec: InstanceSpec, error: ty
         learner.describe_instance(spec)
     assert caught.value.reason == reason
     learner.observe_telemetry(report(GOOD), NOW_US)  # of an instance that was never described: nothing to learn
-    assert learner.snapshot(NOW_US) is None
+    snapshot = learner.snapshot(NOW_US)
+    assert snapshot is not None
+    assert snapshot.speeds == ()
