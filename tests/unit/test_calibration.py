@@ -8,6 +8,7 @@ from hexagent.core.estimate.calibration import Calibration
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot, SpeedFactor, ToolQuantiles
+from hexagent.core.estimate.tables import table_of
 from hexagent.core.instance.telemetry import StepSample, TransferSample
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.workloads.generators import generate
@@ -16,7 +17,7 @@ from hexagent.sim.world import World
 
 CLUSTER = named_cluster("mini")
 P, D = CLUSTER.instances[1], CLUSTER.instances[0]
-STEPS = StepSample(10, 10 * Estimator.table(D).decode_us(8, 1_000), 0, 0, 8, 1_000)
+STEPS = StepSample(10, 10 * table_of(D, ()).decode_us(8, 1_000), 0, 0, 8, 1_000)
 LENGTH = LengthQuantiles("agent", "step", "", 0, 99, 50, 90, 99, 50)
 
 
