@@ -2,9 +2,8 @@
 # that holds tensorrt_llm. The two share no package: the engine wants numpy below 2 and its own protobuf. From the root:
 #   docker build -f deploy/docker/agent-trtllm.Dockerfile -t hexagent-agent-trtllm:local .
 #
-# There is no engine host yet: nothing in this image imports tensorrt_llm, and an agent started from it runs the
-# emulated engine. The engine host is to run in the image's own Python and to speak to its agent over a Unix socket in
-# /run/hexagent.
+# An agent started from it runs emulated engines unless its file of engines names real ones; the engine host then runs
+# in the image's own Python (`python = "/usr/bin/python3"`) and speaks to its agent over a Unix socket.
 ARG BASE=nvcr.io/nvidia/tensorrt-llm/release:1.2.1
 
 # Built in the engine's image, so that the environment refers to the Python that is there.
@@ -41,7 +40,7 @@ FROM ${BASE}
 USER 0
 RUN groupadd --gid 10001 hexagent \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/hexagent --shell /usr/sbin/nologin hexagent \
-    && install --directory --owner 10001 --group 10001 /var/lib/hexagent /run/hexagent
+    && install --directory --owner 10001 --group 10001 /var/lib/hexagent
 COPY --from=build /opt/hexagent /opt/hexagent
 COPY LICENSE NOTICE /usr/share/doc/hexagent/
 # PATH stays the image's: `python3` is the engine's Python.
