@@ -267,5 +267,7 @@ def smallest(values: IntArray, count: int) -> IntArray:
     """Places of the `count` smallest values, ascending, equal ones in order of place; all if there are fewer."""
     if len(values) <= max(_SORTED_WHOLE, count):
         return values.argsort(kind="stable")[:count]
+    if (values[1:] >= values[:-1]).all():  # as they are first come first served
+        return np.arange(count)
     near = np.flatnonzero(values <= np.partition(values, count - 1)[count - 1])
     return near[values[near].argsort(kind="stable")[:count]]

@@ -1,6 +1,7 @@
 """The ready calls of one model as arrays, kept up to date so that a plan need not build them."""
 
 from bisect import bisect_left
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,11 @@ from hexagent.core.policy.order import Ages, IntArray
 from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
 
-READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX = range(6)
+READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX, HORIZON = range(7)
 _FIRST_ROWS = 64
+
+
+_order = attrgetter("order")
 
 
 class PrefillWork(NamedTuple):
@@ -24,13 +28,14 @@ class PrefillWork(NamedTuple):
 class WaitingCalls:
     """Calls in first-come order; row r of `columns` and `nominal_us` belongs to `calls[r]`.
 
-    `nominal_us` has the table time of each call alone on each kind of prefill instance of the topology in use.
+    Both are kept a column after the other, as plans go through them. `nominal_us` has the table time of each call alone
+    on each kind of prefill instance of the topology in use.
     """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._columns = np.zeros((_FIRST_ROWS, 6), dtype=np.int64)
-        self._nominal_us = np.zeros((_FIRST_ROWS, 0), dtype=np.int64)
+        self._columns = np.zeros((7, _FIRST_ROWS), dtype=np.int64)
+        self._nominal_us = np.zeros((0, _FIRST_ROWS), dtype=np.int64)
         self._topology: Topology | None = None
         self._hits: Hits | None = None  # once they were asked for
 
@@ -43,24 +48,24 @@ class WaitingCalls:
 
     @property
     def columns(self) -> IntArray:
-        """Shape (calls, 6): READY, ARRIVAL, PROMPT, ..."""
-        return self._columns[: len(self.calls)]
+        """Shape (calls, 7): READY, ARRIVAL, PROMPT, ..., HORIZON, the place of the workflow's."""
+        return self._columns[:, : len(self.calls)].T
 
     def nominal_us(self, topology: Topology) -> IntArray:
         """Shape (calls, kinds) for the kinds of `topology`."""
         if topology is not self._topology:
             self._topology = topology
-            self._nominal_us = np.zeros((len(self._columns), len(topology.kinds)), dtype=np.int64)
+            self._nominal_us = np.zeros((len(topology.kinds), self._columns.shape[1]), dtype=np.int64)
             for row, call in enumerate(self.calls):
-                self._nominal_us[row] = topology.nominal_prefill_us(call.prompt_tokens)
-        return self._nominal_us[: len(self.calls)]
+                self._nominal_us[:, row] = topology.nominal_prefill_us(call.prompt_tokens)
+        return self._nominal_us[:, : len(self.calls)].T
 
     def hits(self, topology: Topology) -> tuple[IntArray, IntArray] | None:
         """Prompt tokens believed cached and table time of the rest, (calls, P); None where no instance has a cache."""
         if not topology.caches:
             return None
         if self._hits is None or self._hits.topology is not topology:
-            self._hits = Hits(topology, self.calls, len(self._columns))
+            self._hits = Hits(topology, self.calls, self._columns.shape[1])
         return self._hits.matrices(len(self.calls), self._index)
 
     def prefill_work(self, topology: Topology, aware: bool) -> PrefillWork:
@@ -74,28 +79,29 @@ class WaitingCalls:
 
     def ages(self, now_us: int) -> Ages:
         columns = self.columns
-        horizon_us = np.array([call.workflow.horizon_us for call in self.calls], dtype=np.int64)
+        horizon_us = self.calls[0].workflow.horizons.us[columns[:, HORIZON]] if self.calls else columns[:, HORIZON]
         return Ages(columns[:, READY], columns[:, ARRIVAL], np.maximum(horizon_us, 1), self.calls, now_us)
 
     def add(self, call: Call) -> None:
         row, count = self._index(call), len(self.calls)
-        if count == len(self._columns):
-            self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)])
-            self._nominal_us = np.concatenate([self._nominal_us, np.zeros_like(self._nominal_us)])
+        if count == self._columns.shape[1]:
+            self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)], axis=1)
+            self._nominal_us = np.concatenate([self._nominal_us, np.zeros_like(self._nominal_us)], axis=1)
         if row < count:
-            self._columns[row + 1 : count + 1] = self._columns[row:count]
-            self._nominal_us[row + 1 : count + 1] = self._nominal_us[row:count]
+            self._columns[:, row + 1 : count + 1] = self._columns[:, row:count]
+            self._nominal_us[:, row + 1 : count + 1] = self._nominal_us[:, row:count]
         self.calls.insert(row, call)
-        self._columns[row] = (
+        self._columns[:, row] = (
             call.ready_us,
             call.workflow.arrival_us,
             call.prompt_tokens,
             call.output_q50,
             call.output_q90,
             call.max_tokens,
+            call.workflow.place,
         )
         if self._topology is not None:
-            self._nominal_us[row] = self._topology.nominal_prefill_us(call.prompt_tokens)
+            self._nominal_us[:, row] = self._topology.nominal_prefill_us(call.prompt_tokens)
         if self._hits is not None:
             self._hits.insert(row, count, call)
 
@@ -105,8 +111,8 @@ class WaitingCalls:
         if row >= count or self.calls[row] is not call:
             return False
         del self.calls[row]
-        self._columns[row : count - 1] = self._columns[row + 1 : count]
-        self._nominal_us[row : count - 1] = self._nominal_us[row + 1 : count]
+        self._columns[:, row : count - 1] = self._columns[:, row + 1 : count]
+        self._nominal_us[:, row : count - 1] = self._nominal_us[:, row + 1 : count]
         if self._hits is not None:
             self._hits.remove(row, count, call)
         return True
@@ -115,4 +121,6 @@ class WaitingCalls:
         order = call.order
         if not self.calls or self.calls[-1].order < order:
             return len(self.calls)
-        return bisect_left(self.calls, order, key=lambda c: c.order)
+        if self.calls[0] is call:
+            return 0
+        return bisect_left(self.calls, order, key=_order)

@@ -114,8 +114,10 @@ class Instance:
 
     def next_step_us(self, estimator: Estimator, calls: int = 0, context: int = 0) -> int:
         """Predicted step time with `calls` of `context` tokens in sum bound as well, and one more as is usual here."""
-        usual = (self.context_sum + context) // max(len(self.decoding) + calls, 1)
-        return self.decode_step_us(estimator, calls + 1, context + usual)
+        bound, context = len(self.decoding) + calls, self.context_sum + context
+        mean_context = (context + context // max(bound, 1)) // (bound + 1)
+        step_us = self.table.decode_us(min(bound + 1, self.spec.max_batch), max(mean_context, 1))
+        return scale_ppm(step_us, estimator.speed_ppm(self.spec.instance_id)[1])
 
     def kv_tokens_of(self, call: Call) -> int:
         """What the engine reserves for a call that decodes here: all it may need, or what is predicted."""

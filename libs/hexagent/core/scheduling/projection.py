@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
 from hexagent.core.estimate.lengths import PredictedLength
@@ -24,6 +26,24 @@ from hexagent.core.workflow.horizon import Horizon
 from hexagent.core.workflow.model import CallOutcome, NodeStatus, WorkflowStatus
 
 
+class Horizons:
+    """The horizons of running workflows in one array, so that a queue can look up those of all its calls at once."""
+
+    def __init__(self) -> None:
+        self.us = np.zeros(64, dtype=np.int64)  # by place
+        self._free: list[int] = list(range(len(self.us)))
+
+    def take(self) -> int:
+        """A place for a workflow's horizon."""
+        if not self._free:
+            self._free = list(range(len(self.us), 2 * len(self.us)))
+            self.us = np.concatenate([self.us, np.zeros_like(self.us)])
+        return self._free.pop()
+
+    def release(self, place: int) -> None:
+        self._free.append(place)
+
+
 class Workflow:
     """One running workflow: graph, horizon and its calls that have not ended."""
 
@@ -35,19 +55,22 @@ class Workflow:
         "graph",
         "horizon",
         "horizon_us",
+        "horizons",
         "own",
+        "place",
         "revealed_calls",
         "service",
         "trail",
         "work",
     )
 
-    def __init__(self, started: WorkflowStarted, work: RemainingWork) -> None:
+    def __init__(self, started: WorkflowStarted, work: RemainingWork, horizons: Horizons) -> None:
         self.admitted = False  # some call of it was accepted
         self.arrival_us = started.at_us
         self.graph = WorkflowGraph(started)
         self.horizon = Horizon()
         self.horizon_us = 0  # completion time of the revealed graph had the workflow run alone
+        self.horizons, self.place = horizons, horizons.take()  # where `horizon_us` stands as well
         self.calls: dict[str, Call] = {}
         self.service = Service()
         self.own: dict[str, OwnOutputs] = {}  # by role
@@ -126,6 +149,7 @@ class Projection:
         self.workflows: dict[str, Workflow] = {}
         self.with_terms: dict[str, None] = {}  # of them those with a priority, an SLO scale or a deadline
         self.work = RemainingWork()
+        self._horizons = Horizons()
 
     def find(self, call_id: CallId) -> Call | None:
         workflow = self.workflows.get(call_id.workflow_id)
@@ -134,7 +158,10 @@ class Projection:
     def apply(self, event: WorkflowEvent, now_us: int) -> Change:
         """Take in a workflow event; one of a workflow that is not known is ignored."""
         if isinstance(event, WorkflowStarted):
-            self._note_terms(self.workflows.setdefault(event.spec.workflow_id, Workflow(event, self.work)))
+            workflow = self.workflows.get(event.spec.workflow_id)
+            if workflow is None:
+                workflow = self.workflows[event.spec.workflow_id] = Workflow(event, self.work, self._horizons)
+            self._note_terms(workflow)
             return NO_CHANGE
         workflow = self.workflows.get(workflow_of(event))
         if workflow is None:
@@ -159,11 +186,12 @@ class Projection:
                     self.work.completed(workflow.trail, workflow.horizon_us)
                 del self.workflows[workflow.graph.workflow_id]
                 self.with_terms.pop(workflow.graph.workflow_id, None)
+                self._horizons.release(workflow.place)
                 return Change(ended=tuple(workflow.calls.values()))
             case WorkflowChanged():
                 self._note_terms(workflow)
                 return Change(ready=workflow.ready())
-        workflow.horizon_us = workflow.horizon.total_us()
+        workflow.horizon_us = self._horizons.us[workflow.place] = workflow.horizon.total_us()
         if roles:
             self.work.deepened(workflow.trail, roles, workflow.horizon_us, workflow.revealed_calls)
         return self._change(workflow, delta, now_us)
