@@ -1,5 +1,7 @@
 """Estimates evaluated in process: nominal tables of the cluster's instances times a snapshot's parameters."""
 
+from collections.abc import Iterable
+
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.lengths import LengthTable, PredictedLength
 from hexagent.core.estimate.links import described, moving_us
@@ -31,6 +33,7 @@ class Estimator:
         self._links: dict[tuple[str, str], LinkFit] = {}  # of instances
         self._link_kinds: dict[tuple[str, str], LinkFit] = {}  # of GPU types
         self._solo_cache: dict[tuple[str, int, int], int] = {}
+        self._prefill_cache: dict[tuple[str, int], list[tuple[LinkSpec | None, int]]] = {}
         self._prefill_kinds: dict[str, Kinds] = {}
         self._decode_kinds: dict[str, Kinds] = {}
         for spec in cluster.instances:
@@ -85,10 +88,15 @@ class Estimator:
 
         The set-up has all in it that a transfer keeps its receiver for besides moving bytes.
         """
-        link, fit = described(source, target), self._fit(source, target)
-        if fit is None:
-            return link
-        return LinkSpec(max(link.bytes_per_s * PPM // fit.moving_ppm, 1), fit.setup_us + fit.besides_us)
+        return _fitted(described(source, target), self._fit(source, target))
+
+    def sort_link(self, source: InstanceSpec, target: InstanceSpec) -> LinkSpec:
+        """The same of two instances of which nothing is learned but of others of their GPU types."""
+        return _fitted(described(source, target), self._link_kinds.get((source.gpu_type, target.gpu_type)))
+
+    def learned_pairs(self) -> Iterable[tuple[str, str]]:
+        """Pairs of instances whose own links are learned."""
+        return self._links
 
     def _fit(self, source: InstanceSpec, target: InstanceSpec) -> LinkFit | None:
         fit = self._links.get((source.instance_id, target.instance_id))
@@ -128,7 +136,7 @@ class Estimator:
         prefill, decode = self._prefill_kinds.get(model, {}), self._decode_kinds.get(model, {})
         if not prefill:
             return 0
-        prefill_us = [(link, min([t.prefill_us(prompt_tokens) for t in tables])) for link, tables in prefill.items()]
+        prefill_us = self._solo_prefill_us(model, prompt_tokens)
         if output_tokens == 1:
             return min([us for _, us in prefill_us])
         context = prompt_tokens + output_tokens // 2
@@ -142,7 +150,24 @@ class Estimator:
         ]
         return min(times, default=0)
 
+    def _solo_prefill_us(self, model: str, prompt_tokens: int) -> list[tuple[LinkSpec | None, int]]:
+        """Least time of the prompt by link: a call is asked about with its predicted and its true length."""
+        known = self._prefill_cache.get((model, prompt_tokens))
+        if known is None:
+            if len(self._prefill_cache) >= SOLO_CACHE_MAX:
+                self._prefill_cache.clear()
+            kinds = self._prefill_kinds[model].items()
+            known = [(link, min([t.prefill_us(prompt_tokens) for t in tables])) for link, tables in kinds]
+            self._prefill_cache[model, prompt_tokens] = known
+        return known
+
 
 def _nominal_us(source: LinkSpec, target: LinkSpec, kv_bytes: int) -> int:
     rate = min(source.bytes_per_s, target.bytes_per_s)
     return max(source.setup_us, target.setup_us) + ceil_div(kv_bytes * US_PER_S, rate)
+
+
+def _fitted(link: LinkSpec, fit: LinkFit | None) -> LinkSpec:
+    if fit is None:
+        return link
+    return LinkSpec(max(link.bytes_per_s * PPM // fit.moving_ppm, 1), fit.setup_us + fit.besides_us)

@@ -66,9 +66,8 @@ class SimulatedState:
         self._free_us: list[int] = free_us.tolist()
         *_, self._prefill_room, self._idle = books.prefill.tolist()
         *_, self._local_us, self._decode_room, self._slots, self._step_us = books.decode.tolist()
-        # A `Backlog` a column, and the same as such.
+        # A `Backlog` a column.
         self._egress, self._ingress = books.prefill[EGRESS:PREFILL_ROOM].copy(), books.decode[INGRESS:LOCAL].copy()
-        self._out, self._into = ([Backlog(*end) for end in ends.T.tolist()] for ends in (self._egress, self._ingress))
         self._floor_us = books.floor_us.tolist()  # part of a prompt's time that is saved in another's batch
         self._startable = sum(self._idle)  # instances that could take a call that starts now
         # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
@@ -234,9 +233,9 @@ class SimulatedState:
         self._slots[j] -= 1
         if not local:
             move_us = self._topology.move_us(i, j, int(self._prompt[r]))
-            arrives_us = self._into[j].begins_us(self._out[i].begins_us(self._free_us[i])) + move_us
-            self._out[i], self._into[j] = (end.then(arrives_us, move_us) for end in (self._out[i], self._into[j]))
-            self._egress[:, i], self._ingress[:, j] = self._out[i], self._into[j]
+            out, into = Backlog(*self._egress[:, i].tolist()), Backlog(*self._ingress[:, j].tolist())
+            arrives_us = into.begins_us(out.begins_us(self._free_us[i])) + move_us
+            self._egress[:, i], self._ingress[:, j] = out.then(arrives_us, move_us), into.then(arrives_us, move_us)
         calls, context = self._added[j]
         self._added[j] = (calls + 1, context + self._calls[self._rows[r]].mean_context)
         self._step_us[j] = self._topology.decode[j].next_step_us(self._estimator, *self._added[j])

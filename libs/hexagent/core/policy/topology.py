@@ -1,12 +1,13 @@
 """The usable instances of a model, the links between them, and the books a plan begins with."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.links import described
-from hexagent.core.instance.spec import LinkSpec, Role
+from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role
 from hexagent.core.policy.books import Books
 from hexagent.core.policy.order import IntArray
 from hexagent.core.scheduling.ledger import Instance
@@ -15,6 +16,26 @@ from hexagent.core.units import US_PER_S
 
 def ints(values: Iterable[int]) -> IntArray:
     return np.array(list(values), dtype=np.int64)
+
+
+class Sorts(NamedTuple):
+    """Instances by what links and hand-offs tell apart."""
+
+    first: list[InstanceSpec]  # of each sort
+    of: IntArray  # the sort of each instance
+
+
+def sorted_out(instances: Sequence[Instance]) -> Sorts:
+    specs = [instance.spec for instance in instances]
+    keys = [(spec.gpu_type, spec.link, spec.profile, spec.role, spec.kv_precision) for spec in specs]
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    return Sorts([specs[keys.index(key)] for key in places], ints(places[key] for key in keys))
+
+
+def hands_over(prefill: InstanceSpec, decode: InstanceSpec) -> bool:
+    """Whether KV can move between two different instances."""
+    stays = prefill.role is not Role.PREFILL or decode.role is Role.BOTH
+    return not stays and prefill.kv_precision == decode.kv_precision
 
 
 class Topology:
@@ -36,31 +57,47 @@ class Topology:
         self.caches = any(p.cache is not None for p in prefill)
         self.step_tokens = ints(p.spec.max_step_tokens for p in prefill)
         self.never_evicts = [int(d.profile.never_evicts) for d in decode]
-        shape = (len(prefill), len(decode))
-        self.local, self.pairs = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-        for i, p in enumerate(prefill):
-            for j, d in enumerate(decode):
-                self.local[i, j] = p is d
-                stays = p.spec.role is not Role.PREFILL or d.spec.role is Role.BOTH
-                self.pairs[i, j] = (p is d) if stays else p.spec.kv_precision == d.spec.kv_precision
-        links = {described(p.spec, d.spec) for p in prefill for d in decode}
+        self._prefill_at = {p.spec.instance_id: i for i, p in enumerate(prefill)}
+        self._decode_at = {d.spec.instance_id: j for j, d in enumerate(decode)}
+        self._sorts = sorted_out(prefill), sorted_out(decode)
+        self.local = np.zeros((len(prefill), len(decode)), dtype=bool)
+        for name, i in self._prefill_at.items():
+            if name in self._decode_at:
+                self.local[i, self._decode_at[name]] = True
+        self.pairs = self._spread(hands_over).astype(bool) | self.local
+        links = {described(p, d) for p in self._sorts[0].first for d in self._sorts[1].first}
         # Any pair, links described alike: how far they really differ matters little to when a call can be done.
         self.uniform = bool(len(links) == 1 and self.pairs.all() and not self.local.any())
         self.books = Books(prefill, decode, self.floor_us, self.kind_of, estimator)
         self._estimator, self._learned = estimator, -1
-        self.setup_us, self.rate = np.zeros(shape, dtype=np.int64), np.ones(shape, dtype=np.int64)
+        self.setup_us, self.rate = np.zeros_like(self.local, dtype=np.int64), np.ones_like(self.local, dtype=np.int64)
         self._usual = LinkSpec(1, 0)  # medians of the two
-        self._links: list[list[LinkSpec]] = []  # by (P, D)
 
     def update(self, changed: Iterable[Instance]) -> None:
         """Take in what the ledger says of the instances it changed, and the estimator's latest parameters."""
         self.books.update(changed)
         if self._learned != self._estimator.changes:
             self._learned = self._estimator.changes
-            self._links = [[self._estimator.link(p.spec, d.spec) for d in self.decode] for p in self.prefill]
             if self.pairs.size:
-                self.rate, self.setup_us = np.moveaxis(np.array(self._links, dtype=np.int64), 2, 0)
-                self._usual = LinkSpec(int(np.median(self.rate)), int(np.median(self.setup_us)))
+                self._learn_links()
+
+    def _learn_links(self) -> None:
+        """Pairs of one sort have one link, but for those of which something is learned."""
+        estimator = self._estimator
+        self.rate = self._spread(lambda p, d: estimator.sort_link(p, d).bytes_per_s)
+        self.setup_us = self._spread(lambda p, d: estimator.sort_link(p, d).setup_us)
+        for source, target in estimator.learned_pairs():
+            i, j = self._prefill_at.get(source), self._decode_at.get(target)
+            if i is not None and j is not None:
+                self.rate[i, j], self.setup_us[i, j] = estimator.link(self.prefill[i].spec, self.decode[j].spec)
+        self._usual = LinkSpec(int(np.median(self.rate)), int(np.median(self.setup_us)))
+
+    def _spread(self, value: Callable[[InstanceSpec, InstanceSpec], int]) -> IntArray:
+        """(P, D) of what the sorts of the two instances say."""
+        prefill, decode = self._sorts
+        table = np.array([[value(p, d) for d in decode.first] for p in prefill.first], dtype=np.int64)
+        spread: IntArray = table.reshape(len(prefill.first), len(decode.first))[prefill.of[:, None], decode.of]
+        return spread
 
     def nominal_prefill_us(self, prompt_tokens: int) -> list[int]:
         """Table time of a prompt alone on each of `kinds`."""
@@ -83,5 +120,5 @@ class Topology:
         """Time of one transfer, 0 where none is needed."""
         if self.local[i, j]:
             return 0
-        link = self._links[i][j]
-        return prompt_tokens * self.kv_bytes_per_token * US_PER_S // link.bytes_per_s + link.setup_us
+        moving_us = prompt_tokens * self.kv_bytes_per_token * US_PER_S // int(self.rate[i, j])
+        return moving_us + int(self.setup_us[i, j])
