@@ -1,14 +1,18 @@
 """The engine host as a program: what it may import, and what it makes of a version's abilities and events."""
 
+import asyncio
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hexagent_services.worker_agent import engine_host
-from hexagent_services.worker_agent.engine_host.readers import CachedBlocks, Statistics
+from hexagent_services.worker_agent.engine_host.readers import CachedBlocks, Statistics, read_engine
 
 FOLDER = Path(engine_host.__file__).parent
 IMPORT_ALL = f"""
@@ -58,3 +62,22 @@ def test_silence_reports_nothing() -> None:
     assert report is not None
     assert report["steps"] == [[2500, 7, 0]]
     assert statistics.report() is None
+
+
+class BusyEngine:
+    """Has a further iteration to tell whenever it is asked."""
+
+    async def get_stats_async(self, timeout: float) -> AsyncIterator[str]:
+        while True:
+            await asyncio.sleep(0.001)
+            yield '{"iterLatencyMS": 1.0}'
+
+
+async def test_an_engine_that_always_has_more_to_tell_is_reported_of() -> None:
+    requests: Any = SimpleNamespace(came=asyncio.Event(), running=1)
+    requests.came.set()
+    reports: list[Any] = []
+    reading = asyncio.create_task(read_engine(BusyEngine(), requests, 32, False, reports.append))
+    await asyncio.sleep(0.5)
+    reading.cancel()
+    assert reports

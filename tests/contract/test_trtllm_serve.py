@@ -16,8 +16,8 @@ from hexagent.core.instance.spec import Role
 from hexagent_services.worker_agent.engine.port import DecodeStarted, EngineAborted, EngineRefused, Finished, KvPiece
 from hexagent_services.worker_agent.engine.sampling import response_format_of
 from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
-from hexagent_services.worker_agent.engine.trtllm_serve import host
-from hexagent_services.worker_agent.engine.trtllm_serve.api import Refused, completion, params_of, state_of
+from hexagent_services.worker_agent.engine.trtllm_serve import api, host
+from hexagent_services.worker_agent.engine.trtllm_serve.api import Refused, ServeApi, completion, params_of, state_of
 from hexagent_services.worker_agent.engine.trtllm_serve.host import ServeHost
 from hexagent_services.worker_agent.engine.trtllm_serve.process import configuration
 from hexagent_services.worker_agent.engine.trtllm_serve.readers import PerfMetrics
@@ -278,3 +278,20 @@ def test_the_configuration_is_what_a_host_gives_the_constructor() -> None:
     assert (config["return_perf_metrics"], config["enable_iter_perf_stats"]) == (True, True)
     assert config["perf_metrics_max_requests"] > 0
     assert not {"model", "backend", "skip_tokenizer_init"} & config.keys()
+
+
+async def test_more_statistics_than_are_worth_reading_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = json.dumps([json.dumps({"iter": i}) for i in range(100)]).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body))
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    server = ServeApi(f"http://127.0.0.1:{port}", "")
+    assert [item["iter"] for item in await server.iterations()] == list(range(100))
+    monkeypatch.setattr(api, "TAKEN_BYTES_MAX", 100)
+    assert await server.iterations() == []
+    await server.close()
+    listening.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 from .requests import Requests, Send
@@ -78,11 +79,11 @@ async def read_engine(llm: Any, requests: Requests, block_tokens: int, reuse: bo
         await asyncio.sleep(PERIOD_S)
         if not requests.running:
             requests.came.clear()  # what there is to read now is the last of it
-        async for iteration in llm.get_stats_async(timeout=READ_S):
+        async for iteration in _within_period(llm.get_stats_async(timeout=READ_S)):
             statistics.take(json.loads(iteration) if isinstance(iteration, str) else iteration)
         if reuse:
             try:
-                async for event in llm.get_kv_cache_events_async(timeout=READ_S):
+                async for event in _within_period(llm.get_kv_cache_events_async(timeout=READ_S)):
                     cached.take(json.loads(event) if isinstance(event, str) else event)
             except AssertionError:
                 pass  # the engine has not yet seen the first request
@@ -91,3 +92,13 @@ async def read_engine(llm: Any, requests: Requests, block_tokens: int, reuse: bo
             report["cached_blocks"] = len(cached)
             report["event_gaps"] = cached.gaps
             send(report)
+
+
+async def _within_period(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """A reading ends when nothing comes for `READ_S`, which a fast engine under load never lets happen."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + PERIOD_S
+    async for item in items:
+        yield item
+        if loop.time() >= end_s:
+            return

@@ -10,7 +10,8 @@ import httpx
 
 from hexagent.core.errors import Unavailable
 
-ANSWER_S: Final = 10.0  # wall time for what no request's work is behind; reading statistics may take the server 2 s
+ANSWER_S: Final = 10.0  # wall time for what no request's work is behind
+TAKEN_BYTES_MAX: Final = 4 << 20  # of statistics: about 4,000 iterations
 GENERATE_S: Final = 120.0  # wall time for a server that has just loaded to generate its first token
 AUTH_HEADER: Final = "x-trtllm-disagg-auth"
 # Set for every request; of `SamplingParams` the server has its own.
@@ -74,16 +75,17 @@ class ServeApi:
         return frozenset(found.get("properties", {}))
 
     async def iterations(self) -> list[dict[str, Any]]:
-        """Statistics since the last reading, which are then gone."""
-        return _objects(await self._json("GET", "/metrics"))
+        """Statistics since the last reading, which are then gone. `Unavailable`."""
+        return await self._taken("GET", "/metrics")
 
     async def kv_events(self) -> list[dict[str, Any]]:
-        """Events since the last reading, which are then gone; none before the first request, when there is no queue."""
-        return _objects(await self._json("POST", "/kv_cache_events"))
+        """Events since the last reading, which are then gone. `Unavailable`, also before the server's first request."""
+        return await self._taken("POST", "/kv_cache_events")
 
     async def perf_metrics(self) -> list[dict[str, Any]]:
         """Of requests that have ended since the last reading; they are then gone."""
-        return _objects(await self._json("GET", "/perf_metrics"))
+        found: list[dict[str, Any]] = await self._json("GET", "/perf_metrics")
+        return found
 
     async def whole(self, body: Mapping[str, Any]) -> Chunk:
         """An answer at once. `Refused`, `httpx.HTTPError`."""
@@ -102,6 +104,25 @@ class ServeApi:
                 if line.startswith("data: ") and (answer := json.loads(line[6:]))["choices"]:
                     yield _chunk(answer)
         raise httpx.RemoteProtocolError("the answer broke off")
+
+    async def _taken(self, method: str, path: str) -> list[dict[str, Any]]:
+        """A reading ends when the engine has been quiet for 2 s, so it may last as long as the load does.
+
+        Leaving it would not end it at the server, and the next one would compete with it. What has come together by
+        then may be more than is worth reading.
+        """
+        content = b""
+        try:
+            async with self._http.stream(method, path) as response:
+                response.raise_for_status()
+                async for part in response.aiter_bytes():
+                    if len(content) <= TAKEN_BYTES_MAX:
+                        content += part
+        except httpx.HTTPError as error:
+            raise Unavailable(f"{self.url}{path}: {error}", reason="ENGINE_SERVER_FAILED") from error
+        if len(content) > TAKEN_BYTES_MAX:
+            return []
+        return [json.loads(item) if isinstance(item, str) else item for item in json.loads(content)]
 
     async def _json(self, method: str, path: str) -> Any:
         """`Unavailable` (ENGINE_SERVER_FAILED) where the server has no answer."""
@@ -172,8 +193,3 @@ def _check(status: int, content: bytes) -> None:
     if 400 <= status < 500:
         raise Refused(text)
     raise httpx.RemoteProtocolError(f"status {status}: {text}")
-
-
-def _objects(items: Sequence[Any]) -> list[dict[str, Any]]:
-    """Versions give objects, or JSON of them."""
-    return [json.loads(item) if isinstance(item, str) else item for item in items]
