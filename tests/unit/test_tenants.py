@@ -9,7 +9,7 @@ from hexagent.core.scheduling.effects import Dispatch
 from hexagent.core.scheduling.events import InstanceCordoned, Phase, Tick
 from hexagent.core.scheduling.tenants import OUT_OF_QUOTA
 from hexagent.core.workflow.model import CallTimes, NodeStatus
-from tests.sim.cases import Desk, decodes, instance, prefills
+from tests.sim.cases import MODEL, Desk, decodes, instance, prefills
 
 TWO = (TenantSpec("a"), TenantSpec("b"))
 TIGHT = DEFAULT._replace(tenant_lag_us=1_000, batch_us_max=0)  # so that less than a call is a lead, one call a step
@@ -138,6 +138,7 @@ def test_calls_beyond_the_quota_wait_for_the_next_window() -> None:
     d.run(dispatch, times=TIMES)  # 2.32 priced GPU-seconds
     assert len(d.dispatched) == 1
     assert d.core.tenants.held == {"a": OUT_OF_QUOTA}
+    assert {d.core.tenants.why_held(call) for call in d.core.waiting[MODEL].calls} == {OUT_OF_QUOTA}
     d.reveal("b", "n0")
     assert d.calls[1:] == ["b/n0"]
     d.progress(d.dispatched[-1].ticket, Phase.PREFILLED)

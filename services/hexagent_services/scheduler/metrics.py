@@ -58,6 +58,10 @@ class ClusterMetrics:
             _INSTANCE,
             "{alarm}",
         )
+        self._charged = metrics.gauge(
+            "hexagent.tenant.charged", "Priced GPU-time charged; of a single tenant none is.", ("hexagent.tenant",), "s"
+        )
+        self._waiting = metrics.gauge("hexagent.tenant.waiting", "Its calls that wait.", ("hexagent.tenant",), "{call}")
         self._up = metrics.gauge("hexagent.instance.up", "1 = it takes calls.", _INSTANCE)
         self._calls = metrics.gauge(
             "hexagent.instance.calls", "Calls of an instance by state.", (*_INSTANCE, "hexagent.state"), "{call}"
@@ -86,6 +90,9 @@ class ClusterMetrics:
             self._queue.set(len(waiting), model)
             oldest_us = min((call.ready_us for call in waiting.calls), default=now_us)
             self._oldest.set(max(now_us - oldest_us, 0) / US_PER_S, model)
+        for tenant, account in self._core.tenants.accounts.items():
+            self._charged.set(account.charged_us / US_PER_S, tenant)
+            self._waiting.set(account.waiting, tenant)
         estimator = self._core.estimator
         self._degraded.set(float(not estimator.revision))
         self._age.set(max(now_us - estimator.snapshot.at_us, 0) / US_PER_S)

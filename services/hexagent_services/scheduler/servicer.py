@@ -176,4 +176,6 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
         prefill, decode = self._driver.core.ledger.pool(call.model)
         if not prefill or not decode:
             return "NO_INSTANCE"
+        if held := self._driver.core.tenants.why_held(call):
+            return held
         return "QUEUED" if any(p.prefilling for p in prefill) else "NO_ROOM"

@@ -9,7 +9,7 @@ from hexagent.cli.simulate.execute import outcome_from
 from hexagent.cli.simulate.pictures import draw_attainment, draw_loads, draw_stretches
 from hexagent.cli.simulate.store import Store
 from hexagent.cli.simulate.sweep import run_all
-from hexagent.cli.simulate.tables import cell_sections, markdown, sections
+from hexagent.cli.simulate.tables import cell_sections, markdown, sections, share_sections
 from hexagent.sim.experiment.cell import Cell
 from hexagent.sim.experiment.paper import Experiment
 from hexagent.sim.experiment.pooling import Pooled, pooled
@@ -44,7 +44,7 @@ def run_plans(plans: Sequence[Plan], out: Path, processes: int) -> list[Row]:
         rows += [row_of(outcome, bounds[outcome.run.seed]) for outcome in outcomes]
         by_policy = {policy: [o for o in outcomes if o.run.policy == policy] for policy in plan.policies}
         pools.append(pooled(plan.experiment.cell, by_policy))
-    parts = sections(pools)
+    parts = [*sections(pools), *share_sections(rows)]
     for part in parts:
         console().print(table_of(part.title, part.rows))
     (out / "tables.md").write_text(markdown([*parts, *cell_sections(pools)]), encoding="utf-8")

@@ -45,6 +45,17 @@ def sections(pools: Sequence[Pooled]) -> list[Section]:
     return [part for part in parts if part.rows]
 
 
+def share_sections(rows: Sequence[Row]) -> list[Section]:
+    """What tenants got while all of them had calls waiting, one row a run with several."""
+    names = ("workload", "policy", "seed", "contested_s", "jain")
+    contested = [
+        {name: row[name] for name in (*names, *(key for key in row if key.startswith("share_")))}
+        for row in rows
+        if row.get("contested_s") is not None
+    ]
+    return [Section("Shares of tenants by weight, while each had calls waiting", contested)] if contested else []
+
+
 def matrices(pools: Sequence[Pooled]) -> list[Section]:
     """Req95 / Req99, one row a policy and one column a cell: cells of one cluster that vary in the same axes."""
     groups: dict[tuple[object, ...], list[Pooled]] = {}

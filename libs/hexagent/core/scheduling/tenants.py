@@ -63,6 +63,7 @@ class Tenants:
         self.revision = 0
         self._lag_us = max(lag_us * self.prices.cluster_milli // MILLI, 1)
         self._weights = sum(spec.weight for spec in cluster.tenants)
+        self._held_in: dict[str, dict[str, str]] = {}  # `held` of each model when it was looked at last
         self._queues: dict[str, dict[str, dict[CallId, Call]]] = {}  # waiting calls by model and tenant
         self._charged: dict[CallId, int] = {}  # what calls under way were charged
 
@@ -91,6 +92,10 @@ class Tenants:
     def window_end_us(self, call: Call, now_us: int) -> int:
         """When the window ends whose quota the call's tenant has used up; 0 if it has not."""
         return self._account(call).window_end_us(now_us) if self.counted else 0
+
+    def why_held(self, call: Call) -> str:
+        """Why a call that waits may not start, as of the last plan; "" = its tenant is not held."""
+        return self._held_in.get(call.model, {}).get(call.workflow.tenant, "")
 
     def _start_us(self) -> int:
         """Virtual time at which a tenant begins that had nothing to wait for."""
@@ -143,6 +148,7 @@ class Tenants:
         as `fits` says, or whose quota is used up."""
         self.revision += 1
         self.held, self.weight_milli = {}, {}
+        self._held_in[model] = self.held
         queue = self._queues.get(model, {})
         served: list[Account] = []
         for name in queue:
