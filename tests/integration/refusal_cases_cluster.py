@@ -25,6 +25,8 @@ INT32_MAX: Final = 2**31 - 1
 CANNOT_REFUSE: Final = {
     f"{SCHEDULER}.GetCluster": "its request is empty",
     f"{WORKER}.DescribeAgent": "its request is empty",
+    f"{WORKER}.HandOff": "a no is an answer",
+    f"{WORKER}.PullKv": "a no is an answer",
 }
 
 
@@ -109,7 +111,23 @@ def worker_cases() -> list[Case]:
     def row(method: str, cause: str, request: Any, code: grpc.StatusCode, reason: str, field: str = "") -> Case:
         return Case(f"{WORKER}.{method}", cause, request, code, reason, field)
 
+    def session(**first: Any) -> worker.SessionRequest:
+        return worker.SessionRequest(**first)
+
+    return [
+        row("Session", "no hello", session(), STATE, "NO_HELLO", "hello"),
+        row("Session", "no epoch", session(hello=worker.Hello()), INVALID, "BAD_EPOCH", "hello.epoch"),
+        row("Session", "negative epoch", session(hello=worker.Hello(epoch=-1)), INVALID, "BAD_EPOCH", "hello.epoch"),
+        row("Session", "epoch of an older scheduler", session(hello=worker.Hello(epoch=OLD_EPOCH)),
+            grpc.StatusCode.ABORTED, "STALE_EPOCH", "hello.epoch"),
+        row("AbortCall", "no ticket", worker.AbortCallRequest(), INVALID, "NO_TICKET", "ticket"),
+    ]  # fmt: skip
+
+
+def stream_answers() -> dict[str, list[tuple[Any, str]]]:
+    """By RPC between agents, requests that no agent makes, and the reason each is answered with."""
     ticket = ids_pb2.Ticket(call=node_of(OPEN, "nobody"), attempt=1, epoch=1)
+    no_call = attempt_pb2.AttemptSpec(ticket=ids_pb2.Ticket(attempt=1, epoch=1))
 
     def hand_off(payload: bytes = b"", **changes: Any) -> worker.HandOffRequest:
         attempt = attempt_pb2.AttemptSpec(ticket=ticket, payload=payload, prompt_tokens=1, max_tokens=1)
@@ -117,22 +135,15 @@ def worker_cases() -> list[Case]:
             **{"attempt": attempt, "target_instance": DECODE[0], "first_tokens": 1, "kv_ready": True, **changes}
         )
 
-    def session(**first: Any) -> worker.SessionRequest:
-        return worker.SessionRequest(**first)
-
-    no_call = attempt_pb2.AttemptSpec(ticket=ids_pb2.Ticket(attempt=1, epoch=1))
-    return [
-        row("Session", "no hello", session(), STATE, "NO_HELLO", "hello"),
-        row("Session", "no epoch", session(hello=worker.Hello()), INVALID, "BAD_EPOCH", "hello.epoch"),
-        row("Session", "negative epoch", session(hello=worker.Hello(epoch=-1)), INVALID, "BAD_EPOCH", "hello.epoch"),
-        row("Session", "epoch of an older scheduler", session(hello=worker.Hello(epoch=OLD_EPOCH)),
-            grpc.StatusCode.ABORTED, "STALE_EPOCH", "hello.epoch"),
-        row("HandOff", "no ticket", hand_off(attempt=None), INVALID, "NO_TICKET", "attempt.ticket"),
-        row("HandOff", "ticket of no call", hand_off(attempt=no_call), INVALID, "NO_TICKET", "attempt.ticket"),
-        row("HandOff", "no first token", hand_off(first_tokens=0), INVALID, "NO_TOKEN", "first_tokens"),
-        row("HandOff", "unreadable payload", hand_off(b"\xff\xff"), INVALID, "BAD_MESSAGE",
-            "hexagent.api.common.v1.CallRequest"),
-        row("PullKv", "no ticket", worker.PullKvRequest(), INVALID, "NO_TICKET", "ticket"),
-        row("PullKv", "no link", worker.PullKvRequest(ticket=ticket), INVALID, "BAD_LINK", "to_link.bytes_per_s"),
-        row("AbortCall", "no ticket", worker.AbortCallRequest(), INVALID, "NO_TICKET", "ticket"),
-    ]  # fmt: skip
+    return {
+        f"{WORKER}.HandOff": [
+            (hand_off(attempt=None), "NO_TICKET"),
+            (hand_off(attempt=no_call), "NO_TICKET"),
+            (hand_off(first_tokens=0), "NO_TOKEN"),
+            (hand_off(b"\xff\xff"), "BAD_MESSAGE"),
+        ],
+        f"{WORKER}.PullKv": [
+            (worker.PullKvRequest(), "NO_TICKET"),
+            (worker.PullKvRequest(ticket=ticket), "BAD_LINK"),
+        ],
+    }

@@ -84,3 +84,14 @@ async def test_an_agent_that_is_not_there_says_no() -> None:
     peers = Peers()
     assert await peers.hand_off("127.0.0.1:1", pb.HandOffRequest()) == "UNREACHABLE_UNAVAILABLE"
     await peers.close()
+
+
+async def test_a_holder_that_never_answers_is_waited_for_only_so_long(
+    agent: tuple[Agent, Peers, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, peers, address = agent
+    monkeypatch.setattr("hexagent_services.worker_agent.peers.PULL_S", 0.2)
+    assert await pull(peers, address, "alone") == "KV_LOST_DEADLINE_EXCEEDED"
+    rest = await asyncio.gather(*(pull(peers, address, source) for source in ("p", "p-2", "p-long")))
+    assert rest == [1, 3, 6], "the stream goes on, and the late answer is nobody's"
+    assert served.streams == 1

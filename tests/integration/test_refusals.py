@@ -24,7 +24,7 @@ import hexagent.client
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.estimator.v1 import estimator_service_pb2
 from hexagent.api.scheduler.v1 import scheduler_service_pb2 as scheduler
-from hexagent.api.worker.v1 import worker_service_pb2
+from hexagent.api.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from hexagent.api.workflow.v1 import workflow_service_pb2 as api
 from hexagent.api.workflow.v1 import workflow_service_pb2_grpc
 from hexagent.cli.children import wait_healthy
@@ -252,6 +252,22 @@ async def test_every_refusal_names_its_cause_and_changes_nothing(target: Target)
         wrong += [f"{case.rpc} ({case.cause}) changes {key}" for key in before if before[key] != after[key]]
         before = after
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("rpc", cluster.stream_answers())
+async def test_a_wrong_request_between_agents_is_answered_on_a_stream_that_goes_on(target: Target, rpc: str) -> None:
+    where, method = METHODS[rpc]
+    wrong = cluster.stream_answers()[rpc]
+    open_stream = getattr(worker_service_pb2_grpc.WorkerServiceStub(target.channels[where]), method.name)
+    for number, (request, _) in enumerate(wrong, 1):
+        request.number = number
+    before = await state(target)
+    answers = [answer async for answer in open_stream(iter([request for request, _ in wrong]), timeout=PATIENCE_S)]
+    answers.sort(key=lambda answer: answer.number)
+    assert [(answer.number, answer.reason) for answer in answers] == [
+        (number, reason) for number, (_, reason) in enumerate(wrong, 1)
+    ]
+    assert await state(target) == before
 
 
 @pytest.mark.parametrize("rpc", METHODS)

@@ -209,7 +209,7 @@ async def test_core_messages_reach_who_listens(bus: Bus, wiped_streams: NatsServ
     def on_report(message: Message) -> None:
         if message.data == b"bad":
             raise ValueError("a handler's error does not end its subscription")
-        heard.append(subjects.agent_of(message.subject))
+        heard.append(message.subject)
 
     async with await connect(wiped_streams.url) as listener:
         await listener.subscribe_core(subjects.ALL_TELEMETRY, on_report)
@@ -218,7 +218,7 @@ async def test_core_messages_reach_who_listens(bus: Bus, wiped_streams: NatsServ
         bus.publish_core(subjects.telemetry("d.a:1"), b"y")
         await _until(lambda: len(heard) == 2)
 
-    assert heard == ["p-h100-0", "d.a:1"]
+    assert heard == [subjects.telemetry("p-h100-0"), subjects.telemetry("d.a:1")]
 
 
 async def test_bucket_operations(bus: Bus) -> None:

@@ -127,6 +127,18 @@ def test_other_tenants_prompts_are_other_prompts() -> None:
     assert links[0][0] != links[1][0]
 
 
+def test_prompts_of_other_salts_are_other_prompts() -> None:
+    d = desk()
+    d.start("w")
+    for name, salt, cached in (("a", "x", 0), ("b", "x", 384), ("c", "", 0), ("d", "y", 0), ("e", "", 384)):
+        call = CallSpec(MODEL, (SegmentRef("sys", 400),), 400, CAP, cache_salt=salt)
+        d.tell(NodesRevealed("w", (NodeSpec(name, NodeKind.CALL, "", (), call=call),), d.now_us))
+        (attempt,) = d.core.ledger.attempts.values()
+        assert attempt.cached_tokens == cached, name
+        d.tell(CallProgress(attempt.ticket, Phase.PREFILLED, "p0", d.now_us, cached_tokens=cached))
+        d.run(d.dispatched[-1])
+
+
 @pytest.mark.parametrize("profile", sorted(PROFILES))
 def test_beliefs_equal_what_engines_have_where_nothing_is_evicted(profile: str) -> None:
     workload = generate("bfcl", Options(workflows=20, seed=5))

@@ -24,11 +24,9 @@ def test_an_id_is_one_token_and_comes_back(identifier: str) -> None:
 @given(IDS, IDS)
 def test_subjects_name_what_they_were_made_for(workflow_id: str, node_id: str) -> None:
     call = CallId(workflow_id, node_id)
-    assert subjects.call_of(subjects.token(call)) == call
     assert subjects.token(call).startswith(subjects.workflow_tokens(workflow_id)[:-1])
     for subject in (subjects.workflow(workflow_id), subjects.outcome(workflow_id), subjects.token(call)):
         assert subjects.workflow_of(subject) == workflow_id
-    assert subjects.agent_of(subjects.telemetry(node_id)) == node_id
 
 
 def test_different_ids_have_different_tokens() -> None:

@@ -86,19 +86,3 @@ def workflow_of(subject: str) -> str:
     if len(tokens) < 3 or tokens[0] != "hexagent" or tokens[1] not in ("workflow", "outcome", "token"):
         raise InvalidArgument(f"{subject[:80]!r} names no workflow", reason="BAD_SUBJECT", field="subject")
     return decoded(tokens[2])
-
-
-def call_of(subject: str) -> CallId:
-    """The call in a token subject. `InvalidArgument` for other subjects."""
-    tokens = subject.split(".")
-    if len(tokens) != 4 or tokens[:2] != ["hexagent", "token"]:
-        raise InvalidArgument(f"{subject[:80]!r} names no call", reason="BAD_SUBJECT", field="subject")
-    return CallId(decoded(tokens[2]), decoded(tokens[3]))
-
-
-def agent_of(subject: str) -> str:
-    """The agent id in a telemetry subject. `InvalidArgument` for other subjects."""
-    tokens = subject.split(".")
-    if len(tokens) != 3 or tokens[:2] != ["hexagent", "telemetry"]:
-        raise InvalidArgument(f"{subject[:80]!r} names no agent", reason="BAD_SUBJECT", field="subject")
-    return decoded(tokens[2])

@@ -224,6 +224,7 @@ def _call(message: workflow_pb2.CallNode, bodies: dict[str, Segment], stored: Ma
         lora=request.lora,
         expected_output_tokens=hints.expected_output_tokens,
         min_precision=checked_id(precision, f"{path}.hints.min_precision") if precision else "",
+        cache_salt=request.cache_salt,
         payload=to_bytes(request),
     )
 

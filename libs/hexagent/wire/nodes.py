@@ -88,6 +88,7 @@ def _call_to_record(call: CallSpec) -> events_pb2.CallRecord:
         lora=call.lora,
         expected_output_tokens=call.expected_output_tokens,
         min_precision=call.min_precision,
+        cache_salt=call.cache_salt,
         payload=call.payload,
     )
 
@@ -101,6 +102,7 @@ def _call_from_record(message: events_pb2.CallRecord) -> CallSpec:
         lora=message.lora,
         expected_output_tokens=message.expected_output_tokens,
         min_precision=message.min_precision,
+        cache_salt=message.cache_salt,
         payload=message.payload,
     )
 

@@ -84,7 +84,8 @@ def _check_size(nodes: Iterable[NodeSpec]) -> None:
         size += NODE_ROOM + len(node.node_id) + len(node.role) + len(node.template)
         size += sum(len(parent) + 2 for parent in node.after)
         if node.call is not None:
-            size += len(node.call.payload) + len(node.call.model) + len(node.call.lora)
+            call = node.call
+            size += len(call.payload) + len(call.model) + len(call.lora) + len(call.cache_salt)
             size += sum(len(ref.digest) + len(ref.output_of) + REF_ROOM for ref in node.call.segments)
     if size > limit:
         raise InvalidArgument(

@@ -16,6 +16,7 @@ from hexagent_services.worker_agent.engine.port import EngineRefused, KvPiece
 from hexagent_services.worker_agent.line import Line
 
 HAND_OFF_S: Final = 5.0  # wall time; the peer only queues the call
+PULL_S: Final = 300.0  # behind everything else that its holder may have to send
 ABORT_S: Final = 2.0
 
 
@@ -51,7 +52,7 @@ class Peers:
         return "" if response.accepted else response.reason
 
     async def pull(self, address: str, ticket: Ticket, source: str, target: InstanceSpec) -> KvPiece:
-        """Fetch the KV that `source` holds; returns the transfer's measurements. `EngineRefused` (KV_LOST)."""
+        """Fetch the KV that `source` holds; returns the transfer's measurements. `EngineRefused` (KV_LOST_...)."""
         request = pb.PullKvRequest(
             ticket=ticket_to_proto(ticket),
             from_instance=source,
@@ -59,7 +60,10 @@ class Peers:
             to_link=link_to_proto(target.link),
         )
         try:
-            end = await self._peer(address).pulls.ask(request)
+            async with asyncio.timeout(PULL_S):
+                end = await self._peer(address).pulls.ask(request)
+        except TimeoutError:
+            raise EngineRefused("KV_LOST_DEADLINE_EXCEEDED") from None
         except ConnectionError as error:
             raise EngineRefused(f"KV_LOST_{error}") from error
         if end.reason:

@@ -10,7 +10,7 @@ import grpc
 from hexagent.api.common.v1 import ids_pb2
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
 from hexagent.api.worker.v1 import worker_service_pb2_grpc as stubs
-from hexagent.core.errors import Aborted, HexagentError, Unavailable
+from hexagent.core.errors import Aborted, HexagentError, InvalidArgument, Unavailable
 from hexagent.core.scheduling.effects import CancelAttempt
 from hexagent.core.scheduling.events import HeldTicket, InstanceUp
 from hexagent.runtime.clock import Clock
@@ -122,11 +122,18 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         self, request_iterator: AsyncIterator[pb.HandOffRequest], context: Context
     ) -> AsyncIterator[pb.HandOffResponse]:
         async for request in request_iterator:
-            _check_ticket(request.attempt.ticket, "attempt.ticket")
-            if request.first_tokens < 1:
-                raise bad("NO_TOKEN", "first_tokens", "a hand-off comes with its first token")
-            reason = await self._agent.attempts.hand_off(request, self._agent.draining)
+            try:
+                reason = await self._hand_off(request)
+            except InvalidArgument as error:
+                log.warning("no hand-off: %s", error)
+                reason = error.reason
             yield pb.HandOffResponse(accepted=not reason, reason=reason, number=request.number)
+
+    async def _hand_off(self, request: pb.HandOffRequest) -> str:
+        _check_ticket(request.attempt.ticket, "attempt.ticket")
+        if request.first_tokens < 1:
+            raise bad("NO_TOKEN", "first_tokens", "a hand-off comes with its first token")
+        return await self._agent.attempts.hand_off(request, self._agent.draining)
 
     async def PullKv(
         self, request_iterator: AsyncIterator[pb.PullKvRequest], context: Context
@@ -142,14 +149,10 @@ class WorkerServicer(stubs.WorkerServiceServicer):
             reader.cancel()
 
     async def _send_pulled(self, requests: AsyncIterator[pb.PullKvRequest], chunks: Chunks) -> None:
-        """Answer every request, several at a time; a wrong one is the end of all."""
+        """Answer every request, several at a time; what is no message at all is the end."""
         sending: set[asyncio.Task[None]] = set()
         try:
             async for request in requests:
-                _check_ticket(request.ticket, "ticket")
-                if request.to_link.bytes_per_s < 1:
-                    text = f"must be at least 1; got {request.to_link.bytes_per_s}"
-                    raise bad("BAD_LINK", "to_link.bytes_per_s", text)
                 task = asyncio.create_task(self._send_kv(request, chunks))
                 sending.add(task)
                 task.add_done_callback(sending.discard)
@@ -164,6 +167,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
     async def _send_kv(self, request: pb.PullKvRequest, chunks: Chunks) -> None:
         offset, reason = 0, ""
         try:
+            _check_pull(request)
             async for piece in self._agent.attempts.send_kv(request):
                 await chunks.put(
                     pb.PullKvResponse(
@@ -177,7 +181,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
                     )
                 )
                 offset += len(piece.data)
-        except EngineRefused as error:
+        except (EngineRefused, InvalidArgument) as error:
             reason = error.reason
         except EngineAborted:
             reason = "ABORTED"
@@ -199,6 +203,13 @@ class WorkerServicer(stubs.WorkerServiceServicer):
             agent=announcement_to_proto(self._agent.announcement()),
             held=[held_to_proto(held) for held in self._agent.attempts.held()],
         )
+
+
+def _check_pull(request: pb.PullKvRequest) -> None:
+    _check_ticket(request.ticket, "ticket")
+    if request.to_link.bytes_per_s < 1:
+        text = f"must be at least 1; got {request.to_link.bytes_per_s}"
+        raise bad("BAD_LINK", "to_link.bytes_per_s", text)
 
 
 def _check_ticket(ticket: ids_pb2.Ticket, field: str) -> None:

@@ -15,6 +15,7 @@ class Call:
     __slots__ = (
         "_chain",
         "attempts",
+        "cache_salt",
         "call_id",
         "expected_output_tokens",
         "index",
@@ -48,6 +49,7 @@ class Call:
         self.role = role
         self.model = model
         self.lora = ""
+        self.cache_salt = ""
         self.round = 0  # of its loop
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
@@ -67,7 +69,7 @@ class Call:
             graph = self.workflow.graph
             spec = graph.node(self.call_id.node_id).spec.call
             assert spec is not None
-            links = [salt(self.workflow.tenant, self.model, self.lora)]
+            links = [salt(self.workflow.tenant, self.model, self.lora, self.cache_salt)]
             for segment in spec.segments:
                 outcome = graph.node(segment.output_of).outcome if segment.output_of else None
                 ref = segment if outcome is None else outcome.output

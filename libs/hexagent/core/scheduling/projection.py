@@ -213,7 +213,7 @@ class Projection:
         if spec is not None:
             call_id = CallId(workflow.graph.workflow_id, node.node_id)
             call = Call(call_id, node.index, workflow, node.spec.role, spec.model, spec.prompt_tokens, spec.max_tokens)
-            call.lora = spec.lora
+            call.lora, call.cache_salt = spec.lora, spec.cache_salt
             call.round = node.spec.round
             call.expected_output_tokens = spec.expected_output_tokens
             workflow.calls[node.node_id] = call

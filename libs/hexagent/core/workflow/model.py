@@ -79,6 +79,7 @@ class CallSpec(NamedTuple):
     lora: str = ""
     expected_output_tokens: int = 0  # client hint, 0 = none
     min_precision: str = ""  # lowest weight precision the call accepts, "" = any
+    cache_salt: str = ""  # keeps the prompt's KV apart from other salts'
     payload: bytes = b""  # the serialised request for the engine side; the core never reads it
 
 

@@ -79,8 +79,7 @@ class WorkerServiceServicer:
 
     def HandOff(self, request_iterator, context):
         """A prefill agent's one stream to a decode agent: each request offers a call, each response is the answer to one, in
-        any order. Idempotent by ticket. A no is an answer, not an error.
-        INVALID_ARGUMENT ends the stream: an offer that no agent makes.
+        any order. Idempotent by ticket. A no is an answer, not an error, also to an offer that no agent makes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,8 +87,8 @@ class WorkerServiceServicer:
 
     def PullKv(self, request_iterator, context):
         """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
-        order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer.
-        INVALID_ARGUMENT ends the stream: a request that no agent makes.
+        order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer,
+        also to a request that no agent makes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

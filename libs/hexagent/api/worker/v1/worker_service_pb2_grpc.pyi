@@ -42,13 +42,12 @@ class WorkerServiceStub:
     """
     HandOff: _grpc.StreamStreamMultiCallable[_worker_service_pb2.HandOffRequest, _worker_service_pb2.HandOffResponse]
     """A prefill agent's one stream to a decode agent: each request offers a call, each response is the answer to one, in
-    any order. Idempotent by ticket. A no is an answer, not an error.
-    INVALID_ARGUMENT ends the stream: an offer that no agent makes.
+    any order. Idempotent by ticket. A no is an answer, not an error, also to an offer that no agent makes.
     """
     PullKv: _grpc.StreamStreamMultiCallable[_worker_service_pb2.PullKvRequest, _worker_service_pb2.PullKvResponse]
     """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
-    order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer.
-    INVALID_ARGUMENT ends the stream: a request that no agent makes.
+    order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer,
+    also to a request that no agent makes.
     """
     AbortCall: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.AbortCallRequest, _worker_service_pb2.AbortCallResponse]
     """One agent tells another to give an attempt up and free its blocks; unknown tickets are a no-op.
@@ -71,13 +70,12 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     HandOff: _aio.StreamStreamMultiCallable[_worker_service_pb2.HandOffRequest, _worker_service_pb2.HandOffResponse]  # type: ignore[assignment]
     """A prefill agent's one stream to a decode agent: each request offers a call, each response is the answer to one, in
-    any order. Idempotent by ticket. A no is an answer, not an error.
-    INVALID_ARGUMENT ends the stream: an offer that no agent makes.
+    any order. Idempotent by ticket. A no is an answer, not an error, also to an offer that no agent makes.
     """
     PullKv: _aio.StreamStreamMultiCallable[_worker_service_pb2.PullKvRequest, _worker_service_pb2.PullKvResponse]  # type: ignore[assignment]
     """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
-    order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer.
-    INVALID_ARGUMENT ends the stream: a request that no agent makes.
+    order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer,
+    also to a request that no agent makes.
     """
     AbortCall: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.AbortCallRequest, _worker_service_pb2.AbortCallResponse]  # type: ignore[assignment]
     """One agent tells another to give an attempt up and free its blocks; unknown tickets are a no-op.
@@ -109,8 +107,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.HandOffResponse], _abc.AsyncIterator[_worker_service_pb2.HandOffResponse]]:
         """A prefill agent's one stream to a decode agent: each request offers a call, each response is the answer to one, in
-        any order. Idempotent by ticket. A no is an answer, not an error.
-        INVALID_ARGUMENT ends the stream: an offer that no agent makes.
+        any order. Idempotent by ticket. A no is an answer, not an error, also to an offer that no agent makes.
         """
 
     @_abc_1.abstractmethod
@@ -120,8 +117,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.PullKvResponse], _abc.AsyncIterator[_worker_service_pb2.PullKvResponse]]:
         """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
-        order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer.
-        INVALID_ARGUMENT ends the stream: a request that no agent makes.
+        order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer,
+        also to a request that no agent makes.
         """
 
     @_abc_1.abstractmethod

@@ -482,6 +482,7 @@ class CallRecord(_message.Message):
     EXPECTED_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MIN_PRECISION_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model to run."""
     prompt_tokens: _builtins.int
@@ -496,6 +497,8 @@ class CallRecord(_message.Message):
     """Lowest weight precision the call accepts; empty = any."""
     payload: _builtins.bytes
     """A serialised hexagent.api.common.v1.CallRequest without inline bodies; the control plane never reads it."""
+    cache_salt: _builtins.str
+    """Keeps the prompt's KV apart from that of other salts."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[_call_pb2.SegmentRef]:
         """The prompt, in order."""
@@ -511,10 +514,11 @@ class CallRecord(_message.Message):
         expected_output_tokens: _builtins.int = ...,
         min_precision: _builtins.str = ...,
         payload: _builtins.bytes = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_output_tokens", b"expected_output_tokens", "lora", b"lora", "max_tokens", b"max_tokens", "min_precision", b"min_precision", "model", b"model", "payload", b"payload", "prompt_tokens", b"prompt_tokens", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "expected_output_tokens", b"expected_output_tokens", "lora", b"lora", "max_tokens", b"max_tokens", "min_precision", b"min_precision", "model", b"model", "payload", b"payload", "prompt_tokens", b"prompt_tokens", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
