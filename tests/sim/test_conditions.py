@@ -10,7 +10,7 @@ from hexagent.core.ids import CallId
 from hexagent.core.scheduling.events import SchedulerEvent
 from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.sim.clusters import named_cluster
-from hexagent.sim.conditions import Conditions, EstimateNoise, hints
+from hexagent.sim.conditions import Conditions, EstimateNoise, hints, means_of_classes
 from hexagent.sim.workloads.generators import generate
 from hexagent.sim.workloads.options import Options
 from hexagent.sim.world import RunResult, World
@@ -104,3 +104,18 @@ def test_the_scheduler_has_the_hint_and_the_paper_s_rule_does_without() -> None:
     solo = records[1]["solo"]
     assert (solo.workflows, solo.trusted) == (6, True)
     assert solo.log_error_milli < 100  # what is revealed has predicted lengths
+
+
+def test_means_of_classes_are_all_that_is_told_of_lengths() -> None:
+    rows = (
+        LengthQuantiles("", "", "", 0, 9, 10, 20, 30, 15),
+        LengthQuantiles("c", "", "", 0, 9, 10, 20, 30, 16),
+        LengthQuantiles("c", "r", "", 0, 9, 10, 20, 30, 17),
+        LengthQuantiles("c", "r", "prompt", 4, 9, 10, 20, 30, 18),
+    )
+    told = means_of_classes(EMPTY._replace(lengths=rows)).lengths
+    assert [(row.workflow_class, row.role, row.q50, row.q90, row.q99) for row in told] == [
+        ("", "", 15, 15, 15),
+        ("c", "", 16, 16, 16),
+    ]
+    assert run(Conditions(mean_lengths=True)).digest != run(Conditions()).digest

@@ -18,6 +18,7 @@ class Conditions(NamedTuple):
     decode_factor_ppm: int = PPM
     estimate_noise_ppm: int = 0  # standard deviation of the log of an estimate's error
     true_lengths: bool = False  # schedulers are told what each call they can see will generate
+    mean_lengths: bool = False  # of all that was learned of output lengths schedulers are told the means of classes
     hint_noise_ppm: int = NO_HINTS  # clients say their workflow's horizon with such a log error; NO_HINTS: they do not
 
 
@@ -70,6 +71,13 @@ class EstimateNoise:
 
     def _factor(self, *key: str) -> int:
         return self._truth.noise(hash64("estimate", self._truth.seed, *key), 0)
+
+
+def means_of_classes(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with nothing of output lengths but the mean of each class, and of all."""
+    lengths = [row for row in snapshot.lengths if not row.role]
+    told = [row._replace(q50=row.mean, q90=row.mean, q99=row.mean) for row in lengths if not row.view]
+    return snapshot._replace(lengths=tuple(told))
 
 
 def hints(seed: int, workflow_id: str, solo_us: int, noise_ppm: int) -> Hints:

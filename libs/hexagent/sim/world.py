@@ -41,7 +41,7 @@ from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, Work
 from hexagent.core.workflow.tracker import Tracker
 from hexagent.sim.clients import Freed, ScriptedClient, solo_of
 from hexagent.sim.clusters import aggregated
-from hexagent.sim.conditions import CONDITIONS, NO_HINTS, Conditions, EstimateNoise, hints
+from hexagent.sim.conditions import CONDITIONS, NO_HINTS, Conditions, EstimateNoise, hints, means_of_classes
 from hexagent.sim.fleet import Fleet, Flight, Latency
 from hexagent.sim.metrics import WorkflowRow
 from hexagent.sim.oracle import ScriptOracle
@@ -102,6 +102,7 @@ class World:
         self.events = 0
         self._seed = seed
         self._hint_noise_ppm = conditions.hint_noise_ppm
+        self._mean_lengths = conditions.mean_lengths
         self._journal = journal
         self._latency = latency
         self._caches = any(spec.prefix_cache for spec in cluster.instances)
@@ -349,6 +350,8 @@ class World:
 
     def _told(self, snapshot: Snapshot) -> Snapshot:
         """What the scheduler hears of what was learned."""
+        if self._mean_lengths:
+            snapshot = means_of_classes(snapshot)
         if self._true is not None:
             return snapshot._replace(speeds=self._true.speeds, links=self._true.links)
         return snapshot if self._noise is None else self._noise.bent(snapshot)

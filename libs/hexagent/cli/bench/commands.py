@@ -218,3 +218,49 @@ def bench_fidelity(
         fidelity.draw(pairs, picture)
     if not fidelity.completed(pairs):
         raise typer.Exit(EXIT_FAILED)
+
+
+@bench.command(
+    "estimator",
+    epilog=examples(
+        "hexagent bench estimator --json rows.json --picture reliability.png",
+        "hexagent bench estimator --workloads bfcl --traces FILE.jsonl --seeds 1",
+    ),
+)
+def bench_estimator(
+    workloads: Annotated[
+        str, typer.Option("--workloads", help="Comma-separated; empty: only traces.")
+    ] = "bfcl,sharegpt,lats,mixed",
+    traces: Annotated[str, typer.Option("--traces", help="Files of recorded workflows, comma-separated.")] = "",
+    seed_list: Annotated[str, typer.Option("--seeds", help="Such as 1-5; 1-99 are for tuning.")] = "101-102",
+    load: Annotated[float, typer.Option("--load", help="Of the phase that is the bottleneck.")] = 0.9,
+    warm_up: Annotated[int, typer.Option("--warm-up", min=0, help="Calls of a run that are not judged.")] = 500,
+    hints: Annotated[float, typer.Option("--hints", help="Log error of the horizon that each client hints.")] = 0.1,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw reliability diagrams, as .png.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """How often what was measured was at or below the quantiles that were predicted for it, by GPU type.
+
+    Runs are simulated on hetero-1: hidden factors on every instance, noise on every step. `covers` says whether
+    coverage is right within `band`; the baseline is the quantiles of the latest measurements of the class.
+    """
+    from hexagent.cli.bench.estimator import EstimatorOptions, draw_reliability, estimator_rows, shown
+    from hexagent.cli.report import check_writable, console, error_console, table_of, write_json
+    from hexagent.cli.simulate.axes import seeds
+
+    check_writable(json_file)
+    check_writable(picture, "picture")
+    names = words(workloads, "workloads") if workloads else ()
+    paths = tuple([Path(word) for word in words(traces, "traces")]) if traces else ()
+    options = EstimatorOptions(names, paths, seeds(seed_list), load, warm_up, hints)
+    with options_named({"workload": "workloads", "trace": "traces"}):
+        rows = estimator_rows(options, error_console().print)
+    console().print(table_of("coverage of 50, 90 and 99 % quantiles; pinball over the baseline's", shown(rows)))
+    columns = ("workload", "quantity", "workflows", "log_error", "trusted")
+    remaining = [{column: row[column] for column in columns} for row in rows if row["log_error"] is not None]
+    console().print(table_of("remaining work", remaining))
+    write_json(json_file, "bench estimator", options.seeds[0], rows)
+    if picture is not None:
+        draw_reliability(rows, picture)

@@ -41,6 +41,7 @@ class Axes(NamedTuple):
     tools: str
     spread: str
     hints: str
+    lengths: str
     profile: Path | None
     tenants: str
 
@@ -66,6 +67,7 @@ def cells(axes: Axes) -> list[Cell]:
         "tools": _numbers(axes.tools, "tools"),
         "spread": _numbers(axes.spread, "spread"),
         "hints": _numbers(axes.hints, "hints"),
+        "lengths": words(axes.lengths, "lengths"),
         "profile": [_overrides(axes.profile)],
         "trace": [str(axes.trace or "")],
         "tenants": [axes.tenants],

@@ -52,6 +52,10 @@ Spread = Annotated[
 Hints = Annotated[
     str, typer.Option("--hints", help="Log error of the horizon that each client hints, 0 to 2; -1: no hints.")
 ]
+Lengths = Annotated[
+    str,
+    typer.Option("--lengths", help="Of outputs, that schedulers know: learned quantiles, means of classes, or true."),
+]
 Tuned = Annotated[
     Path | None, typer.Option("--profile", metavar="FILE", help="TOML with numbers of policies other than the default.")
 ]
@@ -93,6 +97,7 @@ def sim_run(
     tools: Tools = "1",
     spread: Spread = "-1",
     hints: Hints = "-1",
+    lengths: Lengths = "learned",
     profile: Tuned = None,
     tenants: Tenants = "",
     gantt: Annotated[Path, typer.Option("--gantt", metavar="FILE", help="Picture of what each instance did.")] = Path(
@@ -126,6 +131,7 @@ def sim_run(
         tools,
         spread,
         hints,
+        lengths,
         profile,
         tenants,
     )
@@ -166,6 +172,7 @@ def sim_compare(
     tools: Tools = "1",
     spread: Spread = "-1",
     hints: Hints = "-1",
+    lengths: Lengths = "learned",
     profile: Tuned = None,
     tenants: Tenants = "",
     processes: Processes = _PROCESSES,
@@ -205,6 +212,7 @@ def sim_compare(
         tools,
         spread,
         hints,
+        lengths,
         profile,
         tenants,
     )

@@ -24,7 +24,15 @@ class Section(NamedTuple):
 BASELINES: Final = {"as published": published, "every dispatch": strong, "every baseline": every}
 
 
-LEFT_OPEN: Final = ("link_gb_per_s", "tp", "tools", "spread", "hints", "profile")  # what the paper does not say
+LEFT_OPEN: Final = (
+    "link_gb_per_s",
+    "tp",
+    "tools",
+    "spread",
+    "hints",
+    "lengths",
+    "profile",
+)  # what the paper does not say
 COLUMNS_MAX: Final = 6  # of a matrix, beside the policy
 
 

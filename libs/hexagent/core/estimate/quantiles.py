@@ -4,6 +4,8 @@ from array import array
 from bisect import bisect_left, insort
 from typing import Final
 
+from hexagent.core.units import PPM, ceil_div
+
 WINDOW: Final = 1_024  # samples remembered: enough for a 99 % quantile, recent enough to follow a change
 
 
@@ -36,8 +38,12 @@ class RunningQuantiles:
         The next sample, if it is exchangeable with these, is at or below it with a probability of at least `percent` %
         (split conformal prediction), short of the cases in which there are fewer.
         """
-        rank = -(-(len(self._sorted) + 1) * percent // 100)
-        return self._sorted[min(rank, len(self._sorted)) - 1]
+        return self.at_ppm(percent * (PPM // 100))
+
+    def at_ppm(self, level_ppm: int) -> int:
+        """The same for a level in parts per million, 0 to PPM and beyond."""
+        rank = ceil_div((len(self._sorted) + 1) * level_ppm, PPM)
+        return self._sorted[min(max(rank, 1), len(self._sorted)) - 1]
 
     @property
     def mean(self) -> int:

@@ -94,16 +94,20 @@ class _Class:
         self.completed = 0  # workflows
         self._horizon_us = self._depth = 0  # sums over the latest of them, the second in thousandths
 
+    def history_us(self, trail: "Trail", horizon_us: int) -> tuple[int, ...]:
+        """Final horizons of workflows that came as far, at the `PERCENTS` of `levels`; none while too few are known."""
+        if self.completed < COMPLETED_MIN:
+            return ()
+        pace_us = self._horizon_us * MILLI // self._depth
+        level_us = (horizon_us + PACE_PRIOR * pace_us) // (trail.depth + PACE_PRIOR)
+        return tuple([horizon_us + further * level_us for further in self.levels.further(trail.depth, trail.role)])
+
     def totals(self, trail: "Trail", horizon_us: int, calls: int) -> tuple[int, ...]:
         """What each predictor says the final horizon is."""
-        history_us = _NOTHING
-        if self.completed >= COMPLETED_MIN:
-            pace_us = self._horizon_us * MILLI // self._depth
-            level_us = (horizon_us + PACE_PRIOR * pace_us) // (trail.depth + PACE_PRIOR)
-            history_us = horizon_us + self.levels.further(trail.depth, trail.role) * level_us
+        trail.history_us = self.history_us(trail, horizon_us)
         hints = trail.hints
         return (
-            history_us,
+            trail.history_us[0] if trail.history_us else _NOTHING,
             hints.total_solo_us or _NOTHING,
             horizon_us * hints.total_calls // calls if hints.total_calls else _NOTHING,
         )
@@ -126,13 +130,14 @@ class _Class:
 class Trail:
     """How one workflow got where it is."""
 
-    __slots__ = ("depth", "hints", "revealed_us", "role", "totals", "unrevealed_us", "workflow_class")
+    __slots__ = ("depth", "hints", "history_us", "revealed_us", "role", "totals", "unrevealed_us", "workflow_class")
 
     def __init__(self, workflow_class: str, hints: Hints) -> None:
         self.workflow_class = workflow_class
         self.hints = hints
         self.depth = 0
         self.role = ""  # of the deepest level
+        self.history_us: tuple[int, ...] = ()  # final horizons that history says, at `levels.PERCENTS`
         self.totals: tuple[int, ...] = ()  # the latest, by predictor
         # At each level, the first DEPTH_MAX of them: F by predictor, and the horizon before more than it was revealed.
         self.unrevealed_us: list[tuple[int, ...]] = []

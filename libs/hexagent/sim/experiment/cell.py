@@ -24,6 +24,7 @@ HARDWARE: Final = {  # true step times over the tables': prefill, decode, in ppm
     "tables": (PPM, PPM),
     "slower-stack": (1_400_000, 2_000_000),
 }
+LENGTHS: Final = ("learned", "means", "true")  # what schedulers are told of output lengths
 LOAD_RANGE: Final = (0.01, 10.0)
 NOISE_RANGE: Final = (0.0, 2.0)  # of hints as well
 LINK_RANGE: Final = (0.1, 1_000.0)  # GB/s
@@ -52,6 +53,7 @@ class Cell(NamedTuple):
     tools: float = 1.0  # times the workload's tool times
     spread: float = -1.0  # log standard deviation of calls a workflow; -1 = the workload's own
     hints: float = -1.0  # log error of the horizons that clients hint; -1 = they hint nothing
+    lengths: str = "learned"  # one of LENGTHS
     profile: str = ""  # TOML with numbers of policies that are not the default ones
     trace: str = ""  # file; "" = generated
     tenants: str = ""  # as `parse_tenants` reads them; workflows are theirs in equal parts
@@ -68,6 +70,7 @@ def check_cell(cell: Cell) -> None:
     _check_known("world", cell.world, WORLDS)
     _check_known("engine_profile", cell.engine_profile, PROFILES)
     _check_known("hardware", cell.hardware, HARDWARE)
+    _check_known("lengths", cell.lengths, LENGTHS)
     if not cell.trace:
         _check_known("workload", cell.workload, GENERATORS)
     parse_arrivals(cell.arrivals)
@@ -103,7 +106,13 @@ def cluster_of(cell: Cell) -> ClusterSpec:
 def conditions_of(cell: Cell) -> Conditions:
     hint_noise_ppm = NO_HINTS if cell.hints < 0 else round(cell.hints * PPM)
     noise_ppm = round(cell.noise * PPM)
-    return Conditions(*HARDWARE[cell.hardware], estimate_noise_ppm=noise_ppm, hint_noise_ppm=hint_noise_ppm)
+    return Conditions(
+        *HARDWARE[cell.hardware],
+        estimate_noise_ppm=noise_ppm,
+        true_lengths=cell.lengths == "true",
+        mean_lengths=cell.lengths == "means",
+        hint_noise_ppm=hint_noise_ppm,
+    )
 
 
 def profile_of(cell: Cell) -> Profile:

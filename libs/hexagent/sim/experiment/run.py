@@ -23,6 +23,7 @@ VARIANTS: Final = (
     "tools",
     "spread",
     "hints",
+    "lengths",
     "profile",
     "tenants",
 )

@@ -1,0 +1,84 @@
+"""Conformal scores: what was measured over what was predicted, by group, from a role to its class to everything.
+
+A quantile of the scores times a prediction is a quantile of what will be measured, as far as what comes is like what
+was: stated coverage is coverage, whatever the prediction is worth. Where it is not quite, since load has changed or
+short things are measured before long ones, the level of the quantile follows the misses (adaptive conformal inference,
+Gibbs and Candes 2021): up at a miss, down otherwise, balanced where the stated share is covered. Scores have no unit,
+so those of wider groups stand in for those of a group that has few.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final
+
+from hexagent.core.estimate.lengths import PERCENTS
+from hexagent.core.estimate.quantiles import RunningQuantiles
+from hexagent.core.units import PPM, ceil_div
+
+GROUPS_MAX: Final = 256  # classes and roles remembered; later ones fall back to wider groups
+TRUSTED: Final = 100  # scores a group needs to answer, so that it has a 99 % quantile
+TRUSTED_WIDEST: Final = 20  # the same where nothing wider could answer
+PRIOR_PPM: Final = {50: PPM, 90: 2 * PPM, 99: 4 * PPM}  # before anything was measured
+STEP_PPM: Final = 20  # of a level, for each per cent of what a miss or a hit was unlikely by
+
+Group = tuple[str, str]  # class and role, "" = all
+EVERYTHING: Final[Group] = ("", "")
+
+
+def score_ppm(measured: int, predicted: int) -> int:
+    """Rounded up, so that the score times its own prediction, rounded down, is not below what was measured."""
+    return ceil_div(measured * PPM, max(predicted, 1))
+
+
+class Scores:
+    """The latest scores of each group, of predictions at one of `PERCENTS`."""
+
+    def __init__(self, percent: int) -> None:
+        self._percent = percent
+        self._groups: dict[Group, RunningQuantiles] = {}
+        self._levels_ppm: dict[Group, int] = {}  # of classes and roles
+
+    def observe(self, group: Group, ppm: int, missed: bool) -> None:
+        """A measurement with its score, and whether it was above its prediction."""
+        for wider in _widening(group):
+            if wider in self._groups or len(self._groups) < GROUPS_MAX:
+                self._groups.setdefault(wider, RunningQuantiles()).add(ppm)
+        if group in self._groups:
+            level_ppm = self.level_ppm(group) + STEP_PPM * (self._percent if missed else self._percent - 100)
+            self._levels_ppm[group] = min(max(level_ppm, 0), PPM)
+
+    def level_ppm(self, group: Group) -> int:
+        return self._levels_ppm.get(group, self._percent * (PPM // 100))
+
+    def quantile_ppm(self, group: Group) -> int:
+        """Of the narrowest group that has enough."""
+        for wider in _widening(group):
+            scores = self._groups.get(wider)
+            if scores is not None and scores.count >= (TRUSTED if wider != EVERYTHING else TRUSTED_WIDEST):
+                return scores.at_ppm(self.level_ppm(group))
+        return PRIOR_PPM[self._percent]
+
+
+class Calibrated:
+    """Quantiles of a quantity that is composed of others: compositions at `PERCENTS`, each times a quantile of its own
+    scores. Parts at their 90 % quantiles make a whole whose 90 % quantile is another: the scores say by how much."""
+
+    def __init__(self) -> None:
+        self._scores = [Scores(percent) for percent in PERCENTS]
+
+    def quantiles(self, group: Group, composed: Sequence[int]) -> tuple[int, ...]:
+        """Ascending; `composed` has one value for each of `PERCENTS`."""
+        calibrated = [
+            value * scores.quantile_ppm(group) // PPM for value, scores in zip(composed, self._scores, strict=True)
+        ]
+        return tuple(accumulate(calibrated, max))
+
+    def observe(self, group: Group, composed: Sequence[int], quantiles: Sequence[int], measured: int) -> None:
+        """What came of a prediction: the composition, the quantiles that were made of it, and the measurement."""
+        for value, quantile, scores in zip(composed, quantiles, self._scores, strict=True):
+            scores.observe(group, score_ppm(measured, value), measured > quantile)
+
+
+def _widening(group: Group) -> tuple[Group, ...]:
+    """Each group once, the narrowest first."""
+    return tuple(dict.fromkeys((group, (group[0], ""), EVERYTHING)))
