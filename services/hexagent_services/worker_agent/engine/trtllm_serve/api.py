@@ -122,7 +122,10 @@ class ServeApi:
             raise Unavailable(f"{self.url}{path}: {error}", reason="ENGINE_SERVER_FAILED") from error
         if len(content) > TAKEN_BYTES_MAX:
             return []
-        return [json.loads(item) if isinstance(item, str) else item for item in json.loads(content)]
+        try:
+            return [json.loads(item) if isinstance(item, str) else item for item in json.loads(content)]
+        except (ValueError, TypeError) as error:
+            raise Unavailable(f"{self.url}{path}: no list of objects", reason="ENGINE_SERVER_FAILED") from error
 
     async def _json(self, method: str, path: str) -> Any:
         """`Unavailable` (ENGINE_SERVER_FAILED) where the server has no answer."""

@@ -93,6 +93,8 @@ class ServeHost:
                     await self._server.kill()
         except HexagentError as error:
             log.error("engine server: %s", error.message)
+        except Exception:
+            log.exception("the engine server is not understood")
         finally:
             writer.close()
 
