@@ -101,6 +101,32 @@ def test_leaked_blocks_are_not_given_again_and_end_in_a_restart() -> None:
     play(scene)
 
 
+def test_an_engine_that_got_less_memory_is_given_less() -> None:
+    async def scene(source: Side, target: Side) -> None:
+        source.llm.blocks.capacity = 20
+        assert source.engine.load().kv_free_blocks == 40
+        await source.engine.prefill(request_of("a", prompt_tokens=64, max_tokens=1))
+        await asyncio.sleep(0.2)
+        load = source.engine.load()
+        assert load.kv_free_blocks + load.kv_cached_blocks == 20
+        assert await refused(source.engine.prefill(request_of("b", prompt_tokens=700))) == "KV_SHRUNK"
+
+    play(scene)
+
+
+def test_what_is_aborted_before_the_host_begins_it_never_reaches_the_engine() -> None:
+    async def scene(source: Side, target: Side) -> None:
+        running = asyncio.create_task(_all(target, request_of("a")))
+        await asyncio.sleep(0)  # the order is on its way
+        target.engine.abort(request_of("a").ticket)
+        with pytest.raises(EngineAborted):
+            await running
+        await asyncio.sleep(0.1)
+        assert target.llm.retentions == []
+
+    play(scene)
+
+
 def test_a_dead_sender_loses_the_call_and_nothing_else() -> None:
     async def scene(source: Side, target: Side) -> None:
         prefilled = await source.engine.prefill(request_of("a"))

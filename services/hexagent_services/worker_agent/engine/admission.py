@@ -29,6 +29,7 @@ class Admission:
 
     def __init__(self, spec: InstanceSpec) -> None:
         self._spec = spec
+        self._blocks = spec.kv_blocks
         self._waiting: list[Claim] = []
         self._held: dict[int, Claim] = {}
         self._computing: dict[int, int] = {}  # prompt tokens in the engine that are not computed yet
@@ -45,7 +46,8 @@ class Admission:
 
     @property
     def capacity(self) -> int:
-        return self._spec.kv_blocks - self.leaked_blocks
+        """Blocks there are to give."""
+        return self._blocks - self.leaked_blocks
 
     def need(self, tokens: int) -> int:
         return ceil_div(tokens, self._spec.block_tokens)
@@ -74,9 +76,11 @@ class Admission:
             numbers.append(claim.number)
         return numbers
 
-    def observe(self, engine_used_blocks: int) -> None:
-        """What the engine itself says is in use, a fresh sample."""
+    def observe(self, engine_used_blocks: int, engine_blocks: int) -> None:
+        """What the engine itself says is in use, of how many: it may have got less memory than it was to have."""
         self._excess.append(engine_used_blocks - self.used_blocks)
+        if engine_blocks:
+            self._blocks = min(engine_blocks, self._spec.kv_blocks)
 
     def _fits(self, claim: Claim) -> bool:
         if claim.decodes and sum(held.decodes for held in self._held.values()) >= self._spec.max_batch:

@@ -32,13 +32,14 @@ class HostLink:
         """Have the engine built; what it says of itself. `Unavailable` (ENGINE_HOST_FAILED) where it is not."""
         if self._ending is not None:
             await self._ending
-        reader, writer = await self._host.start()
-        writer.write(frame_to_bytes(order))
         try:
             async with asyncio.timeout(load_timeout_s):
+                reader, writer = await self._host.start()
+                writer.write(frame_to_bytes(order))
                 frame = await read_frame(reader)
         except TimeoutError:
-            frame = None
+            await self._host.kill()
+            raise Unavailable(f"not loaded after {load_timeout_s:g} s", reason="ENGINE_HOST_FAILED") from None
         if frame is None:
             await self._host.stop()
             raise Unavailable("the engine does not load; its log says why", reason="ENGINE_HOST_FAILED")

@@ -96,12 +96,18 @@ class HostProcess:
                 await process.wait()
         except TimeoutError:
             pass
-        await self.kill()
+        finally:
+            _kill_group(process.pid)  # also where there is no time left to wait
+        await process.wait()
 
     async def kill(self) -> None:
-        """The group outlives its leader where the engine's workers do."""
         process = self._process
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill_group(process.pid)
             await process.wait()
+
+
+def _kill_group(leader_pid: int) -> None:
+    """It outlives its leader where the engine's workers do."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader_pid, signal.SIGKILL)

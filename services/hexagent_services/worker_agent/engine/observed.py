@@ -38,11 +38,12 @@ class Observed:
         moved = (transfer.start_us, duration_us, transfer.kv_bytes)
         self.samples.transfer(TransferSample(source, to_instance, *moved, held_us=duration_us))
 
-    def load(self, runs: Collection[Run], used_blocks: int) -> InstanceLoad:
+    def load(self, runs: Collection[Run], used_blocks: int, capacity: int) -> InstanceLoad:
         """`runs` are all that hold or wait for something, also those that nobody waits for any more."""
         queued = [run for run in runs if run.phase is Phase.WAITING and run.kind is not Kind.DECODE]
         phases = [run.phase for run in runs]
-        cached = min(self._cached_blocks, self._spec.kv_blocks - used_blocks)
+        left = max(0, capacity - used_blocks)
+        cached = min(self._cached_blocks, left)
         return InstanceLoad(
             queued=len(queued),
             queued_tokens=sum(len(run.prompt_ids) or run.request.prompt_tokens for run in queued),
@@ -54,5 +55,5 @@ class Observed:
             transferring=phases.count(Phase.PULLING),
             kv_used_blocks=used_blocks,
             kv_cached_blocks=cached,
-            kv_free_blocks=self._spec.kv_blocks - used_blocks - cached,
+            kv_free_blocks=left - cached,
         )

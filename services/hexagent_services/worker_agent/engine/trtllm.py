@@ -142,7 +142,7 @@ class TrtllmEngine:
             if run.tokens_left == 1:
                 return await self._only_token(run, decoder)
             # A prompt above the transceiver's buffer can stop every transfer for good, so it is never begun.
-            self._claim(run, len(run.prompt_ids), decodes=False)
+            self._claim(run, len(run.prompt_ids) + 1, decodes=False)
             await run.room()
             order = {"op": "prefill", "request_id": request_id(run.ticket)}
             frame = await self._submit(run, order, Phase.COMPUTING)
@@ -236,7 +236,7 @@ class TrtllmEngine:
         if blocks > self.spec.kv_blocks:
             raise EngineRefused("KV_TOO_SMALL")
         if blocks > self._admission.capacity:
-            raise EngineRefused("KV_LEAKED")
+            raise EngineRefused("KV_SHRUNK")  # by leaks, or the engine had less memory than described
         computes = 0 if run.kind is Kind.DECODE else len(run.prompt_ids)
         self._admission.add(Claim(run.request.rank, run.number, blocks, computes, decodes))
         self._pump()
@@ -398,12 +398,13 @@ class TrtllmEngine:
         self._observed.take_stats(stats, self._by_number.values(), self._clock.now_us())
         held = sum(run.phase in _IN_ENGINE for run in self._by_number.values())
         if stats["active"] <= held:  # else it is older than the end of a request, whose blocks it still shows
-            self._admission.observe(stats["used_blocks"])
+            self._admission.observe(stats["used_blocks"], stats["max_blocks"])
         if self._admission.leaked_blocks * 2 > self.spec.kv_blocks:
             self._link.give_up(f"{self._admission.leaked_blocks} KV blocks leaked")
 
     def load(self) -> InstanceLoad:
-        return self._observed.load(self._by_number.values(), self._admission.used_blocks)
+        admission = self._admission
+        return self._observed.load(self._by_number.values(), admission.used_blocks, admission.capacity)
 
     def take_samples(self) -> Samples:
         return self._observed.samples.take()

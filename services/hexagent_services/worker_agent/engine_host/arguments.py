@@ -67,7 +67,10 @@ def retention_config(library: Library, retention: dict[str, Any] | None) -> Any:
 
 
 def state_to_json(params: Any) -> str:
-    """Every field of the `DisaggregatedParams` that prefill gave back; bytes in base64."""
+    """Every field of the `DisaggregatedParams` that prefill gave back; bytes in base64.
+
+    `ValueError` for handles and tensors.
+    """
     state: dict[str, Any] = {}
     for field in dataclasses.fields(params):
         value = getattr(params, field.name)
@@ -75,7 +78,10 @@ def state_to_json(params: Any) -> str:
             value = {"base64": base64.b64encode(value).decode()}
         if value is not None:
             state[field.name] = value
-    return json.dumps(state)
+    try:
+        return json.dumps(state)
+    except TypeError as error:
+        raise ValueError(f"a hand-off that cannot leave this process: {error}") from error
 
 
 def state_from_json(library: Library, text: str) -> Any:

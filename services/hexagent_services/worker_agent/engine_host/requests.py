@@ -62,6 +62,9 @@ class Requests:
 
     async def _guard(self, request: _Request) -> None:
         try:
+            if request.aborted:
+                self._send({"event": "ended", "id": request.id, "finish": "cancelled"})
+                return
             await (self._prefill(request) if request.order["op"] == "prefill" else self._generate(request))
         except (self._library.RequestError, ValueError) as error:
             self._send({"event": "ended", "id": request.id, "finish": "refused", "message": str(error)[:500]})
@@ -134,8 +137,6 @@ class Requests:
             kv_cache_retention_config=retention_config(self._library, request.order.get("retention")),
             disaggregated_params=params,
         )
-        if request.aborted and not request.takes_kv:
-            request.result.abort()
         return request.result
 
     def _cached_tokens(self, result: Any) -> int:
