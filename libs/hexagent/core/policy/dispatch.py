@@ -17,6 +17,8 @@ from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.record import Candidate
 
+_LOOK_EVERY = 8  # placements after which a plan that starts nothing is looked at for whether it will
+
 
 class Decision(NamedTuple):
     placed: Placed
@@ -41,7 +43,7 @@ class PredictedFinish:
     """Every waiting call in order takes the pair with the earliest predicted finish in the simulated state.
 
     A call whose best pair is busy stays in the plan but is not dispatched, so that it is not pushed onto a slow
-    instance that merely happens to be free. Planning stops when nothing can start any more.
+    instance that merely happens to be free. Planning stops when nothing can start any more, or surely nothing will.
     With `aware` of prefix caches, a prompt costs less where part of it is believed to be cached.
     """
 
@@ -95,13 +97,17 @@ class PredictedFinish:
             gone[row] = True
             if placed is not None:
                 decisions.append(Decision(placed, score, position))
-            if not state.any_startable:
+            left, more = np.flatnonzero(~gone), min(count, self._profile.walked_max) - position
+            if not more or not state.any_startable:
+                break
+            if (placed or position % _LOOK_EVERY == 1) and state.none_starts(left, np.full(len(left), more - 1)):
                 break
         return Plan(tuple(decisions))
 
     def _sorted(self, state: SimulatedState, scores: list[int], starved: bool) -> Plan:
         """Place the calls of the state in order; one without room is passed over."""
         decisions: list[Decision] = []
+        every, last = np.arange(len(scores)), len(scores) - 1
         for r, score in enumerate(scores):
             if not state.feasible(r):
                 starved = True
@@ -109,7 +115,9 @@ class PredictedFinish:
             placed = state.place(r)
             if placed is not None:
                 decisions.append(Decision(placed, score, r + 1))
-            if not state.any_startable:
+            if r == last or not state.any_startable:
+                break
+            if (placed or r % _LOOK_EVERY == 0) and state.none_starts(every[r + 1 :], every[: last - r]):
                 break
         return Plan(tuple(decisions), starved)
 

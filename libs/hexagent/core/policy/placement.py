@@ -9,6 +9,7 @@ from hexagent.core.policy.books import (
     DECODE_ROOM,
     EGRESS,
     FREE,
+    IDLE,
     INGRESS,
     LOCAL,
     PREFILL_ROOM,
@@ -26,7 +27,7 @@ from hexagent.core.units import PPM
 
 NEVER_US = 1 << 61  # the finish of a placement that is not feasible
 OTHERS_MAX = 3  # runners-up a record keeps
-_SORTED_WHOLE = 256  # values up to which sorting them all is the fastest way to the smallest ones
+_SORTED_WHOLE = 1_024  # values up to which sorting them all is the fastest way to the smallest ones
 
 
 class Placed(NamedTuple):
@@ -70,6 +71,7 @@ class SimulatedState:
         self._egress, self._ingress = books.prefill[EGRESS:PREFILL_ROOM].copy(), books.decode[INGRESS:LOCAL].copy()
         self._floor_us = books.floor_us.tolist()  # part of a prompt's time that is saved in another's batch
         self._startable = sum(self._idle)  # instances that could take a call that starts now
+        self._once_idle = np.flatnonzero(books.prefill[IDLE]).tolist()  # among which those are
         # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
         self._headroom_us = [-1] * len(self._idle)
         self._batch_room = [0] * len(self._idle)
@@ -137,6 +139,21 @@ class SimulatedState:
         placed = self._placed(r, near_i, pair_us) if self._idle[i] or self._joins(r, i) else None
         self._apply(r, i, j)
         return placed
+
+    def none_starts(self, rows: IntArray, before: IntArray) -> bool:
+        """Whether surely none of these calls, before each of which so many others may be placed, will start any more.
+
+        Each of those makes one instance later. A call looks only at the few instances that its KV could leave first, so
+        where as many as those and the ones made later are earlier than all that could start it, it does not start.
+        """
+        if not self._roomy:
+            return False
+        able = [i for i in self._once_idle if self._idle[i] or self._headroom_us[i] >= 0]
+        if len(self._idle) - len(able) - int(before.max()) <= OTHERS_MAX:
+            return False
+        leave_us = self._leave_us[:, rows]
+        earlier = np.count_nonzero(leave_us < np.minimum.reduce(leave_us[able]), axis=0)
+        return bool((earlier - before).min() > OTHERS_MAX)
 
     def feasible(self, r: int) -> bool:
         """Whether some pair has room for call r."""

@@ -26,7 +26,9 @@ class ReadyQueue:
         if call.workflow.paused:
             self.remove(call)
         elif call not in self:
-            self.by_model.setdefault(call.model, WaitingCalls()).add(call)
+            if call.model not in self.by_model:
+                self.by_model[call.model] = WaitingCalls()
+            self.by_model[call.model].add(call)
             self._count(call, 1)
             self._tenants.joins(call)
 
