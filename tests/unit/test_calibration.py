@@ -8,7 +8,7 @@ from hexagent.core.estimate.calibration import Calibration
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot, SpeedFactor, ToolQuantiles
-from hexagent.core.estimate.tables import table_of
+from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.telemetry import StepSample, TransferSample
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.workloads.generators import generate

@@ -19,7 +19,14 @@ from hexagent.core.ids import checked_id
 from hexagent.core.instance.spec import PROFILES, AdmissionSpec, ClusterSpec, InstanceSpec, TenantSpec, TextSpec
 from hexagent.core.units import MILLI, PPM, US_PER_S
 from hexagent.runtime.clock import MAX_TIME_SCALE
-from hexagent.runtime.cluster_pools import AgentGrouping, LinkTable, PoolTable, agent_groups, build_instances
+from hexagent.runtime.cluster_pools import (
+    AgentGrouping,
+    LinkTable,
+    PoolTable,
+    SpeculationTable,
+    agent_groups,
+    build_instances,
+)
 from hexagent.runtime.measured_files import cluster_tables
 from hexagent.wire.cluster import ClusterRecord
 
@@ -280,8 +287,10 @@ def _table_at(location: tuple[int | str, ...]) -> type[BaseModel]:
         "model": _ModelTable,
         "link": LinkTable,
         "admission": _AdmissionTable,
+        "speculation": SpeculationTable,
     }
-    return tables.get(location[0], _ClusterTable) if location else _ClusterTable
+    names = [part for part in location if isinstance(part, str)]
+    return tables.get(names[-1], _ClusterTable) if names else _ClusterTable
 
 
 def _check_id(value: str, source: str, key: str) -> None:

@@ -6,9 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hexagent.core.errors import HexagentError, InvalidArgument, NotFound
 from hexagent.core.estimate.tables import load_table
+from hexagent.core.estimate.variants import variant
 from hexagent.core.ids import checked_id
-from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role
-from hexagent.core.units import US_PER_MS
+from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role, Speculation
+from hexagent.core.units import PPM, US_PER_MS
 
 AgentGrouping = Literal["one", "role", "gpu", "pool", "instance"]
 
@@ -24,6 +25,16 @@ class LinkTable(BaseModel):
     model_config = ConfigDict(extra="forbid")
     gb_s: float = Field(default=25.0, gt=0, le=10_000)
     setup_ms: float = Field(default=5.0, ge=0, le=10_000)
+
+
+class SpeculationTable(BaseModel):
+    """Speculative decoding of the instances of a pool; what its keys mean stands at `Speculation`."""
+
+    model_config = ConfigDict(extra="forbid")
+    method: Literal["eagle", "mtp", "ngram", "draft"]
+    draft_tokens: int = Field(ge=1, le=16)
+    acceptance: float = Field(ge=0, le=1)
+    draft_cost: float = Field(default=0.03, ge=0, le=1)
 
 
 class PoolTable(BaseModel):
@@ -46,6 +57,7 @@ class PoolTable(BaseModel):
     link_gb_s: float | None = Field(default=None, gt=0, le=10_000)
     link_setup_ms: float | None = Field(default=None, ge=0, le=10_000)
     prefix_cache: bool | None = None
+    speculation: SpeculationTable | None = None
 
 
 def build_instances(
@@ -79,6 +91,7 @@ def build_instances(
                     profile=profile,
                     prefix_cache=prefix_cache if pool.prefix_cache is None else pool.prefix_cache,
                     agent_id=_agent_id(grouping, pool, name, instance_id),
+                    speculation=_speculation(pool.speculation),
                 )
             )
     return tuple(sorted(instances, key=lambda instance: instance.instance_id))
@@ -103,6 +116,12 @@ def _link(pool: PoolTable, link: LinkTable) -> LinkSpec:
     return LinkSpec(round(gb_s * _BYTES_PER_GB), round(setup_ms * US_PER_MS))
 
 
+def _speculation(table: SpeculationTable | None) -> Speculation | None:
+    if table is None:
+        return None
+    return Speculation(table.method, table.draft_tokens, round(table.acceptance * PPM), round(table.draft_cost * PPM))
+
+
 def _pool_name(pool: PoolTable, index: int, source: str) -> str:
     name = pool.name or f"{_PREFIXES[_ROLES[pool.role]]}-{pool.gpu}"
     try:
@@ -123,4 +142,6 @@ def _kv_blocks(pool: PoolTable, index: int, source: str) -> int:
         key = f"pool[{index}].{keys.get(error.field, 'gpu')}"
         reason = error.reason if isinstance(error, NotFound) else "BAD_ENGINE"
         raise InvalidArgument(f"{source}: {key}: {error.message}", reason=reason, field=key) from error
+    if pool.kv_precision:
+        table = variant(table, pool.kv_precision, None)
     return pool.kv_blocks or max(1, table.kv_tokens // pool.block_tokens)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hexagent.core.estimate.links import described
 from hexagent.core.estimate.snapshot import LinkFit, SpeedFactor
-from hexagent.core.estimate.tables import table_of
+from hexagent.core.estimate.variants import table_of
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import (
     Abort,

@@ -10,6 +10,7 @@ from hexagent.core.instance.spec import (
     InstanceSpec,
     LinkSpec,
     Role,
+    Speculation,
     TenantSpec,
     TextSpec,
 )
@@ -45,6 +46,7 @@ def instance_to_proto(spec: InstanceSpec) -> telemetry_pb2.InstanceDescription:
         prefix_cache=spec.prefix_cache,
         agent_id=spec.agent_id,
         address=spec.address,
+        speculation=spec.speculation and telemetry_pb2.SpeculationDescription(**spec.speculation._asdict()),
     )
 
 
@@ -66,7 +68,12 @@ def instance_from_proto(message: telemetry_pb2.InstanceDescription) -> InstanceS
         prefix_cache=message.prefix_cache,
         agent_id=message.agent_id,
         address=message.address,
+        speculation=speculation_from_proto(message.speculation) if message.HasField("speculation") else None,
     )
+
+
+def speculation_from_proto(message: telemetry_pb2.SpeculationDescription) -> Speculation:
+    return Speculation(message.method, message.draft_tokens, message.acceptance_ppm, message.draft_cost_ppm)
 
 
 def link_to_proto(link: LinkSpec) -> telemetry_pb2.LinkDescription:

@@ -4,7 +4,7 @@ import asyncio
 
 from hexagent.api.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from hexagent.core.errors import InvalidArgument
-from hexagent.core.estimate.tables import table_of
+from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import PROFILES, InstanceSpec

@@ -7,7 +7,8 @@ from hexagent.core.estimate.lengths import LengthTable, PredictedLength
 from hexagent.core.estimate.links import described, moving_us
 from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import EMPTY, LinkFit, Snapshot
-from hexagent.core.estimate.tables import StepTable, table_of
+from hexagent.core.estimate.tables import StepTable
+from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role
 from hexagent.core.units import PPM, US_PER_S, ceil_div
 

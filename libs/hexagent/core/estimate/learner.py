@@ -9,7 +9,8 @@ from hexagent.core.estimate.links import LinkLearner
 from hexagent.core.estimate.observations import check_report
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.estimate.speeds import SpeedLearner
-from hexagent.core.estimate.tables import StepTable, table_of
+from hexagent.core.estimate.tables import StepTable
+from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.units import US_PER_S

@@ -13,14 +13,13 @@ may bring tables of its own (`measured`), which then stand for the engines they 
 import functools
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.estimate.roofline import GPUS, MODELS, PRECISION_BYTES, TP_SIZES, ModelFigures, Roofline
-from hexagent.core.instance.spec import InstanceSpec
 
 Source = Literal["silicon", "roofline", "user"]
 Engine = tuple[str, str, int, str]  # GPU type, model, tensor-parallel size, precision
@@ -158,12 +157,6 @@ def model_figures(model: str) -> ModelFigures:
     except KeyError:
         message = f"unknown model {model!r}; known: {', '.join(known_models())}"
         raise NotFound(message, reason="UNKNOWN_MODEL", field="model") from None
-
-
-def table_of(spec: InstanceSpec, own: Iterable[StepTable]) -> StepTable:
-    """The table of an instance's engine among a cluster's own, else what `load_table` has; raises what that does."""
-    engine = spec.gpu_type, spec.model, spec.tp, spec.precision
-    return next((table for table in own if table.engine == engine), None) or load_table(*engine)
 
 
 def user_table(engine: Engine, kv_tokens: int, prefill: Grid, decode: Grid) -> StepTable:

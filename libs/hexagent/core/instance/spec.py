@@ -3,6 +3,8 @@
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from hexagent.core.units import PPM
+
 if TYPE_CHECKING:
     from hexagent.core.estimate.tables import StepTable
 
@@ -48,6 +50,24 @@ class LinkSpec(NamedTuple):
     setup_us: int  # per transfer
 
 
+class Speculation(NamedTuple):
+    """Speculative decoding of an engine."""
+
+    method: str  # as the engine names it: eagle, mtp, ngram, draft
+    draft_tokens: int  # drafted a step for each sequence, at least 1
+    acceptance_ppm: int  # chance that a drafted token is accepted if those before it were
+    draft_cost_ppm: int  # of one drafted token, in decode steps at the shortest context
+
+    @property
+    def kept_ppm(self) -> int:
+        """Tokens a step on average, the one that is always right included."""
+        kept = likely = PPM
+        for _ in range(self.draft_tokens):
+            likely = likely * self.acceptance_ppm // PPM
+            kept += likely
+        return kept
+
+
 class InstanceSpec(NamedTuple):
     instance_id: str
     gpu_type: str  # a100, h100, h200, ...
@@ -65,6 +85,7 @@ class InstanceSpec(NamedTuple):
     prefix_cache: bool  # off: the engine runs without block reuse whatever its profile could do
     agent_id: str = ""
     address: str = ""  # host:port of the agent's gRPC server
+    speculation: Speculation | None = None
 
     @property
     def kv_tokens(self) -> int:

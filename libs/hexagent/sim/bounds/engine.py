@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hexagent.core.estimate.tables import Grid, StepTable, table_of
+from hexagent.core.estimate.tables import Grid, StepTable
+from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec
 from hexagent.core.units import PPM

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import NamedTuple
 
-from hexagent.core.estimate.tables import table_of
+from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import US_PER_S, ceil_div
 from hexagent.sim.workloads.arrivals import arrival_times, parse_arrivals

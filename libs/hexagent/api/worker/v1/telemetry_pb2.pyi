@@ -143,19 +143,27 @@ class SpeculationDescription(_message.Message):
 
     METHOD_FIELD_NUMBER: _builtins.int
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTANCE_PPM_FIELD_NUMBER: _builtins.int
+    DRAFT_COST_PPM_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """Method as the engine names it: eagle, mtp, ngram, draft."""
     draft_tokens: _builtins.int
     """Tokens drafted a step."""
+    acceptance_ppm: _builtins.int
+    """Chance that a drafted token is accepted if those before it were, parts per million, as configured."""
+    draft_cost_ppm: _builtins.int
+    """What one drafted token takes of a decode step at the shortest context, parts per million."""
     def __init__(
         self,
         *,
         method: _builtins.str = ...,
         draft_tokens: _builtins.int = ...,
+        acceptance_ppm: _builtins.int = ...,
+        draft_cost_ppm: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_tokens", b"draft_tokens", "method", b"method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance_ppm", b"acceptance_ppm", "draft_cost_ppm", b"draft_cost_ppm", "draft_tokens", b"draft_tokens", "method", b"method"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
