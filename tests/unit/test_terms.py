@@ -122,6 +122,39 @@ def test_ageing_leaves_an_order_alone_that_lets_nobody_wait_so_long() -> None:
     assert starts(plain, 3) == starts(aged, 3) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("policy", ["fcfs", "hexagent", "atlas"])
+@pytest.mark.parametrize("ageing_us", [1_000_000, DEFAULT.ageing_us])
+def test_room_is_kept_for_a_large_call_that_small_ones_leave_none(policy: str, ageing_us: int) -> None:
+    """The decode instance holds two small calls or the large one, and small ones never cease to come."""
+    specs = prefills("h100") + decodes("h100", kv_blocks=100)
+    d = Desk(specs, policy, profile=ALONE._replace(ageing_us=ageing_us))
+    for name in ("small", "large"):
+        d.start(name)
+    d.reveal("small", "n000", "n001")
+    d.progress(d.dispatched[0].ticket, Phase.PREFILLED)
+    d.reveal("large", "n", prompt=2_500)
+    d.reveal("small", "n002", "n003")
+    ended = 0
+    for number in range(4, 80):
+        d.now_us += 100_000
+        d.run(d.dispatched[ended])
+        ended += 1
+        if "large/n" in d.calls:
+            break
+        for dispatch in d.dispatched[ended:]:
+            d.progress(dispatch.ticket, Phase.PREFILLED)
+        d.reveal("small", f"n{number:03}")
+    assert ("large/n" in d.calls) == (ageing_us < DEFAULT.ageing_us)
+    if "large/n" in d.calls:
+        assert d.calls.index("large/n") < 10 + FLOOR_STARTS + 4
+        d.now_us += 1_000_000
+        while ended < len(d.dispatched):
+            d.run(d.dispatched[ended])
+            ended += 1
+        assert not any(instance.kept_tokens for instance in d.core.ledger.instances.values())
+        assert d.ledger_is_empty()
+
+
 def test_scores_of_a_queue_without_terms_are_the_order_s_own() -> None:
     d = queue(("a", {}), ("b", {}))
     ages = d.core.waiting[MODEL].ages(d.now_us)

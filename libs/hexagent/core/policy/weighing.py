@@ -32,11 +32,10 @@ class AgeingFloor:
         longest = not still_waiting or call.order < still_waiting[0].order
         self._passed[call.model] = 0 if longest else self._passed.get(call.model, 0) + 1
 
-    def due(self, ages: Ages) -> bool:
-        """Whether the call that waits longest, which is the first one, has its turn."""
-        if ages.now_us - int(ages.ready_us[0]) <= self._ageing_us:
-            return False
-        return self._passed.get(ages.calls[0].model, 0) >= FLOOR_STARTS - 1
+    def due(self, waiting: Sequence[Call], now_us: int) -> bool:
+        """Whether the call that waits longest, the first one, has its turn."""
+        longest = waiting[0]
+        return now_us - longest.ready_us > self._ageing_us and self._passed.get(longest.model, 0) >= FLOOR_STARTS - 1
 
 
 class WeighedOrder:
@@ -56,7 +55,7 @@ class WeighedOrder:
 
     def scores(self, ages: Ages, finish_us: IntArray) -> IntArray:
         tenants = self._tenants
-        if not (tenants.held or tenants.weight_milli or self._with_terms or self._floor.due(ages)):
+        if not (tenants.held or tenants.weight_milli or self._with_terms or self._floor.due(ages.calls, ages.now_us)):
             return self._order.scores(ages, finish_us)
         if self._seen is None or self._seen[0] is not ages or self._seen[1] != tenants.revision:
             self._look(ages)
@@ -77,7 +76,7 @@ class WeighedOrder:
             arrival_us=_weighed(ages.arrival_us, milli, ages.now_us),
         )
         self._held = np.array([name in tenants.held for name in names], dtype=bool) if tenants.held else None
-        self._first = 0 if self._floor.due(ages) else -1
+        self._first = 0 if self._floor.due(ages.calls, ages.now_us) else -1
         self._seen = ages, tenants.revision
 
 

@@ -30,6 +30,7 @@ from hexagent.core.scheduling.ledger import Attempt, Ledger
 from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.queue import ReadyQueue
 from hexagent.core.scheduling.record import NOWHERE, Candidate, DecisionKind, DecisionRecord
+from hexagent.core.scheduling.room import KeptRoom
 from hexagent.core.scheduling.tenants import Tenants
 from hexagent.core.workflow.events import CallFinished, WorkflowEvent
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
@@ -68,6 +69,7 @@ class SchedulerCore:
         # By model, and with or without prefill on decode instances; until instances change.
         self._topologies: dict[tuple[str, bool], Topology] = {}
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
+        self._room = KeptRoom(self.ledger, self.queue, self.tenants, self._floor)
         self._adoption = Adoption(self.ledger, self.projection, self.queue, self._attempts, self._watch)
         self._starved: set[str] = set()  # models of which a call found no room for its KV in the last plan
         self._sequence = 0
@@ -280,7 +282,9 @@ class SchedulerCore:
 
     def _plan_queue(self, model: str, now_us: int, effects: list[Effect]) -> bool:
         """Whether to plan again, as what starts now has changed which tenants may start calls."""
-        changed, count = self.ledger.changes(), len(self.waiting[model])
+        waiting = self.waiting[model]
+        self._room.hand_over(model)
+        changed, count = self.ledger.changes(), len(waiting)
         for topology in self._topologies.values():
             topology.update(changed)
         self._look_at_tenants(model, now_us)
@@ -290,7 +294,7 @@ class SchedulerCore:
             other = self._planned(shadow, model, now_us)
             if _choices(other) != _choices(plan):
                 effects.append(Shadowed(shadow.name, now_us, _choices(plan), _choices(other)))
-        if plan.starved:
+        if self._room.keep(model, now_us) or plan.starved:
             self._starved.add(model)
         else:
             self._starved.discard(model)
@@ -302,16 +306,10 @@ class SchedulerCore:
         return self.tenants.held != held
 
     def _look_at_tenants(self, model: str, now_us: int) -> None:
-        """Find who may start calls of `model`; a call fits where an open instance of each phase can hold it."""
-        if not self.tenants.counted:
-            return
-        prefill, decode = self.ledger.pool(model, self.policy.dispatcher.local_prefill)
-
-        def fits(call: Call) -> bool:
-            room = any(p.spec.kv_tokens >= call.prompt_tokens for p in prefill)
-            return room and any(d.spec.kv_tokens >= d.kv_tokens_of(call) for d in decode)
-
-        self.tenants.look(model, fits, now_us)
+        """Find who may start calls of `model`."""
+        if self.tenants.counted:
+            local_prefill = self.policy.dispatcher.local_prefill
+            self.tenants.look(model, lambda call: self.ledger.could_hold(call, local_prefill), now_us)
 
     def _planned(self, policy: Policy, model: str, now_us: int) -> Plan:
         topology = self._topology(model, policy.dispatcher.local_prefill)

@@ -60,6 +60,7 @@ class Instance:
         "context_sum",
         "cordoned",
         "decoding",
+        "kept_tokens",
         "local_us",
         "pinned_tokens",
         "prefill_free_us",
@@ -90,6 +91,7 @@ class Instance:
         self.local_us = 0  # predicted time of prefills here of what decodes here as well, that have not ended
         self.pinned_tokens = 0  # prompts in prefill or waiting to be pulled
         self.reserved_tokens = 0
+        self.kept_tokens = 0  # for a call that finds no room otherwise
         self.context_sum = 0  # over `decoding`: prompt plus half the predicted output
 
     @property
@@ -103,7 +105,7 @@ class Instance:
 
     @property
     def kv_free_tokens(self) -> int:
-        return self.spec.kv_tokens - self.reserved_tokens - self.pinned_tokens
+        return self.spec.kv_tokens - self.reserved_tokens - self.pinned_tokens - self.kept_tokens
 
     def decode_step_us(self, estimator: Estimator, extra_batch: int, extra_context: int) -> int:
         """Predicted step time were `extra_batch` calls of `extra_context` tokens in sum bound here as well."""
@@ -295,6 +297,17 @@ class Ledger:
             for instance in (attempt.prefill, attempt.decode):
                 if instance.cache is not None:
                     instance.cache.end(attempt.ticket)
+
+    def keep(self, instance: Instance, tokens: int) -> None:
+        """So much of its KV is for one call that waits, 0 = none."""
+        instance.kept_tokens = tokens
+        self._change(instance)
+
+    def could_hold(self, call: Call, local_prefill: bool) -> bool:
+        """Whether a usable instance of each phase is large enough for the call, were it empty."""
+        prefill, decode = self.pool(call.model, local_prefill)
+        room = any(p.spec.kv_tokens >= call.prompt_tokens for p in prefill)
+        return room and any(d.spec.kv_tokens >= d.kv_tokens_of(call) for d in decode)
 
     def held_by(self, instance: Instance) -> list[Attempt]:
         """Attempts that are lost when the instance is; those past their transfer no longer need its prefill side."""
