@@ -155,6 +155,18 @@ async def test_a_server_that_ends_is_lost_at_once(make: Make) -> None:
         await engine.lost()
 
 
+async def test_a_server_that_somebody_else_has_started_is_used_left_and_used_again(make: Make) -> None:
+    server = InThisProcess()
+    url = await server.start((await make(Role.BOTH))._load_order())
+    for _ in range(2):
+        kv_bytes = load_table("h100", MODEL, 1).kv_bytes_per_token
+        engine = TrtllmEngine(spec("d", Role.DECODE), ServeHost(url), ByteText(), WALL_CLOCK, kv_bytes, OPTIONS)
+        await engine.start()
+        assert isinstance([event async for event in engine.local(request_of("a"))][-1], Finished)
+        await engine.close()
+    await server.stop()
+
+
 async def test_hand_offs_are_signed_where_the_server_wants_it(make: Make) -> None:
     source = await make(Role.PREFILL)
     target = await make(Role.DECODE, InThisProcess("secret"), auth_key="wrong")
