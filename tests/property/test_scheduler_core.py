@@ -18,7 +18,7 @@ from hexagent.core.workflow.model import NodeStatus
 from tests.sim.cases import MODEL, Desk, decodes, prefills
 
 POLICIES = known()
-KINDS = ("pull", "push", "both")
+KINDS = ("pull", "push", "both", "cached")
 PHASES = (Phase.PREFILLED, Phase.DECODING, Phase.ENDED)
 
 
@@ -47,6 +47,8 @@ class Play:
         specs = prefills(*gpus) + decodes("h100", "h200", kv_blocks=200)
         if kind == "push":
             specs = tuple(s._replace(profile="push") for s in specs)
+        elif kind == "cached":
+            specs = tuple(s._replace(prefix_cache=True) for s in specs)
         elif kind == "both":
             specs = tuple(s._replace(role=Role.BOTH) for s in specs if s.role is Role.DECODE)
         self.specs = specs
@@ -187,7 +189,7 @@ def played(policy: str, kind: str, steps: list[Step]) -> Play:
 def left_over(desk: Desk) -> Plan:
     """What the policy would start besides if it planned once more in the same state."""
     core = desk.core
-    topology = Topology(*core.ledger.pool(MODEL, core.policy.dispatcher.local_prefill), core.estimator)
+    topology = Topology(*core.ledger.pool(MODEL, core.policy.dispatcher.mixing), core.estimator)
     topology.update(())
     if not core.waiting.get(MODEL) or not topology.prefill or not topology.decode:
         return Plan()

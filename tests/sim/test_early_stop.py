@@ -9,13 +9,14 @@ from hexagent.core.policy.order import IntArray, Order
 from hexagent.core.policy.placement import SimulatedState
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
+from hexagent.core.scheduling.ledger import Mixing
 
 
 class Twice:
     """Plans with and without stopping early."""
 
     def __init__(self, queue: HeldQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.local_prefill = False
+        self.mixing = Mixing.NONE
         self.stopped = self.started = 0
         self._made = queue.core.policy.dispatcher
         self._none_starts = SimulatedState.none_starts

@@ -192,7 +192,7 @@ def test_baselines_are_told_apart() -> None:
     names = POLICIES["full"]
     assert len(published(names)) == 4
     assert len(strong(names)) == 8
-    assert ours(names) == ["hexagent", "hexagent:cache-aware", "clairvoyant"]
+    assert ours(names) == ["hexagent", "hexagent:cache-aware", "hexagent-plus", "clairvoyant"]
 
 
 # --- bootstrap and pooling ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hexagent.core.instance.io import PrefixSegment, salt
 from hexagent.core.policy.hits import Hits
 from hexagent.core.policy.waiting import PROMPT
 from hexagent.core.scheduling.events import CallProgress, Phase
+from hexagent.core.scheduling.ledger import Mixing
 from hexagent.core.workflow.events import NodesRevealed
 from hexagent.core.workflow.model import CallSpec, NodeKind, NodeSpec, NodeStatus, SegmentRef
 from tests.sim.cases import CAP, MODEL, Desk, decodes, prefills
@@ -80,7 +81,7 @@ def test_rows_follow_calls_and_beliefs() -> None:
                 d.finish(dispatch.ticket.call, NodeStatus.SUCCEEDED)
         waiting = d.core.waiting[MODEL] if d.core.waiting else None
         if waiting:
-            topology = d.core._topology(MODEL, False)
+            topology = d.core._topology(MODEL, Mixing.NONE)
             kept = waiting.prefill_work(topology, True)
             tokens, nominal_us = Hits(topology, waiting.calls, len(waiting)).matrices(len(waiting), lambda call: 0)
             assert np.array_equal(kept.new_tokens, waiting.columns[:, PROMPT, None] - tokens)

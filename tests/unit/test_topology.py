@@ -3,6 +3,7 @@
 from hexagent.core.estimate.snapshot import LinkFit, Snapshot
 from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role
 from hexagent.core.policy.topology import Topology
+from hexagent.core.scheduling.ledger import Mixing
 from tests.sim.cases import MODEL, Desk, decodes, instance, prefills
 
 
@@ -13,7 +14,8 @@ def mixed() -> tuple[InstanceSpec, ...]:
     fp8 = [spec._replace(instance_id=f"fp8-{spec.instance_id}", kv_precision="fp8") for spec in decodes("h200")]
     both = [instance(f"both{n}", "a100", Role.BOTH) for n in range(2)]
     local = [d._replace(profile="trtllm-1.3") for d in decodes("a100", "h100", "h100")]
-    return (*prefills("a100", "h100", "a100"), *slow, *fp8, *both, *local)
+    specs = (*prefills("a100", "h100", "a100"), *slow, *fp8, *both, *local)
+    return tuple(spec._replace(prefix_cache=True) for spec in specs)
 
 
 def test_pairs_and_links_are_those_of_each_pair() -> None:
@@ -22,14 +24,14 @@ def test_pairs_and_links_are_those_of_each_pair() -> None:
     kinds = (LinkFit("a100", "h100", 6_000, 1_500_000, 300, 90),)
     desk.tell(Snapshot(1, 0, links=pairs, link_kinds=kinds))
     estimator = desk.core.estimator
-    for local_prefill in (False, True):
-        topology = Topology(*desk.core.ledger.pool(MODEL, local_prefill), estimator)
+    for mixing in Mixing:
+        topology = Topology(*desk.core.ledger.pool(MODEL, mixing), estimator)
         topology.update(())
         assert topology.local.any()
         assert not topology.uniform
         for i, p in enumerate(topology.prefill):
             for j, d in enumerate(topology.decode):
-                stays = p.spec.role is not Role.PREFILL or d.spec.role is Role.BOTH
+                stays = p.spec.role is not Role.PREFILL or d.spec.role is not Role.DECODE
                 assert topology.local[i, j] == (p is d)
                 assert topology.pairs[i, j] == (p is d if stays else p.spec.kv_precision == d.spec.kv_precision)
                 assert (topology.rate[i, j], topology.setup_us[i, j]) == estimator.link(p.spec, d.spec)

@@ -27,7 +27,7 @@ class EngineProfile(NamedTuple):
     hand_off: HandOff
     never_evicts: bool  # reserve prompt + max_tokens (GUARANTEED_NO_EVICT), else prompt + predicted
     block_reuse: bool  # committed full blocks serve later prompts with the same prefix
-    local_prefill: bool  # a decode instance can prefill a call it will decode
+    local_prefill: bool  # an instance can do both phases of a call, whatever its role
     pipelined_transfer: bool  # KV moves while prefill runs
     send_concurrency: int  # transfers an instance sends at a time
 

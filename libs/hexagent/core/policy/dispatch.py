@@ -14,7 +14,7 @@ from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import PrefillWork, WaitingCalls
 from hexagent.core.scheduling.calls import Call
-from hexagent.core.scheduling.ledger import Instance
+from hexagent.core.scheduling.ledger import Instance, Mixing
 from hexagent.core.scheduling.record import Candidate
 
 _LOOK_EVERY = 8  # placements after which a plan that starts nothing is looked at for whether it will
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
 
 
 class Dispatcher(Protocol):
-    local_prefill: bool  # sees decode instances that can prefill as prefill instances, too
+    mixing: Mixing  # which instances it sees as both prefill and decode instances
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
         """Which of the waiting calls, of which there is at least one, start now."""
@@ -47,7 +47,7 @@ class PredictedFinish:
     With `aware` of prefix caches, a prompt costs less where part of it is believed to be cached.
     """
 
-    local_prefill = False
+    mixing = Mixing.NONE
 
     def __init__(self, estimator: Estimator, profile: Profile, aware: bool = False) -> None:
         self._estimator = estimator
@@ -59,8 +59,7 @@ class PredictedFinish:
             return Plan()
 
         def state(rows: IntArray) -> SimulatedState:
-            batch_us = self._profile.batch_us_max
-            return SimulatedState(topology, self._estimator, waiting, rows, now_us, batch_us, self._aware)
+            return self._state(topology, waiting, rows, now_us)
 
         ages, every = waiting.ages(now_us), np.arange(len(waiting))
         if order.projected and len(waiting) <= self._profile.rescored_max:
@@ -78,6 +77,10 @@ class PredictedFinish:
         if not len(rows):
             return Plan(starved=bool(nowhere.any()))
         return self._sorted(state(rows), scores[rows].tolist(), bool(nowhere.any()))
+
+    def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
+        batch_us = self._profile.batch_us_max
+        return SimulatedState(topology, self._estimator, waiting, rows, now_us, batch_us, self._aware)
 
     def _rescored(self, order: Order, ages: Ages, state: SimulatedState) -> Plan:
         """Score every remaining call anew after each placement: the simulated state has moved."""
@@ -136,7 +139,7 @@ class LeastLoaded:
     `aware` of prefix caches, batches are as large as what is left to compute allows.
     """
 
-    local_prefill = False
+    mixing = Mixing.NONE
 
     def __init__(self, profile: Profile, aware: bool = False) -> None:
         self._profile = profile

@@ -99,7 +99,8 @@ class SimulatedState:
         )
         # When KV could begin to move as far as P is concerned, (P, calls); time on D from then on but for the transfer,
         # (D, calls); `NEVER_US` where there is no room.
-        self._leave_us = begins_us(free_us[:, None] + self._alone_us, *self._egress[:, :, None])
+        self._end_us = free_us[:, None] + self._alone_us  # of prefill, (P, calls)
+        self._leave_us = begins_us(self._end_us, *self._egress[:, :, None])
         self._decode_us = self._steps * books.decode[STEP][:, None] + books.decode[LOCAL][:, None]
         if not self._roomy:
             self._leave_us[self._prompt > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
@@ -255,9 +256,12 @@ class SimulatedState:
             self._egress[:, i], self._ingress[:, j] = out.then(arrives_us, move_us), into.then(arrives_us, move_us)
         calls, context = self._added[j]
         self._added[j] = (calls + 1, context + self._calls[self._rows[r]].mean_context)
-        self._step_us[j] = self._topology.decode[j].next_step_us(self._estimator, *self._added[j])
+        self._step_us[j] = self._next_step_us(j)
         if self._startable:  # else the plan is complete
             self._look_again(i, j)
+
+    def _next_step_us(self, j: int) -> int:
+        return self._topology.decode[j].next_step_us(self._estimator, *self._added[j])
 
     def _look_again(self, i: int, j: int) -> None:
         """What the two instances of a placement mean to every call, as they are after it."""
@@ -265,7 +269,8 @@ class SimulatedState:
         if headroom_us >= 0:
             joins = (added_us <= headroom_us + floor_us) & (self._new_tokens(i) <= self._batch_room[i])
             added_us = added_us - floor_us * joins
-        self._leave_us[i] = begins_us(added_us + self._free_us[i], *self._egress[:, i])
+        self._end_us[i] = added_us + self._free_us[i]
+        self._leave_us[i] = begins_us(self._end_us[i], *self._egress[:, i])
         np.add(self._steps * self._step_us[j], self._local_us[j], out=self._decode_us[j])
         if not self._roomy:
             self._leave_us[i, self._prompt > self._prefill_room[i]] = NEVER_US

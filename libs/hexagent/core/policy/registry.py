@@ -11,7 +11,9 @@ from hexagent.core.policy.clairvoyant import Clairvoyant
 from hexagent.core.policy.dispatch import Dispatcher, LeastLoaded, PredictedFinish
 from hexagent.core.policy.fcfs import Fcfs
 from hexagent.core.policy.hexagent import Hexagent
+from hexagent.core.policy.hexagent_plus import HexagentPlus
 from hexagent.core.policy.home import AtHome
+from hexagent.core.policy.keeping import Keeping
 from hexagent.core.policy.order import Order
 from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.policy.sticky import ConversationSticky
@@ -70,6 +72,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "conversation-sticky": Recipe(lambda _, __: Fcfs(), CONVERSATION),
     "aggregated": Recipe(lambda _, __: Fcfs(), STICKY),
     "hexagent": Recipe(lambda _, __: Hexagent(), PAPER),
+    "hexagent-plus": Recipe(lambda _, __: HexagentPlus(), {"keeping": Keeping}),
     "clairvoyant": Recipe(_clairvoyant, {"cache-aware": PAPER["cache-aware"]}, clairvoyant=True),
 }
 

@@ -7,7 +7,7 @@ from hexagent.core.policy.home import Homes
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
-from hexagent.core.scheduling.ledger import Instance
+from hexagent.core.scheduling.ledger import Instance, Mixing
 
 HOME_LOAD = -(1 << 62)  # less than any load
 
@@ -21,7 +21,7 @@ class ConversationSticky(PrefixAffinity):
     without a home counts as at home on the decode instance with the least load.
     """
 
-    local_prefill = True
+    mixing = Mixing.DECODE
 
     def __init__(self, profile: Profile) -> None:
         super().__init__(profile)

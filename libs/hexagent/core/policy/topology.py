@@ -34,7 +34,7 @@ def sorted_out(instances: Sequence[Instance]) -> Sorts:
 
 def hands_over(prefill: InstanceSpec, decode: InstanceSpec) -> bool:
     """Whether KV can move between two different instances."""
-    stays = prefill.role is not Role.PREFILL or decode.role is Role.BOTH
+    stays = prefill.role is not Role.PREFILL or decode.role is not Role.DECODE
     return not stays and prefill.kv_precision == decode.kv_precision
 
 
@@ -43,7 +43,7 @@ class Topology:
 
     `pairs` says where KV can move: an instance that is not disaggregated, or a decode instance that prefills, only
     hands over to itself, and two instances need the same KV precision. `setup_us` and `rate` (bytes/s) are what the
-    estimator says of each link. They and `books` change between plans.
+    estimator says of each link. They and `books` change between plans. The first `remote` of D are not in P as well.
     """
 
     def __init__(self, prefill: list[Instance], decode: list[Instance], estimator: Estimator) -> None:
@@ -65,9 +65,11 @@ class Topology:
             if name in self._decode_at:
                 self.local[i, self._decode_at[name]] = True
         self.pairs = self._spread(hands_over).astype(bool) | self.local
-        links = {described(p, d) for p in self._sorts[0].first for d in self._sorts[1].first}
+        self.remote = len(decode) - int(np.count_nonzero(self.local))
+        receivers = [d for d in self._sorts[1].first if d.role is not Role.PREFILL]
+        links = {described(p, d) for p in self._sorts[0].first for d in receivers}
         # Any pair, links described alike: how far they really differ matters little to when a call can be done.
-        self.uniform = bool(len(links) == 1 and self.pairs.all() and not self.local.any())
+        self.uniform = bool(len(links) == 1 and self.remote and self.pairs[:, : self.remote].all())
         self.books = Books(prefill, decode, self.floor_us, self.kind_of, estimator)
         self._estimator, self._learned = estimator, -1
         self.setup_us, self.rate = np.zeros_like(self.local, dtype=np.int64), np.ones_like(self.local, dtype=np.int64)
@@ -90,7 +92,8 @@ class Topology:
             i, j = self._prefill_at.get(source), self._decode_at.get(target)
             if i is not None and j is not None:
                 self.rate[i, j], self.setup_us[i, j] = estimator.link(self.prefill[i].spec, self.decode[j].spec)
-        self._usual = LinkSpec(int(np.median(self.rate)), int(np.median(self.setup_us)))
+        remote = slice(self.remote or None)
+        self._usual = LinkSpec(int(np.median(self.rate[:, remote])), int(np.median(self.setup_us[:, remote])))
 
     def _spread(self, value: Callable[[InstanceSpec, InstanceSpec], int]) -> IntArray:
         """(P, D) of what the sorts of the two instances say."""

@@ -26,7 +26,7 @@ from hexagent.core.scheduling.events import (
     Started,
     Tick,
 )
-from hexagent.core.scheduling.ledger import Attempt, Ledger
+from hexagent.core.scheduling.ledger import Attempt, Ledger, Mixing
 from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.queue import ReadyQueue
 from hexagent.core.scheduling.record import NOWHERE, Candidate, DecisionKind, DecisionRecord
@@ -66,8 +66,8 @@ class SchedulerCore:
         self.policy = self._policy(policy, profile)
         self._profile = profile
         self._shadows = tuple(self._policy(name, tuned) for name, tuned in shadows)
-        # By model, and with or without prefill on decode instances; until instances change.
-        self._topologies: dict[tuple[str, bool], Topology] = {}
+        # By model, and what does both phases; until instances change.
+        self._topologies: dict[tuple[str, Mixing], Topology] = {}
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
         self._room = KeptRoom(self.ledger, self.queue, self.tenants, self._floor)
         self._adoption = Adoption(self.ledger, self.projection, self.queue, self._attempts, self._watch)
@@ -308,20 +308,20 @@ class SchedulerCore:
     def _look_at_tenants(self, model: str, now_us: int) -> None:
         """Find who may start calls of `model`."""
         if self.tenants.counted:
-            local_prefill = self.policy.dispatcher.local_prefill
-            self.tenants.look(model, lambda call: self.ledger.could_hold(call, local_prefill), now_us)
+            mixing = self.policy.dispatcher.mixing
+            self.tenants.look(model, lambda call: self.ledger.could_hold(call, mixing), now_us)
 
     def _planned(self, policy: Policy, model: str, now_us: int) -> Plan:
-        topology = self._topology(model, policy.dispatcher.local_prefill)
+        topology = self._topology(model, policy.dispatcher.mixing)
         if not topology.prefill or not topology.decode:
             return Plan()
         return policy.dispatcher.plan(policy.order, topology, self.waiting[model], now_us)
 
-    def _topology(self, model: str, local_prefill: bool) -> Topology:
-        topology = self._topologies.get((model, local_prefill))
+    def _topology(self, model: str, mixing: Mixing) -> Topology:
+        topology = self._topologies.get((model, mixing))
         if topology is None:
-            topology = Topology(*self.ledger.pool(model, local_prefill), self.estimator)
-            self._topologies[model, local_prefill] = topology
+            topology = Topology(*self.ledger.pool(model, mixing), self.estimator)
+            self._topologies[model, mixing] = topology
             topology.update(())
         return topology
 

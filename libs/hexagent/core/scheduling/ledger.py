@@ -1,5 +1,7 @@
 """The scheduler's book of the cluster: who runs where, what is reserved, when each part is predicted to be free."""
 
+from enum import IntEnum
+
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.tables import StepTable
 from hexagent.core.ids import Ticket
@@ -11,6 +13,14 @@ from hexagent.core.scheduling.events import Phase
 from hexagent.core.scheduling.links import Receiver, Sender, Transfer
 from hexagent.core.units import scale_ppm
 from hexagent.core.workflow.model import SegmentRef
+
+
+class Mixing(IntEnum):
+    """Which instances do both phases of a call, without a hand-off, if their engine can."""
+
+    NONE = 0
+    DECODE = 1  # decode instances prefill what they will decode
+    PREFILL = 2  # prefill instances decode what they have prefilled; where nothing is cached they keep their role
 
 
 class Attempt:
@@ -161,14 +171,16 @@ class Ledger:
         instance.up = False
         instance.cache = None
 
-    def pool(self, model: str, local_prefill: bool = False) -> tuple[list[Instance], list[Instance]]:
-        """Usable (prefill, decode) instances of a model, in order of id.
-
-        With `local_prefill` decode instances that can prefill what they will decode are among the former as well.
-        """
+    def pool(self, model: str, mixing: Mixing = Mixing.NONE) -> tuple[list[Instance], list[Instance]]:
+        """Usable (prefill, decode) instances of a model, in order of id; prefill instances that decode come last."""
         usable = [i for i in self.instances.values() if i.usable and i.spec.model == model]
-        prefill = [i for i in usable if i.spec.role is not Role.DECODE or (local_prefill and i.profile.local_prefill)]
-        return prefill, [i for i in usable if i.spec.role in (Role.DECODE, Role.BOTH)]
+        append = mixing is Mixing.DECODE
+        prefill = [i for i in usable if i.spec.role is not Role.DECODE or (append and i.profile.local_prefill)]
+        decode = [i for i in usable if i.spec.role is not Role.PREFILL]
+        if mixing is Mixing.PREFILL:
+            keeps = [i for i in usable if i.spec.role is Role.PREFILL and i.profile.local_prefill]
+            decode += [i for i in keeps if i.cache is not None]
+        return prefill, decode
 
     def changes(self) -> list[Instance]:
         """Instances that hold more or less than the last time this was asked."""
@@ -303,9 +315,9 @@ class Ledger:
         instance.kept_tokens = tokens
         self._change(instance)
 
-    def could_hold(self, call: Call, local_prefill: bool) -> bool:
+    def could_hold(self, call: Call, mixing: Mixing) -> bool:
         """Whether a usable instance of each phase is large enough for the call, were it empty."""
-        prefill, decode = self.pool(call.model, local_prefill)
+        prefill, decode = self.pool(call.model, mixing)
         room = any(p.spec.kv_tokens >= call.prompt_tokens for p in prefill)
         return room and any(d.spec.kv_tokens >= d.kv_tokens_of(call) for d in decode)
 

@@ -15,11 +15,11 @@ def _paper(dispatch: str) -> tuple[str, ...]:
 
 
 POLICIES: Final = {  # compared by default, by world
-    "policy-only": (*_paper("predicted-finish"), "aggregated", "hexagent", CLAIRVOYANT),
+    "policy-only": (*_paper("predicted-finish"), "aggregated", "hexagent", "hexagent-plus", CLAIRVOYANT),
     "full": (
         *_paper("cache-aware"),
         *("prefix-affinity", "conversation-sticky", "aggregated"),
-        *("hexagent", "hexagent:cache-aware", CLAIRVOYANT),
+        *("hexagent", "hexagent:cache-aware", "hexagent-plus", CLAIRVOYANT),
     ),
 }
 

@@ -1,0 +1,63 @@
+"""Prefill instances that decode what they have prefilled."""
+
+from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.scheduling.effects import Dispatch
+from hexagent.core.scheduling.events import Phase
+from hexagent.core.workflow.events import NodesRevealed
+from hexagent.core.workflow.model import CallSpec, NodeKind, NodeSpec, SegmentRef
+from tests.sim.cases import CAP, MODEL, Desk, decodes, prefills
+
+
+def desk(specs: tuple[InstanceSpec, ...], cached: bool = True, profile: str = "trtllm-1.2.1") -> Desk:
+    return Desk(tuple(s._replace(prefix_cache=cached, profile=profile) for s in specs), "hexagent-plus")
+
+
+def say(desk: Desk, node: str, tokens: int = 100, output_tokens: int = 400) -> Dispatch:
+    """A call of a prompt of its own; where it was dispatched."""
+    ref = SegmentRef(node, tokens)
+    call = CallSpec(MODEL, (ref,), tokens, CAP, expected_output_tokens=output_tokens)
+    desk.tell(NodesRevealed("w", (NodeSpec(node, NodeKind.CALL, "", (), call=call),), desk.now_us))
+    return desk.dispatched[-1]
+
+
+def kept(dispatch: Dispatch) -> bool:
+    return dispatch.prefill_instance == dispatch.decode_instance
+
+
+def test_a_faster_prefill_instance_keeps_a_call_and_reserves_its_output() -> None:
+    d = desk(prefills("h200") + decodes("a100"))
+    d.start("w")
+    first = say(d, "a")
+    assert kept(first)
+    home = d.core.ledger.instances["p0"]
+    assert home.reserved_tokens == 100 + first.reserve_output_tokens
+    assert home.pinned_tokens == 0
+    d.run(first)
+    assert d.ledger_is_empty()
+
+
+def test_a_faster_decode_instance_gets_the_call() -> None:
+    d = desk(prefills("a100") + decodes("h200"))
+    d.start("w")
+    assert not kept(say(d, "a"))
+
+
+def test_prefill_avoids_the_instance_where_it_would_hold_up_others() -> None:
+    """The prompt is 40 times the other's, and nothing but what it holds up tells the prefill instances apart."""
+    d = desk(prefills("h200", "h200") + decodes("a100"))
+    d.start("w")
+    d.progress(say(d, "a").ticket, Phase.PREFILLED)
+    assert say(d, "b", tokens=4_000, output_tokens=2).prefill_instance == "p1"
+
+
+def test_roles_stay_where_nothing_is_cached_or_the_engine_cannot_do_both_phases() -> None:
+    for cached, profile in ((False, "trtllm-1.2.1"), (True, "push")):
+        d = desk(prefills("h200") + decodes("a100"), cached, profile)
+        d.start("w")
+        assert not kept(say(d, "a"))
+
+
+def test_a_prefill_instance_without_room_for_the_output_hands_over() -> None:
+    d = desk(tuple(s._replace(kv_blocks=10) for s in prefills("h200")) + decodes("a100"))
+    d.start("w")
+    assert not kept(say(d, "a"))
