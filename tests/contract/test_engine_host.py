@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
+from hexagent.core.instance.spec import Role
 from hexagent_services.worker_agent import engine_host
+from hexagent_services.worker_agent.engine.host_process import HostProcess
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
 from hexagent_services.worker_agent.engine_host.readers import CachedBlocks, Statistics, read_engine
+from tests.contract.engines import FAKES, WALL_CLOCK, eventually, spec
+from tests.fakes.byte_text import ByteText
 
 FOLDER = Path(engine_host.__file__).parent
 IMPORT_ALL = f"""
@@ -34,6 +39,38 @@ def test_it_imports_the_standard_library_only(python: str) -> None:
     # Isolated and without site packages: neither this project nor what it depends on can be found.
     done = subprocess.run([found, "-I", "-S", "-c", IMPORT_ALL], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def processes_of(log: Path) -> list[str]:
+    """Names of the running processes of the engine that writes to `log`."""
+    found: list[str] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if f"HEXAGENT_ENGINE_LOG={log}\0" in (entry / "environ").read_text():
+                    found.append((entry / "comm").read_text().strip())
+            except OSError:
+                continue
+    return sorted(found)
+
+
+async def test_an_engines_processes_end_with_it_and_before_another_takes_its_place(tmp_path: Path) -> None:
+    def engine() -> TrtllmEngine:
+        environ = {"PYTHONPATH": str(FAKES), "FAKE_TRTLLM": '{"worker": true}'}
+        host = HostProcess(sys.executable, environ, tmp_path / "engine.log")
+        options = TrtllmOptions("/models/none", max_seq_tokens=1000)
+        return TrtllmEngine(spec("d", Role.DECODE), host, ByteText(), WALL_CLOCK, 1, options)
+
+    left_behind, successor = engine(), engine()
+    await left_behind.start()
+    left_behind._link._reading.cancel()  # type: ignore[union-attr] # as if its agent had been killed
+    before = processes_of(tmp_path / "engine.log")
+    assert len(before) == 2
+    assert "sleep" in before
+    await successor.start()
+    await eventually(lambda: processes_of(tmp_path / "engine.log") == before)
+    await successor.close()
+    await eventually(lambda: processes_of(tmp_path / "engine.log") == [])
 
 
 def stored(event_id: int, *blocks: tuple[int, int], window: int = 4096) -> dict[str, object]:

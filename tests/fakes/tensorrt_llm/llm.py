@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import subprocess
 from collections.abc import AsyncIterator, Generator
 from datetime import timedelta
 from types import SimpleNamespace
@@ -108,6 +109,8 @@ class LLM:
         self._pulls: set[asyncio.Task[None]] = set()
         self._wakes = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+        if self.faults.worker:
+            subprocess.Popen(["sleep", "60"], start_new_session=True)
         LLM.instances.append(self)
 
     def now(self) -> float:

@@ -52,6 +52,7 @@ class Faults:
     refuse: int = 0  # that many next requests end with a RequestError
     crash: bool = False  # the engine breaks at its next step
     lose_events: bool = False  # some KV events are dropped
+    worker: bool = False  # there is a process beside the host that nobody would end
     exit_after: int = 0  # the process ends when that many requests have come; 0 = never
 
 

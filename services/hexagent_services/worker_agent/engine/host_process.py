@@ -13,6 +13,7 @@ from hexagent.core.errors import Unavailable
 from hexagent.runtime.tether import tethered
 from hexagent_services.worker_agent import engine_host
 
+_MARK: Final = "HEXAGENT_ENGINE_LOG"  # in the environment of an engine's processes: tells one engine's from others'
 _PROGRAM: Final = Path(engine_host.__file__).with_name("__main__.py")
 STOP_S: Final = 25.0  # wall time from the end of the connection to SIGKILL; the host has its own, shorter limit
 
@@ -41,12 +42,13 @@ class Host(Protocol):
 
 
 class HostProcess:
-    """In the Python that `tensorrt_llm` is installed in, as the leader of a process group of its own."""
+    """In the Python that has `tensorrt_llm`, in a session of its own. `log_path` is that of one instance only."""
 
     def __init__(self, python: str, environ: Mapping[str, str], log_path: Path) -> None:
         self._python = python
         self._environ = environ
         self._log_path = log_path
+        self._mark = str(log_path.absolute())
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -57,6 +59,7 @@ class HostProcess:
             if not connected.done():
                 connected.set_result(Connection(reader, writer))
 
+        self._kill_all()  # what an agent that was killed has left behind
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="hexagent-host-") as folder, self._log_path.open("ab") as log:
             socket = str(Path(folder) / "s")
@@ -83,7 +86,7 @@ class HostProcess:
     def _environment(self) -> dict[str, str]:
         """An inherited choice of transports was made for other programs, and `tcp` alone cannot reach GPU memory."""
         inherited = {name: value for name, value in os.environ.items() if name != "UCX_TLS"}
-        return {**inherited, **self._environ}
+        return {**inherited, **self._environ, _MARK: self._mark}
 
     async def stop(self) -> None:
         process = self._process
@@ -97,17 +100,20 @@ class HostProcess:
         except TimeoutError:
             pass
         finally:
-            _kill_group(process.pid)  # also where there is no time left to wait
+            self._kill_all()  # also where there is no time left to wait
         await process.wait()
 
     async def kill(self) -> None:
-        process = self._process
-        if process is not None:
-            _kill_group(process.pid)
-            await process.wait()
+        self._kill_all()
+        if self._process is not None:
+            await self._process.wait()
 
-
-def _kill_group(leader_pid: int) -> None:
-    """It outlives its leader where the engine's workers do."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader_pid, signal.SIGKILL)
+    def _kill_all(self) -> None:
+        """Engine workers outlive their host, and hold the GPU's memory, in whatever group and under whatever parent
+        they are; but they have its environment."""
+        wanted = f"{_MARK}={self._mark}".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):  # gone, or another user's
+                    if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                        os.kill(int(entry.name), signal.SIGKILL)

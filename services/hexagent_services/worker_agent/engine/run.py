@@ -76,5 +76,5 @@ class Run:
 
 
 def request_id(ticket: Ticket) -> int:
-    """An id that no other attempt of the cluster has, 63 bits: newer engines want one."""
-    return int.from_bytes(hashlib.sha256(repr(ticket).encode()).digest()[:8], "big") >> 1
+    """An id that no other attempt of the cluster has: newer engines want one, above those they count up themselves."""
+    return int.from_bytes(hashlib.sha256(repr(ticket).encode()).digest()[:8], "big") >> 2 | 1 << 62
