@@ -7,6 +7,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
+from hexagent.core.estimate.tables import Grid, StepTable, user_table
 from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.core.workflow.model import WorkflowSpec
 from hexagent.wire.segments import Segment, SegmentKind, SegmentRole
@@ -40,9 +41,8 @@ def _tuples(parts: tuple[Any, ...]) -> st.SearchStrategy[Any]:
 
 
 def _built(kind: Any, **overrides: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    fields = {
-        name: overrides[name] if name in overrides else values_of(hint) for name, hint in get_type_hints(kind).items()
-    }
+    hints = get_type_hints(kind, localns={"StepTable": StepTable})  # which `core.instance` names without importing it
+    fields = {name: overrides[name] if name in overrides else values_of(hint) for name, hint in hints.items()}
     return st.builds(kind, **fields)
 
 
@@ -64,6 +64,10 @@ _SPECIAL: dict[Any, st.SearchStrategy[Any]] = {
     bytes: st.binary(max_size=8),
 }
 _SPECIAL[Segment] = _segments()
+_GRID = Grid((1, 2), (0, 10), ((100, 110), (150, 190)))
+_SPECIAL[StepTable] = st.builds(
+    user_table, st.just(("h100", "llama-3.1-8b", 1, "bf16")), st.integers(1, INT32_MAX), st.just(_GRID), st.just(_GRID)
+)
 _SPECIAL[Logprob] = _built(Logprob, token_id=st.integers(0, 2**32 - 1), top=st.just(()))
 _SPECIAL[TokenDelta] = _built(TokenDelta, token_ids=TOKEN_IDS)
 _SPECIAL[DecisionRecord] = _built(DecisionRecord, key=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4).map(tuple))
