@@ -179,7 +179,7 @@ class EmulatedEngine:
     async def start(self) -> Capabilities:
         profile = PROFILES[self.spec.profile]
         reuse = profile.block_reuse and self.spec.prefix_cache
-        return Capabilities(reuse, profile.local_prefill, profile.pipelined_transfer, priority=True)
+        return Capabilities(reuse, profile.local_prefill, profile.pipelined_transfer)
 
     async def lost(self) -> str:
         """An emulated engine dies with its agent only."""

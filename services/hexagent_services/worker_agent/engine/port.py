@@ -38,7 +38,6 @@ class Capabilities(NamedTuple):
     block_reuse: bool
     local_prefill: bool
     pipelined_transfer: bool
-    priority: bool  # its own queue can be ordered; without, only the agent's queue is
 
 
 class Prefilled(NamedTuple):
@@ -135,7 +134,10 @@ class Engine(Protocol):
         ...
 
     async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
-        """Run the prompt; `started` is called when its first step begins. `EngineRefused`, `EngineAborted`."""
+        """Run the prompt. `EngineRefused`, `EngineAborted`.
+
+        Under push `started` is called when its first step begins.
+        """
         ...
 
     def send_kv(self, ticket: Ticket, to_instance: str, to_link: LinkSpec) -> AsyncIterator[KvPiece]:

@@ -93,8 +93,7 @@ class TrtllmEngine:
         found = said["capabilities"]
         log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, said["version"], found)
         self._guided = found.get("guided_decoding", False)
-        pipelined, priority = found["pipelined_transfer"], found["priority"]
-        return Capabilities(block_reuse=True, local_prefill=True, pipelined_transfer=pipelined, priority=priority)
+        return Capabilities(self.spec.prefix_cache, local_prefill=True, pipelined_transfer=found["pipelined_transfer"])
 
     async def lost(self) -> str:
         return await self._link.lost()

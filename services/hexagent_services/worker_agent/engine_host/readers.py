@@ -54,7 +54,6 @@ class Statistics:
         kv = iteration.get("kvCacheStats") or {}
         self._last = {
             "active": iteration.get("numActiveRequests", 0),
-            "queued": iteration.get("numQueuedRequests", 0),
             "used_blocks": kv.get("usedNumBlocks", 0),
             "max_blocks": kv.get("maxNumBlocks", 0),
         }
