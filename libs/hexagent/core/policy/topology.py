@@ -52,7 +52,7 @@ class Topology:
         self.kinds = list(kinds.values())
         places = {kind: place for place, kind in enumerate(kinds)}
         self.kind_of = ints(places[p.spec.gpu_type, p.spec.tp, p.spec.precision] for p in prefill)
-        self.kv_bytes_per_token = self.kinds[0].kv_bytes_per_token if prefill else 0
+        self.kv_bytes = ints(estimator.table(p.spec).kv_bytes_per_token for p in prefill)  # a token
         self.floor_us = ints(estimator.table(p.spec).prefill_us(1) for p in prefill)
         self.caches = any(p.cache is not None for p in prefill)
         self.step_tokens = ints(p.spec.max_step_tokens for p in prefill)
@@ -108,20 +108,22 @@ class Topology:
 
     def transfer_us(self, prompt_tokens: IntArray) -> IntArray:
         """Time of each transfer between free ends: (P, D, calls), or (calls,) by the median link if `uniform`."""
-        kv_bytes = prompt_tokens * self.kv_bytes_per_token
         if self.uniform:
-            return kv_bytes * US_PER_S // self._usual.bytes_per_s + self._usual.setup_us
+            usual_us: IntArray = prompt_tokens * self.kv_bytes[0] * US_PER_S // self._usual.bytes_per_s
+            return usual_us + self._usual.setup_us
+        kv_bytes = prompt_tokens * self.kv_bytes[:, None, None]
         moved_us = kv_bytes * US_PER_S // self.rate[:, :, None] + self.setup_us[:, :, None]
         return np.where(self.local[:, :, None], 0, moved_us)
 
     def pair_us(self, i: IntArray, prompt_tokens: int) -> IntArray:
         """Time of one transfer from each of the prefill instances `i` to each decode instance if `uniform`."""
-        moved_us: IntArray = prompt_tokens * self.kv_bytes_per_token * US_PER_S // self.rate[i] + self.setup_us[i]
+        moving_us = prompt_tokens * self.kv_bytes[i, None] * US_PER_S // self.rate[i]
+        moved_us: IntArray = moving_us + self.setup_us[i]
         return moved_us
 
     def move_us(self, i: int, j: int, prompt_tokens: int) -> int:
         """Time of one transfer, 0 where none is needed."""
         if self.local[i, j]:
             return 0
-        moving_us = prompt_tokens * self.kv_bytes_per_token * US_PER_S // int(self.rate[i, j])
+        moving_us = prompt_tokens * int(self.kv_bytes[i]) * US_PER_S // int(self.rate[i, j])
         return moving_us + int(self.setup_us[i, j])
