@@ -18,7 +18,7 @@ from hexagent.sim.workloads.model import ScriptedWorkflow, Workload
 from hexagent.sim.workloads.options import Options
 from hexagent.sim.workloads.statistics import summary as workload_summary
 
-POLICIES: Final = ("fcfs", "workflow-fcfs", "hexagent")
+POLICIES: Final = ("fcfs", "hexagent", "hexagent-plus")
 BASELINE: Final = "fcfs"
 OURS: Final = "hexagent"
 

@@ -173,7 +173,7 @@ def run(
 def demo(
     policies: Annotated[
         str, typer.Option("--policies", help="To compare, in this order.")
-    ] = "fcfs,workflow-fcfs,hexagent",
+    ] = "fcfs,hexagent,hexagent-plus",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the workload and the engines.")] = 1,
     quick: Annotated[
         bool, typer.Option("--quick", help="A third of the workload: shows the way, not the gain.")
