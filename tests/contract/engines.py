@@ -67,7 +67,7 @@ def trtllm(instance: InstanceSpec) -> TrtllmEngine:
     """TensorRT-LLM in its host, which finds the fake one."""
     environ = {"PYTHONPATH": str(FAKES)}
     host = HostProcess(sys.executable, environ, LOGS / f"{instance.instance_id}.log")
-    options = TrtllmOptions("/models/none", max_seq_tokens=64_000, transfer_timeout_s=0.3, grace_s=0.05)
+    options = TrtllmOptions("/models/none", max_seq_tokens=64_000, transfer_timeout_s=1.5, grace_s=0.1)
     kv_bytes = load_table("h100", MODEL, 1).kv_bytes_per_token
     return TrtllmEngine(instance, host, ByteText(), WALL_CLOCK, kv_bytes, options)
 
