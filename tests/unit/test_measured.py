@@ -97,6 +97,8 @@ def test_more_work_never_takes_less_time_within_or_beyond_the_measurements(times
         (9, ",8192,", ",-1,", "context", "BAD_MEASUREMENT"),
         (2, ",64,0,", ",0,0,", "new_tokens", "BAD_MEASUREMENT"),
         (2, ",64,0,", ",6.5,0,", "new_tokens", "BAD_MEASUREMENT"),
+        (2, ",64,0,", f",{'9' * 5_000},0,", "new_tokens", "BAD_MEASUREMENT"),
+        (2, ",64,0,", f",{'9' * 200_000},0,", "time_us", "BAD_MEASUREMENT"),  # longer than a field of CSV may be
         (4, "h100", "v100", "gpu", "UNKNOWN_GPU"),
         (4, "llama-3.1-70b", "gpt-2", "model", "UNKNOWN_MODEL"),
         (4, "bf16", "int3", "precision", "UNKNOWN_PRECISION"),

@@ -18,7 +18,7 @@ def read_measured(path: Path) -> tuple[StepTable, ...]:
         if path.stat().st_size > BYTES_MAX:
             text = f"{path} has more than {BYTES_MAX} bytes"
             raise InvalidArgument(text, reason="TABLE_FILE_TOO_LARGE", field="tables")
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets mark the encoding
             return tables_from_csv(file, str(path))
     except (OSError, UnicodeDecodeError) as error:
         text = f"cannot read the measurements {path}: {error}"

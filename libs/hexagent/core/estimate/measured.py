@@ -55,9 +55,16 @@ def tables_from_csv(lines: Iterable[str], source: str) -> tuple[StepTable, ...]:
     range, a combination left out, a time that falls by more than FALL), UNKNOWN_GPU, UNKNOWN_MODEL, or another reason
     of `load_table`.
     """
+    reader = csv.DictReader(lines)
+    try:
+        return _tables(reader, source)
+    except csv.Error as error:
+        raise _error(source, reader.reader.line_num, "time_us", f"not CSV: {error}") from None
+
+
+def _tables(reader: "csv.DictReader[str]", source: str) -> tuple[StepTable, ...]:
     engines: dict[Engine, dict[str, Points]] = {}
     first_rows: dict[Engine, int] = {}
-    reader = csv.DictReader(lines)
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise _error(source, 1, missing[0], f"no such column; needed: {', '.join(COLUMNS)}")
     for count, row in enumerate(reader):
@@ -91,8 +98,8 @@ def csv_lines(tables: Iterable[StepTable]) -> Iterator[str]:
 def _parsed(row: Mapping[str, str | None], source: str, number: int) -> tuple[Engine, str, tuple[int, int], int]:
     def whole(name: str) -> int:
         text = (row[name] or "").strip()
-        if not (text.isascii() and text.isdecimal() and LEAST[name] <= int(text) <= TOKENS_MAX):
-            raise _error(source, number, name, f"{text!r} is not a whole number of {LEAST[name]} to {TOKENS_MAX}")
+        if not (text.isascii() and text.isdecimal() and len(text) < 12 and LEAST[name] <= int(text) <= TOKENS_MAX):
+            raise _error(source, number, name, f"{text[:20]!r} is not a whole number of {LEAST[name]} to {TOKENS_MAX}")
         return int(text)
 
     phase = (row["phase"] or "").strip()
@@ -115,7 +122,7 @@ def _time_us(row: Mapping[str, str | None], source: str, number: int) -> int:
     except ValueError:
         time_us = math.nan
     if not 1 <= time_us <= TIME_US_MAX:  # NaN is within no bounds
-        raise _error(source, number, "time_us", f"{text!r} is not a time of 1 to {TIME_US_MAX} us")
+        raise _error(source, number, "time_us", f"{text[:20]!r} is not a time of 1 to {TIME_US_MAX} us")
     return round(time_us)
 
 
