@@ -9,6 +9,7 @@ from hexagent.cli.bench.decisions import DecisionOptions, cases, decision_rows, 
 from hexagent.cli.bench.held_queue import HeldQueue
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.instance.spec import Role
+from hexagent.core.policy.registry import known
 from hexagent.core.scheduling.effects import Effect, Record
 from hexagent.core.scheduling.events import SchedulerEvent
 
@@ -23,6 +24,11 @@ def test_a_row_a_case_and_a_picture_of_them(tmp_path: Path) -> None:
         assert 0 < float(str(row["p50_ms"])) <= float(str(row["p99_ms"]))
     draw(rows, tmp_path / "decisions.png")
     assert (tmp_path / "decisions.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("policy", known())
+def test_every_live_policy_can_be_timed(policy: str) -> None:
+    assert len(HeldQueue(sized(10), policy, items(1)[:100], 12).decide(5)) == 5
 
 
 def test_a_case_has_neither_far_too_few_nor_far_too_many_calls() -> None:

@@ -1,5 +1,6 @@
 """A scheduler whose queue is held at one length: what starts is replaced, and what runs goes as was predicted."""
 
+from collections import Counter
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from time import process_time_ns
@@ -21,6 +22,7 @@ from hexagent.core.workflow.model import (
     WorkflowSpec,
     WorkflowStatus,
 )
+from hexagent.sim.clusters import aggregated
 from hexagent.sim.workloads.model import WorkItem
 
 WORKFLOW_CALLS: Final = 8  # of each workflow, which depend on nothing
@@ -30,6 +32,8 @@ class HeldQueue:
     """Calls have the sizes of `items`, over and over; output lengths are hinted, not learned."""
 
     def __init__(self, cluster: ClusterSpec, policy: str, items: Sequence[WorkItem], ready_calls: int) -> None:
+        if policy.partition(":")[0] == "aggregated":
+            cluster = aggregated(cluster)
         self.core = SchedulerCore(cluster, policy)
         self._items, self._model, self._ready_calls = items, cluster.models[0], ready_calls
         self._now_us = 0
@@ -38,8 +42,9 @@ class HeldQueue:
         self._due: list[tuple[int, int, Phase, Ticket]] = []  # heap; the second keeps equal times in order of dispatch
         self._dispatched = 0
         self._prefill_of: dict[Ticket, str] = {}  # of calls in prefill
-        self._prefilling = {spec.instance_id: 0 for spec in cluster.instances if spec.role is not Role.DECODE}
-        self._idle = len(self._prefilling)  # prefill instances without a call
+        self._prefilling = Counter[str]()  # calls by instance
+        self._idle = {spec.instance_id for spec in cluster.instances if spec.role is not Role.DECODE}
+        self._prefills = frozenset(self._idle)  # those that may be in it
         self._times_ns: list[int] = []
         for spec in cluster.instances:
             self._handle(InstanceUp(spec, (), 0))
@@ -57,7 +62,8 @@ class HeldQueue:
             if phase is Phase.PREFILLED:
                 instance_id = self._prefill_of.pop(ticket)
                 self._prefilling[instance_id] -= 1
-                self._idle += not self._prefilling[instance_id]
+                if not self._prefilling[instance_id] and instance_id in self._prefills:
+                    self._idle.add(instance_id)
             self._handle(CallProgress(ticket, phase, "", self._now_us), phase is Phase.PREFILLED)
             if phase is Phase.ENDED:
                 self._end(ticket)
@@ -66,7 +72,7 @@ class HeldQueue:
 
     def _handle(self, event: SchedulerEvent, may_start: bool = False) -> bool:
         """Whether anything was dispatched; `may_start` where the event asks for a plan, the queue at its length."""
-        decides = may_start and self._idle > 0
+        decides = may_start and bool(self._idle)
         began_ns = process_time_ns()
         effects = self.core.handle(event, self._now_us)
         if decides:
@@ -80,7 +86,7 @@ class HeldQueue:
         """A call started: its phases end as they are predicted to."""
         ticket, chosen = record.ticket, record.chosen
         self._prefill_of[ticket] = chosen.prefill_instance
-        self._idle -= not self._prefilling[chosen.prefill_instance]
+        self._idle.discard(chosen.prefill_instance)
         self._prefilling[chosen.prefill_instance] += 1
         self._dispatched += 1
         for phase, at_us in (
