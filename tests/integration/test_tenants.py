@@ -7,9 +7,13 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from hexagent.cli.stack import TRACKER, LocalStack, StackOptions
+from hexagent.cli.explain import show_explanation
+from hexagent.cli.stack import SCHEDULER, TRACKER, LocalStack, StackOptions
 from hexagent.client import CallResult, Client
+from hexagent.client.explain import explain_call
 from hexagent.core.errors import DeadlineExceeded, HexagentError, ResourceExhausted
+from hexagent.core.ids import CallId
+from hexagent.core.scheduling.record import DecisionKind
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -53,14 +57,16 @@ CALLS: Final = 8
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalStack]:
     folder = tmp_path_factory.mktemp("tenants")
     (folder / "cluster.toml").write_text(CLUSTER, encoding="utf-8")
-    options = StackOptions(str(folder / "cluster.toml"), data_dir=folder / "data")
-    async with (
-        LocalStack(options, print) as stack,
-        Client(stack.addresses[TRACKER], model="llama-3.1-70b", max_tokens=8) as client,
-    ):
+    async with LocalStack(StackOptions(str(folder / "cluster.toml"), data_dir=folder / "data"), print) as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(stack: LocalStack) -> AsyncIterator[Client]:
+    async with Client(stack.addresses[TRACKER], model="llama-3.1-70b", max_tokens=8) as client:
         yield client
 
 
@@ -107,8 +113,16 @@ async def test_what_is_beyond_a_limit_is_refused_with_a_time_to_come_back(client
     assert 0 < int(error.details["retry_after_us"]) <= 86_400_000_000
 
 
-async def test_a_deadline_that_cannot_be_met_is_refused(client: Client) -> None:
-    (error,) = await refused(client, "narrow", budget_s=0.2)
-    assert isinstance(error, DeadlineExceeded)
-    assert error.reason == "DEADLINE_INFEASIBLE"
+async def test_a_deadline_that_cannot_be_met_is_refused_and_explained(
+    stack: LocalStack, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with client.workflow("fan", tenant="narrow", workflow_id="late", budget_s=0.2) as workflow:
+        with pytest.raises(DeadlineExceeded) as refused_call:
+            await workflow.call(PROMPT, node_id="n")
+    assert refused_call.value.reason == "DEADLINE_INFEASIBLE"
+    explanation = await explain_call(CallId("late", "n"), stack.addresses[TRACKER], stack.addresses[SCHEDULER])
+    (record,) = explanation.records
+    assert (record.kind, record.reason) == (DecisionKind.REFUSE, "DEADLINE_INFEASIBLE")
+    show_explanation(explanation)
+    assert "refused by fcfs (attempt 1): DEADLINE_INFEASIBLE" in capsys.readouterr().out
     assert not await refused(client, "narrow", budget_s=600.0)

@@ -79,7 +79,7 @@ def show_explanation(explanation: CallExplanation) -> None:
         out.print("The scheduler has no record of a decision about it.")
     for record in explanation.records:
         _show_record(out, record)
-    if explanation.records:
+    if explanation.records and explanation.records[-1].kind is not DecisionKind.REFUSE:
         _show_prediction(out, explanation.records[-1], explanation.outcome)
     if explanation.outcome is not None:
         _show_outcome(out, explanation.outcome)
@@ -90,6 +90,8 @@ def _show_record(out: Console, record: DecisionRecord) -> None:
     revision = record.snapshot_revision
     estimates = f"estimates of revision {revision}" if revision else "no fresh snapshot, so tables alone"
     place = f"place {record.position} of {record.waiting} waiting" if record.position else "at once"
+    if record.kind is DecisionKind.REFUSE:
+        place = f"{record.waiting} waiting"
     where = f"prefill on {chosen.prefill_instance or '-'}, decode on {chosen.decode_instance or '-'}"
     out.print(
         f"\n{_at(record.at_us)} [bold]{_KINDS[record.kind]}[/bold] by {record.policy}"

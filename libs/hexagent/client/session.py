@@ -81,7 +81,8 @@ class Client:
         total calls) as far as known. `model` and `max_tokens` replace the client's defaults.
 
         Entering raises `InvalidArgument`, `NotFound` (UNKNOWN_TENANT), `AlreadyExists` (WORKFLOW_EXISTS),
-        `DeadlineExceeded` (DEADLINE_PASSED), `ResourceExhausted` (TOO_MANY_WORKFLOWS) or `Unavailable`.
+        `DeadlineExceeded` (DEADLINE_PASSED), `ResourceExhausted` (TOO_MANY_WORKFLOWS,
+        TOO_MANY_TENANT_WORKFLOWS) or `Unavailable`.
         """
         spec = workflow_pb2.WorkflowSpec(
             workflow_id=workflow_id,
