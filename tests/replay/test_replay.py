@@ -45,6 +45,20 @@ def test_replay_is_bit_identical(journal: Path) -> None:
     assert result.shadowed == ()
 
 
+def test_calls_that_prefill_instances_keep_are_replayed_too(tmp_path: Path) -> None:
+    path = tmp_path / "kept.journal"
+    cluster = named_cluster("mixed-3", prefix_cache=True)._replace(seed=5)
+    writer = JournalWriter(path, JournalHeader("hexagent-plus", cluster, __version__), 1 << 30)
+    workload = generate("bfcl", Options(workflows=30, rate_per_s=10, seed=5))
+    World(cluster, workload, "hexagent-plus", seed=5, journal=writer.append).run()
+    writer.flush()
+    entries = list(read_journal(path))
+    records = [e.event for e in entries if isinstance(e.event, DecisionRecord)]
+    kept = [r for r in records if r.chosen.prefill_instance == r.chosen.decode_instance]
+    assert 0 < len(kept) < len(records)
+    assert replayed(entries).differences == ()
+
+
 def test_other_policies_and_weights_show_where_they_differ(journal: Path) -> None:
     entries = list(read_journal(journal))[:20_000]
     unbatched = DEFAULT._replace(batch_us_max=0)
