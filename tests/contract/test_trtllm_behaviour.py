@@ -170,6 +170,44 @@ def test_a_wedged_engine_is_ended_once_an_abort_has_no_effect() -> None:
     play(scene)
 
 
+def test_a_wedged_engine_is_ended_though_nobody_aborts_anything() -> None:
+    async def scene(source: Side, target: Side) -> None:
+        watched = await started("d", LIBRARY, options=OPTIONS._replace(stall_s=1.0))
+        request = request_of("a", output_tokens=300, max_tokens=400)
+        running = asyncio.create_task(_all(watched, request))
+        await asyncio.sleep(0.1)
+        watched.llm.faults.wedged = True
+        began_s = asyncio.get_running_loop().time()
+        assert await refused(running) == "ENGINE_LOST"
+        assert 0.9 <= asyncio.get_running_loop().time() - began_s <= 1.2
+        assert await watched.engine.lost() == "no progress within 1 s on 1 requests"
+        await watched.engine.start()
+        assert finished(await _all(watched, request)).output_tokens == 300
+        await watched.engine.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_an_engine_that_is_only_slow_is_left_alone(statistics: bool) -> None:
+    """Steps of a second with an output that nobody reads as it comes, and a pull that takes longer than a stall may."""
+    arguments = {"enable_iter_perf_stats": statistics}
+    options = OPTIONS._replace(stall_s=3.0, transfer_timeout_s=20.0, arguments=arguments)
+
+    async def run() -> None:
+        source, target = [await started(name, LIBRARY, options=options) for name in ("p", "d")]
+        target.llm.faults.step_s = 1.0
+        target.llm.faults.pull_s = 10.0
+        request = request_of("a", output_tokens=8)
+        events = await decode(source, target, request, await source.engine.prefill(request))
+        assert finished(events).output_tokens == 8
+        assert (source.host.starts, target.host.starts) == (1, 1)
+        for side in (source, target):
+            await side.engine.close()
+
+    run_virtually(run())
+
+
 def test_a_broken_engine_refuses_everything_on_it_at_once() -> None:
     async def scene(source: Side, target: Side) -> None:
         target.llm.faults.crash = True

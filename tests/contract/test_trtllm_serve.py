@@ -45,10 +45,12 @@ OPTIONS = TrtllmOptions("/models/none", max_seq_tokens=64_000, transfer_timeout_
 async def make() -> AsyncIterator[Make]:
     engines: list[TrtllmEngine] = []
 
-    async def made(role: Role, launcher: InThisProcess | None = None, **more: Any) -> TrtllmEngine:
+    async def made(
+        role: Role, launcher: InThisProcess | None = None, options: TrtllmOptions = OPTIONS, **more: Any
+    ) -> TrtllmEngine:
         server = ServeHost(launcher or InThisProcess(), **more)
         kv_bytes = load_table("h100", MODEL, 1).kv_bytes_per_token
-        engine = TrtllmEngine(spec(role.name.lower(), role), server, ByteText(), WALL_CLOCK, kv_bytes, OPTIONS)
+        engine = TrtllmEngine(spec(role.name.lower(), role), server, ByteText(), WALL_CLOCK, kv_bytes, options)
         engines.append(engine)
         await engine.start()
         return engine
@@ -131,16 +133,16 @@ async def test_hand_offs_between_a_host_and_a_server(make: Make) -> None:
 
 
 async def test_a_server_that_hangs_is_lost_whatever_health_says(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "LOOK_S", 0.02)
-    monkeypatch.setattr(host, "HEALTH_EVERY", 2)
+    monkeypatch.setattr(host, "HEALTH_S", 0.04)
     server = Launched()
-    engine = await make(Role.BOTH, server, stall_s=0.2)
+    engine = await make(Role.BOTH, server, options=OPTIONS._replace(stall_s=0.4))
     await server.fault(step_s=0.1)  # slow is not hung
-    assert isinstance([event async for event in engine.local(request_of("a", output_tokens=5))][-1], Finished)
+    slow = engine.local(request_of("a", output_tokens=8, stream="yes"))
+    assert isinstance([event async for event in slow][-1], Finished)
     await server.fault(wedged=True)
     with pytest.raises(EngineRefused, match="ENGINE_LOST"):
         await anext(aiter(engine.local(request_of("b"))))
-    assert "ended" in await engine.lost()
+    assert await engine.lost() == "no progress within 0.4 s on 1 requests"
 
 
 async def test_a_server_that_ends_is_lost_at_once(make: Make) -> None:

@@ -17,7 +17,7 @@ from hexagent.runtime.clock import Clock
 from hexagent_services.worker_agent.engine.host_process import Host, HostProcess
 from hexagent_services.worker_agent.engine.model_text import EngineText
 from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
-from hexagent_services.worker_agent.engine.trtllm_serve.host import STALL_S, ServeHost
+from hexagent_services.worker_agent.engine.trtllm_serve.host import ServeHost
 from hexagent_services.worker_agent.engine.trtllm_serve.process import ServeProcess
 
 
@@ -32,6 +32,7 @@ class EngineTable(BaseModel):
     transceiver: Literal["UCX", "NIXL", "MOONCAKE"] = "UCX"
     transfer_timeout_s: float = Field(default=60.0, gt=0, le=3600)
     load_timeout_s: float = Field(default=1800.0, gt=0, le=86400)
+    stall_s: float = Field(default=60.0, ge=5, le=3600)  # without progress on its work it counts as hung
     arguments: dict[str, Any] = {}  # of the `LLM` constructor, or keys of the server's configuration; they win
     environ: dict[str, str] = {}  # such as CUDA_VISIBLE_DEVICES
     python: str = sys.executable  # trtllm: the Python that `tensorrt_llm` is installed in
@@ -39,7 +40,6 @@ class EngineTable(BaseModel):
     url: str = Field(default="", pattern=r"^(https?://.+)?$")  # trtllm-serve: one that somebody else has started
     auth_key_file: Path | None = None  # trtllm-serve: holds the key that hand-offs are signed with
     guided_decoding: bool = False  # trtllm-serve at a `url`: it was started with a `guided_decoding_backend`
-    stall_s: float = Field(default=STALL_S, gt=0, le=3600)  # trtllm-serve: without progress it counts as hung
 
 
 def read_engines_file(path: Path, instances: tuple[InstanceSpec, ...]) -> dict[str, EngineTable]:
@@ -82,6 +82,7 @@ def real_engine(
         transceiver=table.transceiver,
         transfer_timeout_s=table.transfer_timeout_s,
         load_timeout_s=table.load_timeout_s,
+        stall_s=table.stall_s,
         arguments=table.arguments,
     )
     kv_bytes_per_token = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision).kv_bytes_per_token
@@ -94,9 +95,9 @@ def _host(spec: InstanceSpec, table: EngineTable, folder: Path) -> Host:
         return HostProcess(_program(spec, table.python), table.environ, folder / "engine.log")
     key = table.auth_key_file.read_text(encoding="utf-8").strip() if table.auth_key_file is not None else ""
     if table.url:
-        return ServeHost(table.url, key, table.stall_s, guided=table.guided_decoding)
+        return ServeHost(table.url, key, guided=table.guided_decoding)
     command = (_program(spec, table.command[0]), *table.command[1:])
-    return ServeHost(ServeProcess(command, table.environ, folder), key, table.stall_s)
+    return ServeHost(ServeProcess(command, table.environ, folder), key)
 
 
 def _program(spec: InstanceSpec, name: str) -> str:

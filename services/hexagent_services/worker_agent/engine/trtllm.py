@@ -5,12 +5,13 @@ KV is pulled by the decode side's engine, through its own transceiver. What is k
 - It takes blocks for the prompt and the longest output before it pulls (GUARANTEED_NO_EVICT); so does the ledger.
 - A prefilled prompt holds its blocks until it is pulled, or until the transfer timeout; nobody can free them sooner.
 - An abort while KV is on its way leaks; the host makes it wait for the first token. A request that does not end long
-  after its abort, or blocks that nobody holds, mean a broken engine: everything on it is refused, and it starts again.
+  after its abort, blocks that nobody holds, or work that does not move mean a broken engine: everything on it is
+  refused, and it starts again.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from hexagent.core.ids import Ticket
@@ -40,6 +41,7 @@ from hexagent_services.worker_agent.engine.port import (
 from hexagent_services.worker_agent.engine.run import Kind, Phase, Run, request_id
 from hexagent_services.worker_agent.engine.sampling import response_format_of, retention_of, sampling_arguments
 from hexagent_services.worker_agent.engine.text import Decoder, Text
+from hexagent_services.worker_agent.engine.watchdog import Watchdog
 from hexagent_services.worker_agent.engine_host.frames import Frame
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ log = logging.getLogger(__name__)
 RELEASE_S: Final = 5.0  # wall time for telling the holder that its KV has been pulled
 _FINISH: Final = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "not_finished": FinishReason.NONE}
 _IN_ENGINE: Final = (Phase.COMPUTING, Phase.PULLING, Phase.DECODING)
+_MOVES: Final = (Phase.COMPUTING, Phase.DECODING)  # whatever others do; a pull has its own timeout
 _ROLES: Final = {1: "prefill", 2: "decode", 3: "both"}
 
 
@@ -58,6 +61,7 @@ class TrtllmOptions(NamedTuple):
     transceiver: str = "UCX"
     transfer_timeout_s: float = 60.0  # after which either side gives a hand-off up
     load_timeout_s: float = 1800.0
+    stall_s: float = 60.0  # wall time without progress while there is work, after which it counts as hung
     grace_s: float = 5.0  # that the engine may take longer than its own timeout says
     arguments: Mapping[str, Any] = {}  # of the `LLM` constructor; they win
 
@@ -86,6 +90,7 @@ class TrtllmEngine:
         self._numbers = 0
         self._observed = Observed(spec)
         self._guided = False  # the engine can hold outputs to a form
+        self._watchdog = Watchdog(options.stall_s, lambda: self._count(_MOVES), self._link.give_up)
 
     # --- the engine's life ------------------------------------------------------------------------------------
     async def start(self) -> Capabilities:
@@ -93,6 +98,7 @@ class TrtllmEngine:
         found = said["capabilities"]
         log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, said["version"], found)
         self._guided = found.get("guided_decoding", False)
+        self._watchdog.start()
         return Capabilities(self.spec.prefix_cache, local_prefill=True, pipelined_transfer=found["pipelined_transfer"])
 
     async def lost(self) -> str:
@@ -122,6 +128,7 @@ class TrtllmEngine:
 
     def _forget_all(self) -> None:
         """The engine is gone, and with it everything on it."""
+        self._watchdog.stop()
         for run in self._by_number.values():
             run.tell(EngineRefused("ENGINE_LOST"))
         self._runs.clear()
@@ -337,6 +344,7 @@ class TrtllmEngine:
 
     # --- what the engine says ---------------------------------------------------------------------------------
     def _hear(self, frame: Frame) -> None:
+        self._watchdog.progressed()
         if frame.body["event"] == "stats":
             self._on_stats(frame.body)
         elif (run := self._by_number.get(frame.body["id"])) is not None:
@@ -395,11 +403,15 @@ class TrtllmEngine:
 
     def _on_stats(self, stats: Mapping[str, Any]) -> None:
         self._observed.take_stats(stats, self._by_number.values(), self._clock.now_us())
-        held = sum(run.phase in _IN_ENGINE for run in self._by_number.values())
-        if stats["active"] <= held:  # else it is older than the end of a request, whose blocks it still shows
+        if stats["active"] <= self._count(
+            _IN_ENGINE
+        ):  # else it is older than the end of a request, whose blocks it still shows
             self._admission.observe(stats["used_blocks"], stats["max_blocks"])
         if self._admission.leaked_blocks * 2 > self.spec.kv_blocks:
             self._link.give_up(f"{self._admission.leaked_blocks} KV blocks leaked")
+
+    def _count(self, phases: Collection[Phase]) -> int:
+        return sum(run.phase in phases for run in self._by_number.values())
 
     def load(self) -> InstanceLoad:
         admission = self._admission

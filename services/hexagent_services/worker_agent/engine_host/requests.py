@@ -8,6 +8,7 @@ from .arguments import retention_config, state_from_json, state_to_json
 from .library import Library
 
 PIECE_S = 0.02  # wall time between two pieces of a streamed output
+QUIET_PIECE_S = 1.0  # of one that nobody reads as it comes: the agent sees that it moves
 
 Send = Callable[..., None]  # (body, ids)
 
@@ -96,7 +97,7 @@ class Requests:
             sent = len(params.first_gen_tokens or ())  # the engine repeats what prefill has generated
             request.takes_kv = True
         result = self._submit(request, params, streaming=True)
-        loop = asyncio.get_running_loop()
+        loop, piece_s = asyncio.get_running_loop(), PIECE_S if order["stream"] else QUIET_PIECE_S
         piece_due_s: float | None = None
         ids: list[int] = []
         async for progress in result:
@@ -107,12 +108,12 @@ class Requests:
                     continue  # cancelled before there was anything
                 self._came(request, result, ids[sent:1])
                 sent = max(1, sent)
-            elif order["stream"] and now_s >= piece_due_s and len(ids) > sent:
+            elif now_s >= piece_due_s and len(ids) > sent:
                 self._send({"event": "tokens", "id": request.id}, ids[sent:])
                 sent = len(ids)
             else:
                 continue
-            piece_due_s = now_s + PIECE_S
+            piece_due_s = now_s + piece_s
         output = result.outputs[0]
         ended = {"event": "ended", "id": request.id, "finish": output.finish_reason or "cancelled"}
         ended["timing"] = timing_of(output)

@@ -16,8 +16,8 @@ from hexagent_services.worker_agent.engine.trtllm_serve.api import (
     state_of,
 )
 from hexagent_services.worker_agent.engine.trtllm_serve.readers import PerfMetrics
+from hexagent_services.worker_agent.engine_host.requests import PIECE_S, QUIET_PIECE_S
 
-PIECE_S: Final = 0.02  # wall time between two pieces of a streamed output
 # From the end of a connection until the engine has let go: the server looks once a second.
 CANCEL_S: Final = 1.5
 
@@ -57,7 +57,7 @@ class _Order:
 
 
 class Completions:
-    """All requests to one server. `progress_s` is when the last of them advanced, on the loop's clock."""
+    """All requests to one server."""
 
     def __init__(self, server: Server, metrics: PerfMetrics, send: Send) -> None:
         self._server = server
@@ -66,24 +66,13 @@ class Completions:
         self._orders: dict[int, _Order] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.began = asyncio.Event()  # some request has reached the server: it has statistics to read
-        self.progress_s = 0.0
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    @property
-    def running(self) -> int:
-        return len(self._tasks)
 
     def start(self, body: dict[str, Any], ids: Sequence[int]) -> None:
         order = _Order(body, ids)
-        if not self._tasks:
-            self.advanced()
         self.began.set()
         self._orders[order.number] = order
         self._tasks[order.number] = asyncio.create_task(self._guard(order))
-
-    def advanced(self) -> None:
-        """The engine does something."""
-        self.progress_s = asyncio.get_running_loop().time()
 
     def abort(self, number: int) -> None:
         """Stop a request by leaving it, where that frees what it holds at once.
@@ -128,7 +117,6 @@ class Completions:
         if "disagg_request_id" in self._server.state_fields:
             params["disagg_request_id"] = order.body["request_id"]
         answer = await self._server.api.whole({**self._body(order), "stream": False, "disaggregated_params": params})
-        self.advanced()
         state = dict(answer.state or {})
         body = {
             "event": "prefilled",
@@ -166,21 +154,20 @@ class Completions:
         self, order: _Order, chunks: AsyncIterator[Chunk], repeated: int
     ) -> AsyncIterator[tuple[list[int], Chunk]]:
         """What is generated behind the first token, in pieces that somebody may wait for, and the last one."""
-        loop = asyncio.get_running_loop()
+        loop, piece_s = asyncio.get_running_loop(), PIECE_S if order.body["stream"] else QUIET_PIECE_S
         held: list[int] = []
         due_s: float | None = None
         async for chunk in chunks:
-            self.advanced()
             held += chunk.ids
             if due_s is None:
                 if not held and not chunk.finish:
                     continue
                 self._came(order, held[repeated:1], chunk)
                 held = held[max(1, repeated) :]
-                due_s = loop.time() + PIECE_S
-            if chunk.finish or (held and order.body["stream"] and loop.time() >= due_s):
+                due_s = loop.time() + piece_s
+            if chunk.finish or (held and loop.time() >= due_s):
                 yield held, chunk
-                held, due_s = [], loop.time() + PIECE_S
+                held, due_s = [], loop.time() + piece_s
 
     def _came(self, order: _Order, ids: Sequence[int], chunk: Chunk) -> None:
         """The first answer: the KV is here, whatever it was made by."""

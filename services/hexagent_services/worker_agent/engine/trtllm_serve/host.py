@@ -18,9 +18,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-STALL_S: Final = 60.0  # wall time without any progress while there is work, after which the engine counts as hung
-LOOK_S: Final = 1.0  # wall time between two looks
-HEALTH_EVERY: Final = 5  # looks
+LOOK_S: Final = 1.0  # wall time between two looks while it loads
+HEALTH_S: Final = 5.0  # between two once it has
 
 
 class Launcher(Protocol):
@@ -49,12 +48,9 @@ class ServeHost:
     `auth_key` signs hand-offs, "" = they need not be. `guided` says that it has a backend for guided decoding.
     """
 
-    def __init__(
-        self, server: str | Launcher, auth_key: str = "", stall_s: float = STALL_S, *, guided: bool = True
-    ) -> None:
+    def __init__(self, server: str | Launcher, auth_key: str = "", *, guided: bool = True) -> None:
         self._server = server
         self._auth_key = auth_key
-        self._stall_s = stall_s
         self._guided = guided
         self._session: asyncio.Task[None] | None = None
 
@@ -121,24 +117,13 @@ class ServeHost:
             send(server.loaded)
             completions = Completions(server, PerfMetrics(api), send)
             stack.push_async_callback(completions.close)
-            readers = Readers(api, order["block_tokens"], completions, send)
+            readers = Readers(api, order["block_tokens"], completions.began, send)
             _start(stack, readers.read_statistics())
             if order["prefix_cache"]:
                 _start(stack, readers.read_events())
-            ends |= {_start(stack, _obey(reader, completions)), _start(stack, self._watch(api, completions))}
+            ends |= {_start(stack, _obey(reader, completions)), _start(stack, _sick(api))}
             done, _ = await asyncio.wait({*ends, completions.broken}, return_when=asyncio.FIRST_COMPLETED)
             return next(iter(done)).result()
-
-    async def _watch(self, api: ServeApi, completions: Completions) -> str:
-        """Until the server is broken, or hangs: there is work, and neither a token nor an iteration comes."""
-        loop, looks = asyncio.get_running_loop(), 0
-        while True:
-            await asyncio.sleep(LOOK_S)
-            looks += 1
-            if completions.running and loop.time() - completions.progress_s > self._stall_s:
-                return f"no progress within {self._stall_s:g} s on {completions.running} requests"
-            if looks % HEALTH_EVERY == 0 and not await api.alive():
-                return "it says that it is broken, or does not answer"
 
 
 def _start(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -155,6 +140,14 @@ async def _found(api: ServeApi, guided: bool) -> Server:
     await api.iterations()  # those of the token it was asked for
     completion, state = await api.fields("CompletionRequest"), await api.fields("DisaggregatedParams")
     return Server(api, await api.version(), await api.model(), completion, state, guided)
+
+
+async def _sick(api: ServeApi) -> str:
+    """Until the server itself says no. That it says yes means nothing; whether it moves is the agent's to watch."""
+    while True:
+        await asyncio.sleep(HEALTH_S)
+        if not await api.alive():
+            return "it says that it is broken, or does not answer"
 
 
 async def _obey(reader: asyncio.StreamReader, completions: Completions) -> str:

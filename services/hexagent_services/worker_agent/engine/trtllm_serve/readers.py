@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from hexagent.core.errors import Unavailable
 from hexagent_services.worker_agent.engine.trtllm_serve.api import ServeApi
@@ -66,45 +66,37 @@ def timing_of(metrics: dict[str, Any]) -> dict[str, int]:
     return timing
 
 
-class Work(Protocol):
-    """What is done on the server."""
-
-    began: asyncio.Event
-
-    def advanced(self) -> None:
-        """An iteration shows up that was not there before."""
-        ...
-
-
 class Readers:
     """Statistics and KV events, from the first request on: before it the server has none."""
 
-    def __init__(self, api: ServeApi, block_tokens: int, work: Work, send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, api: ServeApi, block_tokens: int, began: asyncio.Event, send: Callable[[dict[str, Any]], None]
+    ) -> None:
         self._api = api
         self._cached = CachedBlocks(block_tokens)
-        self._work = work
+        self._began = began
         self._send = send
         self._iteration = 0
 
     async def read_statistics(self) -> None:
         """Until cancelled."""
         statistics = Statistics()
-        await self._work.began.wait()
+        await self._began.wait()
         while True:
             await asyncio.sleep(PERIOD_S)
             with contextlib.suppress(Unavailable):  # whether it lives is not this reader's question
                 for iteration in await self._api.iterations():
-                    statistics.take(iteration)
-                    if iteration.get("iter", 0) > self._iteration:
-                        self._iteration = iteration["iter"]
-                        self._work.advanced()
+                    number = iteration.get("iter", self._iteration + 1)
+                    if number > self._iteration:  # one told again is no progress
+                        self._iteration = number
+                        statistics.take(iteration)
             report = statistics.report()
             if report is not None:
                 self._send({**report, "cached_blocks": len(self._cached), "event_gaps": self._cached.gaps})
 
     async def read_events(self) -> None:
         """Until cancelled."""
-        await self._work.began.wait()
+        await self._began.wait()
         while True:
             await asyncio.sleep(PERIOD_S)
             with contextlib.suppress(Unavailable):
