@@ -123,3 +123,28 @@ def test_buckets_of_a_snapshot_are_bounded_and_go_to_the_roles_with_most_calls(m
     for role, buckets, calls in (("few", 5, 40), ("most", 5, 80), ("small", 4, 40), ("many", 5, 60)):
         told_by_prompt(learner, role, buckets, calls)
     assert [row.role for row in learner.lengths() if row.view] == ["most"] * 5 + ["small"] * 4
+
+
+@pytest.mark.parametrize("generated", [0, 20, 100, 250])
+def test_what_is_left_of_an_output_that_goes_on(generated: int) -> None:
+    """Log-normal lengths of which three quantiles are known, which says little of how they are spread between."""
+    rng = random.Random(7)
+    drawn = sorted(int(100 * rng.lognormvariate(0, 0.8)) + 1 for _ in range(200_000))
+    whole = PredictedLength(*[drawn[len(drawn) * percent // 100] for percent in PERCENTS])
+    left = [tokens for tokens in drawn if tokens > generated]
+    predicted = whole.after(generated, CAP)
+    for percent, quantile in zip(PERCENTS, predicted, strict=True):
+        below = 100 * sum(tokens <= quantile for tokens in left) / len(left)
+        assert abs(below - percent) < {50: 10, 90: 4, 99: 2}[percent]
+    assert whole.expected_after(generated, CAP) == pytest.approx(sum(left) / len(left), rel=0.25)
+
+
+def test_outputs_that_outlast_every_prediction_end_at_what_they_may_generate() -> None:
+    whole = PredictedLength(100, 200, 300)
+    assert whole.after(0, CAP) == whole
+    assert whole.after(90, CAP).q50 > 100
+    assert whole.after(5_000, CAP) == (CAP, CAP, CAP)
+    assert whole.expected_after(CAP - 1, CAP) == CAP
+    told = PredictedLength(50, 50, 50)
+    assert told.after(10, CAP) == told
+    assert told.after(60, CAP).q50 == 61

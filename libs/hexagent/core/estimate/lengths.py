@@ -27,6 +27,11 @@ BUCKET_ROWS_MAX: Final = 1_000  # of a snapshot, which every scheduler reads twi
 TRUSTED_SAMPLES: Final = 5  # below this a group's own quantiles are noise and the next wider group answers
 PRIOR: Final = (100, 300, 600)  # tokens, before anything was observed
 PERCENTS: Final = (50, 90, 99)
+_HAZARDS_PPM: Final = (0, 693_147, 2_302_585, 4_605_170)  # -ln P(L > x) at 0 and at the quantiles of PERCENTS
+# The same in the middle of each tenth: -ln(0.95), -ln(0.85), ... -ln(0.05).
+_TENTHS_PPM: Final = (
+    51_293, 162_519, 287_682, 430_783, 597_837, 798_508, 1_049_822, 1_386_294, 1_897_120, 2_995_732,
+)  # fmt: skip
 
 DRAWN: Final = 5  # calls that a factor of one weighs in a bucket's
 SCORED_MIN: Final = 50  # predictions a view must have made before it may answer
@@ -41,6 +46,37 @@ class PredictedLength(NamedTuple):
     q50: int
     q90: int
     q99: int
+
+    def after(self, generated: int, max_tokens: int) -> "PredictedLength":
+        """The same of an output that has not ended after `generated` tokens: quantiles of L given L > generated.
+
+        The cumulative hazard -ln P(L > x) is taken as linear between 0 and the quantiles, and beyond the last one as
+        between the last two, up to `max_tokens`; the tail of a log-normal length is longer than that.
+        """
+        spent_ppm = self._hazard_ppm(generated)
+        quantiles = [max(self._length(spent_ppm + more), generated + 1) for more in _HAZARDS_PPM[1:]]
+        return _within(quantiles, max_tokens)
+
+    def expected_after(self, generated: int, max_tokens: int) -> int:
+        """E[L | L > generated], as the mean over ten equally likely parts of that distribution."""
+        spent_ppm = self._hazard_ppm(generated)
+        parts = [max(self._length(spent_ppm + more), generated + 1) for more in _TENTHS_PPM]
+        return sum([min(part, max_tokens) for part in parts]) // len(parts)
+
+    def _hazard_ppm(self, tokens: int) -> int:
+        """Cumulative hazard at a length, in ppm."""
+        low, high, low_ppm, high_ppm = next((p for p in self._pieces() if tokens < p[1]), self._pieces()[-1])
+        return low_ppm + (tokens - low) * (high_ppm - low_ppm) // max(high - low, 1)
+
+    def _length(self, hazard_ppm: int) -> int:
+        """Where the cumulative hazard reaches a value: the inverse."""
+        low, high, low_ppm, high_ppm = next((p for p in self._pieces() if hazard_ppm <= p[3]), self._pieces()[-1])
+        return low + ceil_div((hazard_ppm - low_ppm) * (high - low), high_ppm - low_ppm)
+
+    def _pieces(self) -> list[tuple[int, int, int, int]]:
+        """Lengths and cumulative hazards at both ends of each linear piece."""
+        knots = (0, *self)
+        return list(zip(knots, knots[1:], _HAZARDS_PPM, _HAZARDS_PPM[1:], strict=False))
 
 
 class _Mean:

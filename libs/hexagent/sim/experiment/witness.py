@@ -3,6 +3,7 @@
 Quantities, each predicted from what the scheduler knows at the moment given:
 
 - `output_tokens` of a call, when it is ready;
+- `rest_tokens`, when an output gets longer than its predicted median: what it will be in the end;
 - `call_us`, when it is dispatched: service from prefill to last token on the instances chosen, that is the prefill of
   the batch it rides in, its KV's transfer and its decode steps; waiting for a slot, a link or room is no service;
 - `residual_us`, when it is dispatched: from the call's start to the end of its workflow's horizon, that is what the
@@ -17,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hexagent.core.estimate.lengths import PERCENTS
+from hexagent.core.estimate.lengths import PERCENTS, PredictedLength
 from hexagent.core.estimate.quantiles import RunningQuantiles
 from hexagent.core.estimate.scores import Calibrated
 from hexagent.core.estimate.tables import StepTable
@@ -33,7 +34,7 @@ from hexagent.core.workflow.events import CallFinished, ToolFinished, ToolStarte
 from hexagent.core.workflow.model import CallOutcome, CallTimes, NodeStatus, WorkflowStatus
 from hexagent.sim.world import World
 
-QUANTITIES = ("output_tokens", "call_us", "residual_us", "tool_us", "service_us")
+QUANTITIES = ("output_tokens", "rest_tokens", "call_us", "residual_us", "tool_us", "service_us")
 
 
 class Observation(NamedTuple):
@@ -102,7 +103,7 @@ class Witness:
         self._handle = self._core.handle
         self._core.handle = self  # type: ignore[method-assign]
         self._left = warm_up_calls
-        self._calls: dict[CallId, tuple[_Expected, _Expected]] = {}  # length and duration
+        self._calls: dict[CallId, tuple[_Expected, _Expected, _Expected]] = {}  # length, rest of it, duration
         self._residuals: dict[str, list[tuple[int, _Expected]]] = {}  # by workflow, with the call's node
         self._tools: dict[CallId, _Expected] = {}
         self._durations = Calibrated()
@@ -144,13 +145,15 @@ class Witness:
     def _expect(self, attempt: Attempt, prefill_us: int) -> None:
         call, decode = attempt.call, attempt.decode
         workflow, gpus = call.workflow, (attempt.prefill.spec.gpu_type, decode.spec.gpu_type)
-        lengths = (call.output_q50, call.output_q90, call.output_q99)
+        lengths = PredictedLength(call.output_q50, call.output_q90, call.output_q99)
+        rest = lengths.after(lengths.q50, call.max_tokens)
         step_us = decode.decode_step_us(self._estimator, 0, 0)
         kv_bytes = call.prompt_tokens * decode.table.kv_bytes_per_token
         known_us = prefill_us + self._estimator.transfer_us(attempt.prefill.spec, decode.spec, kv_bytes)
         durations = tuple([known_us + (tokens - 1) * step_us for tokens in lengths])
         self._calls[call.call_id] = (
             self._expected("output_tokens", workflow, call.role, gpus, lengths),
+            self._expected("rest_tokens", workflow, call.role, gpus, rest),
             self._expected("call_us", workflow, call.role, gpus, durations, self._durations),
         )
         start_us = workflow.horizon.start_us(call.index)
@@ -179,9 +182,11 @@ class Witness:
         if expected is None or outcome.status is not NodeStatus.SUCCEEDED:
             return
         self._left -= 1
-        length, duration = expected
+        length, rest, duration = expected
         service_us = _service_us(outcome.times)
         self._observe(outcome.call.workflow_id, "output_tokens", length, outcome.output_tokens)
+        if outcome.output_tokens > length.predicted[0]:
+            self._observe(outcome.call.workflow_id, "rest_tokens", rest, outcome.output_tokens)
         self._observe(outcome.call.workflow_id, "call_us", duration, service_us)
         group = (duration.workflow_class, duration.role)
         self._durations.observe(group, duration.composed, duration.predicted, service_us)
