@@ -1,10 +1,12 @@
 """Faulty engines and drained instances on one local stack: workflows complete, and nothing stays reserved."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import grpc
@@ -16,9 +18,11 @@ from hexagent.api.scheduler.v1 import scheduler_service_pb2 as pb
 from hexagent.api.scheduler.v1 import scheduler_service_pb2_grpc
 from hexagent.api.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from hexagent.cli.children import wait_healthy
-from hexagent.cli.stack import SCHEDULER, LocalStack, StackOptions
+from hexagent.cli.stack import ESTIMATOR, SCHEDULER, TRACKER, LocalStack, StackOptions
+from hexagent.cli.top import stack_addresses, view_of
 from hexagent.client import CallResult, Client, NodeState, NodeStatus
 from hexagent.client.drain import drain_instance, uncordon_instance
+from hexagent.client.overview import observing
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -35,6 +39,7 @@ DECODE: Final = ("healthy", "hang", "slow", "drop", "lie")
 PREFILL: Final = ("prompt", "stall")
 FAULTS: Final = f"hang:hang-0,slow:slow-0=6,drop-hand-off:drop-0=1,lie:lie-0=6,stall-transfer:stall-0={STALL_S:g}"
 PATIENCE_S: Final = 20.0
+REPORTED_S: Final = 1.2  # agents have reported what was until then
 
 
 class Cluster(NamedTuple):
@@ -96,8 +101,8 @@ async def empty(agent: "worker_service_pb2_grpc.WorkerServiceAsyncStub") -> bool
     return not (await agent.DescribeAgent(worker_service_pb2.DescribeAgentRequest())).held
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+async def until(condition: Callable[[], Awaitable[bool]], patience_s: float = PATIENCE_S) -> None:
+    async with asyncio.timeout(patience_s):
         while not await condition():  # noqa: ASYNC110 - the condition is in another process
             await asyncio.sleep(0.02)
 
@@ -161,6 +166,61 @@ async def test_an_engine_that_lies_is_believed_and_does_no_harm(cluster: Cluster
         return liar > 2 * honest
 
     await until(believed)
+
+
+async def test_top_shows_what_the_stack_does(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.open_only("healthy", "prompt")
+    addresses = stack_addresses(*(cluster.stack.addresses[name] for name in (TRACKER, SCHEDULER, ESTIMATOR)))
+    await asyncio.sleep(REPORTED_S)  # of what ran before
+    async with observing(addresses) as observer:
+        before = await observer.look()
+        async with cluster.client.workflow("shown", workflow_id="shown", slo_scale=3.0) as wf:
+            used = (await wf.call("Some words.", max_tokens=300)).usage
+            await asyncio.sleep(REPORTED_S)
+            view = view_of(before, await observer.look())
+    instances = {row["instance"]: row for row in view.instances}
+    assert set(instances) == {f"{name}-0" for name in (*DECODE, *PREFILL)}
+    assert (instances["healthy-0"]["state"], instances["slow-0"]["state"]) == ("up", "closed")
+    passed_s = float(view.cluster["at_s"] or 0) - before.cluster.at_us / 1e6
+    for name, rate, tokens in (
+        ("prompt-0", "prefilled_tokens_per_s", used.prompt_tokens),
+        ("healthy-0", "generated_tokens_per_s", used.output_tokens - 1),  # the first comes with the prompt
+    ):
+        assert float(instances[name][rate] or 0) * passed_s == pytest.approx(tokens)
+    assert float(view.cluster["decisions_per_s"] or 0) > 0
+    assert view.cluster["estimator_answers"] is True
+    (workflow,) = view.workflows
+    assert (workflow["workflow"], workflow["calls"], workflow["calls_ended"]) == ("shown", 1, 1)
+    age_s, horizon_s = float(workflow["age_s"] or 0), float(workflow["horizon_s"] or 0)
+    assert workflow["laxity_s"] == pytest.approx(3 * horizon_s - age_s)
+    assert [row["tenant"] for row in view.tenants] == ["default"]
+
+    file = tmp_path / "top.json"
+    given = ("--scheduler", addresses.scheduler, "--estimator", addresses.estimator, "--interval", "0.2")
+    assert await hexagent_command("top", "--once", "--json", str(file), "--address", addresses.tracker, *given) == 0
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document["command"] == "top"
+    assert {row["instance"] for row in document["rows"] if row["table"] == "instance"} == set(instances)
+
+
+async def test_an_agent_that_says_nothing_is_stale_within_two_seconds(cluster: Cluster) -> None:
+    async def stale() -> set[str]:
+        return {name for name, view in (await cluster.views()).items() if view.reported.stale}
+
+    async def silent() -> bool:
+        return await stale() == {f"{name}-0" for name in DECODE}
+
+    async def all_heard() -> bool:
+        return not await stale()
+
+    await until(all_heard)
+    agent = cluster.stack.pids["agent-decode"]
+    os.kill(agent, signal.SIGSTOP)  # it keeps its connections
+    try:
+        await until(silent, patience_s=2.0)
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    await until(all_heard)
 
 
 async def test_a_drained_instance_ends_its_calls_and_stays_closed(cluster: Cluster) -> None:

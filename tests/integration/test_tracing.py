@@ -271,5 +271,5 @@ def check_metrics(scraped: list[str], exported: set[str]) -> None:
         "gen_ai.server.request.duration", "gen_ai.server.time_to_first_token", "gen_ai.server.time_per_output_token",
         "gen_ai.client.token.usage", "gen_ai.workflow.duration",
         "hexagent.call.phase.duration", "hexagent.instance.kv.usage", "hexagent.instance.calls",
-        "hexagent.scheduler.queue.size",
+        "hexagent.scheduler.queue.size", "hexagent.instance.tokens", "hexagent.instance.telemetry.age",
     } <= exported  # fmt: skip

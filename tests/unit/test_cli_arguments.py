@@ -9,7 +9,7 @@ from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_
 from hexagent.cli.main import run_command
 from hexagent.core import errors
 
-COMMANDS = ("up", "serve", "run", "demo", "explain", "drain", "replay", "doctor")
+COMMANDS = ("up", "serve", "run", "demo", "explain", "top", "drain", "replay", "doctor")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,10 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "drain", "replay", "doctor"
         (["explain", "a/b", "--address", "nowhere"], "--address", "host:port"),
         (["drain", "d0", "--address", "host:65535"], "--address", "from 1 to 65534"),
         (["drain", "d0", "--scheduler", "nowhere"], "--scheduler", "host:port"),
+        (["top", "--interval", "0"], "--interval", "0.1"),
+        (["top", "--address", "host:65535"], "--address", "from 1 to 65534"),
+        (["top", "--scheduler", "host:65535"], "--scheduler", "from 1 to 65534"),
+        (["top", "--estimator", "nowhere"], "--estimator", "host:port"),
         (["run", "bfcl", "--nosuch"], "--nosuch", "No such option"),
         (["bench", "fidelity", "--workloads", "bfcl,nosuch"], "--workloads", "known: bfcl, lats"),
         (["bench", "fidelity", "--policies", "nosuch"], "--policies", "known: fcfs"),
@@ -75,6 +79,9 @@ def test_a_wrong_command_line_is_refused_in_one_line(
 def test_a_stack_that_is_away_is_a_failure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hexagent.client.explain.CONNECT_S", 0.1)
     assert run_command(["explain", "a/b", "--address", "127.0.0.1:1"]) == EXIT_FAILED
+    assert "--address: no gRPC server at 127.0.0.1:1" in capsys.readouterr().err
+    monkeypatch.setattr("hexagent.client.overview.CONNECT_S", 0.1)
+    assert run_command(["top", "--once", "--address", "127.0.0.1:1"]) == EXIT_FAILED
     assert "--address: no gRPC server at 127.0.0.1:1" in capsys.readouterr().err
 
 

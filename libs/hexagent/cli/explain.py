@@ -172,13 +172,13 @@ def scheduler_address(tracker_address: str, given: str = "") -> str:
     `InvalidArgument` names the option that is no host:port.
     """
     if given:
-        _parsed_address(given, "scheduler", PORT_MAX)
+        parsed_address(given, "scheduler", PORT_MAX)
         return given
-    host, port = _parsed_address(tracker_address, "address", PORT_MAX - 1)
+    host, port = parsed_address(tracker_address, "address", PORT_MAX - 1)
     return f"{host}:{port + 1}"
 
 
-def _parsed_address(address: str, option: str, port_max: int) -> tuple[str, int]:
+def parsed_address(address: str, option: str, port_max: int) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 1 <= int(port) <= port_max:
         raise usage(option, f"must be host:port, the port from 1 to {port_max}; got {address!r}")

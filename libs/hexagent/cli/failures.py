@@ -32,6 +32,7 @@ _OPTIONS: Final = {
     "data_dir": "--data",
     "duration_s": "--duration",
     "engine_profile": "--engine-profile",
+    "estimator": "--estimator",
     "gap_limit_us": "--gap-limit",
     "gantt": "--gantt",
     "gpu": "--gpu",

@@ -1,6 +1,7 @@
 """The `hexagent` command: parsing, help, exit statuses. What commands do is in the modules beside this one."""
 
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -222,6 +223,36 @@ def explain(
     explanation = asyncio.run(explain_call(parsed, address, scheduler_address(address, scheduler)))
     show_explanation(explanation)
     write_json(json_file, "explain", None, explanation_rows(explanation))
+
+
+@app.command(
+    epilog=examples(
+        "hexagent top",
+        "hexagent top --once --json now.json",
+        "hexagent top --address 127.0.0.1:7500 --interval 5",
+    )
+)
+def top(
+    address: Annotated[str, typer.Option("--address", help="The stack's dag-tracker.")] = "127.0.0.1:7400",
+    scheduler: Annotated[str, typer.Option("--scheduler", help="Its scheduler; default: the port after that.")] = "",
+    estimator: Annotated[str, typer.Option("--estimator", help="Its estimator; default: the port after that.")] = "",
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.1, max=3600, help="Wall seconds between two looks.")
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Show one look and end; rates are over one interval.")] = False,
+    json_file: Json = None,
+) -> None:
+    """Show a running stack: instances, workflows in flight, tenants, estimates. Ctrl-C ends it.
+
+    Rates of instances are a second of model time. With --json the file holds the latest look.
+    """
+    from hexagent.cli.report import check_writable
+    from hexagent.cli.top import TopOptions, run_top, stack_addresses
+
+    check_writable(json_file)
+    options = TopOptions(stack_addresses(address, scheduler, estimator), interval, once, json_file)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(run_top(options))
 
 
 @app.command(epilog=examples("hexagent drain d-h100-0", "hexagent drain d-h100-0 --undo"))

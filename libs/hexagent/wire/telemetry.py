@@ -65,7 +65,7 @@ def telemetry_to_proto(report: TelemetryReport) -> telemetry_pb2.InstanceTelemet
         reused_tokens=telemetry.reused_tokens,
         prefilled_tokens=telemetry.prefilled_tokens,
         generated_tokens=telemetry.generated_tokens,
-        devices=[telemetry_pb2.DeviceSample(**device._asdict()) for device in report.devices],
+        devices=[device_to_proto(device) for device in report.devices],
     )
     if report.speculation is not None:
         message.speculation.drafted_tokens = report.speculation.drafted_tokens
@@ -92,7 +92,7 @@ def telemetry_from_proto(message: telemetry_pb2.InstanceTelemetry) -> TelemetryR
         ),
         sequence=message.sequence,
         speculation=speculation,
-        devices=tuple(_device_from_proto(device) for device in message.devices),
+        devices=tuple(device_from_proto(device) for device in message.devices),
     )
 
 
@@ -182,7 +182,11 @@ def _transfer_from_proto(message: telemetry_pb2.TransferSample) -> TransferSampl
     )
 
 
-def _device_from_proto(message: telemetry_pb2.DeviceSample) -> DeviceSample:
+def device_to_proto(device: DeviceSample) -> telemetry_pb2.DeviceSample:
+    return telemetry_pb2.DeviceSample(**device._asdict())
+
+
+def device_from_proto(message: telemetry_pb2.DeviceSample) -> DeviceSample:
     known = message.HasField
     return DeviceSample(
         utilization_percent=message.utilization_percent if known("utilization_percent") else None,

@@ -32,7 +32,8 @@ from hexagent_services.scheduler.driver import Driver
 from hexagent_services.scheduler.metrics import ClusterMetrics
 from hexagent_services.scheduler.outbox import Outboxes
 from hexagent_services.scheduler.publisher import Publisher
-from hexagent_services.scheduler.servicer import Loads, SchedulerServicer
+from hexagent_services.scheduler.reported import Reports
+from hexagent_services.scheduler.servicer import SchedulerServicer
 from hexagent_services.scheduler.settings import SchedulerSettings
 from hexagent_services.scheduler.traces import Traces
 
@@ -63,15 +64,15 @@ async def main(app: App[SchedulerSettings]) -> None:
     app.at_stop(Stage.CLOSE, "journal", journal.close)
     traces = Traces()
     driver = Driver(core, clock, outboxes, publisher, journal, traces)
-    loads: Loads = {}
-    observe(app, core, loads, clock)
+    reports = Reports()
+    observe(app, core, reports, clock)
 
     server = GrpcServer(
         settings.listen_host,
         settings.listen_port,
         [scheduler_service_pb2.DESCRIPTOR.services_by_name["SchedulerService"]],
     )
-    servicer = SchedulerServicer(driver, publisher, loads, clock)
+    servicer = SchedulerServicer(driver, publisher, reports, clock)
     scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server.raw)
     port = await server.start()
     app.at_stop(Stage.NOT_READY, "health", lambda: server.set_ready(False))
@@ -80,7 +81,7 @@ async def main(app: App[SchedulerSettings]) -> None:
 
     def on_telemetry(message: Message) -> None:
         for report in telemetry_from_bytes(message.data):
-            loads[report.telemetry.instance_id] = (report.telemetry.load, report.telemetry.at_us)
+            reports.take(report)
 
     feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS)
     async for batch in feed.backlog():
@@ -98,13 +99,13 @@ async def main(app: App[SchedulerSettings]) -> None:
     app.ready(port, epoch=epoch, policy=settings.policy)
 
 
-def observe(app: App[SchedulerSettings], core: SchedulerCore, loads: Loads, clock: ModelClock) -> None:
+def observe(app: App[SchedulerSettings], core: SchedulerCore, reports: Reports, clock: ModelClock) -> None:
     """Show queues and instances to wherever the settings say."""
     settings = app.settings
     telemetry = set_up_telemetry(settings.service, endpoint=settings.otlp_endpoint)
     metrics = exported_metrics(app, telemetry, settings.metrics_port)
     if metrics is not None:
-        app.start(ClusterMetrics(metrics, core, loads, clock).run(), "metrics")
+        app.start(ClusterMetrics(metrics, core, reports, clock).run(), "metrics")
 
 
 def open_journal(settings: SchedulerSettings, header: JournalHeader, epoch: int) -> JournalWriter:

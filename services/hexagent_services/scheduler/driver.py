@@ -29,6 +29,8 @@ class Driver:
         traces: Traces,
     ) -> None:
         self.core = core
+        self.events = 0  # handled
+        self.decisions = 0  # made of them
         self._journal = journal
         self._clock = clock
         self._outboxes = outboxes
@@ -40,6 +42,7 @@ class Driver:
         as its stream keeps it, for the journal."""
         now_us = self._clock.now_us() if now_us is None else now_us
         self._journal.append(event, now_us, stored)
+        self.events += 1
         for effect in self.core.handle(event, now_us):
             self._perform(effect, now_us)
 
@@ -63,6 +66,7 @@ class Driver:
             case Record():
                 self._journal.append(effect.record, now_us)
                 self._publisher.record(effect.record)
+                self.decisions += 1
             case Shadowed():
                 log.debug("%s would have started %s, not %s", effect.policy, effect.would_make, effect.made)
 

@@ -9,7 +9,8 @@ from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.units import PPM, US_PER_S
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.metrics import Metrics
-from hexagent_services.scheduler.servicer import Loads
+from hexagent_services.scheduler.reported import Reports
+from hexagent_services.scheduler.reported_metrics import ReportedMetrics
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,9 @@ _CALLS: Final = ("queued", "prefilling", "pinned", "waiting", "decoding", "trans
 class ClusterMetrics:
     """All instruments of the scheduler."""
 
-    def __init__(self, metrics: Metrics, core: SchedulerCore, loads: Loads, clock: Clock) -> None:
+    def __init__(self, metrics: Metrics, core: SchedulerCore, reports: Reports, clock: Clock) -> None:
         self._core = core
-        self._loads = loads
+        self._reports = reports
         self._clock = clock
         self._queue = metrics.gauge(
             "hexagent.scheduler.queue.size",
@@ -73,6 +74,7 @@ class ClusterMetrics:
         self._pinned = metrics.gauge(
             "hexagent.instance.kv.pinned_tokens", "KV of prompts that waits to be pulled.", _INSTANCE, "{token}"
         )
+        self._reported = ReportedMetrics(metrics, _INSTANCE)
 
     async def run(self) -> None:
         """Refresh until cancelled."""
@@ -101,9 +103,9 @@ class ClusterMetrics:
         self._prefix.set(reuse.predicted_tokens, "predicted")
         self._prefix.set(reuse.reported_tokens, "found")
         for instance in self._core.ledger.instances.values():
-            self._instance(instance)
+            self._instance(instance, now_us)
 
-    def _instance(self, instance: Instance) -> None:
+    def _instance(self, instance: Instance, now_us: int) -> None:
         spec = instance.spec
         names = (spec.instance_id, spec.gpu_type, spec.role.name.lower())
         self._up.set(float(instance.up and not instance.cordoned), *names)
@@ -111,9 +113,11 @@ class ClusterMetrics:
         if instance.cache is not None:
             self._drift.set(instance.cache.drift.wrong_ppm / PPM, *names)
             self._alarms.set(instance.cache.drift.alarms, *names)
-        load, _ = self._loads.get(spec.instance_id, (None, 0))
-        if load is None:
+        reported = self._reports.get(spec.instance_id)
+        if reported is None:
             return
+        self._reported.set(reported, names, now_us)
+        load = reported.load
         for state in _CALLS:
             self._calls.set(getattr(load, state), *names, state)
         for state in ("used", "cached", "free"):

@@ -9,20 +9,20 @@ from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.scheduler.v1 import scheduler_service_pb2 as pb
 from hexagent.api.scheduler.v1 import scheduler_service_pb2_grpc as stubs
 from hexagent.core.errors import FailedPrecondition, NotFound
-from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
+from hexagent.core.scheduling.tenants import Account
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.grpc_server import guarded
 from hexagent.wire.cluster import instance_to_proto
 from hexagent.wire.codec import bad, call_id_to_proto, checked_call_id
 from hexagent.wire.scheduler import record_to_proto
-from hexagent.wire.telemetry import load_to_proto
+from hexagent.wire.telemetry import device_to_proto, load_to_proto
 from hexagent_services.scheduler.driver import Driver
 from hexagent_services.scheduler.publisher import Publisher
+from hexagent_services.scheduler.reported import Reported, Reports
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Loads = dict[str, tuple[InstanceLoad, int]]  # last reported load and its model time, by instance
 
 PAGE_DEFAULT = 100
 PAGE_MAX = 1_000
@@ -31,10 +31,10 @@ POSITION_DIGITS = 9  # more than calls can wait
 
 @guarded
 class SchedulerServicer(stubs.SchedulerServiceServicer):
-    def __init__(self, driver: Driver, publisher: Publisher, loads: Loads, clock: Clock) -> None:
+    def __init__(self, driver: Driver, publisher: Publisher, reports: Reports, clock: Clock) -> None:
         self._driver = driver
         self._publisher = publisher
-        self._loads = loads
+        self._reports = reports
         self._clock = clock
 
     async def ExplainCall(self, request: pb.ExplainCallRequest, context: Context) -> pb.ExplainCallResponse:
@@ -61,6 +61,9 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             started=core.epoch > 0,
             snapshot_revision=core.estimator.revision,
             snapshot_at_us=core.estimator.snapshot.at_us,
+            tenants=[_tenant_view(account) for _, account in sorted(core.tenants.accounts.items())],
+            events=self._driver.events,
+            decisions=self._driver.decisions,
         )
 
     async def ListQueue(self, request: pb.ListQueueRequest, context: Context) -> pb.ListQueueResponse:
@@ -125,7 +128,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
         return any(pool == [instance] for pool in pools)
 
     def _view(self, instance: Instance) -> pb.InstanceView:
-        load, reported_us = self._loads.get(instance.spec.instance_id, (None, 0))
+        reported = self._reports.get(instance.spec.instance_id)
         drift = instance.cache.drift if instance.cache is not None else None
         prefill_ppm, decode_ppm = self._driver.core.estimator.speed_ppm(instance.spec.instance_id)
         return pb.InstanceView(
@@ -133,8 +136,9 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             hand_off=enums_pb2.HandOff.ValueType(instance.profile.hand_off),
             up=instance.up,
             cordoned=instance.cordoned,
-            load=load_to_proto(load) if load is not None else None,
-            reported_at_us=reported_us,
+            load=load_to_proto(reported.load) if reported is not None else None,
+            reported_at_us=reported.at_us if reported is not None else 0,
+            reported=_reported_view(reported) if reported is not None else None,
             ledger=pb.LedgerView(
                 prefill_calls=len(instance.prefilling),
                 prefill_tokens=sum(a.call.prompt_tokens for a in instance.prefilling.values()),
@@ -179,3 +183,22 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
         if held := self._driver.core.tenants.why_held(call):
             return held
         return "QUEUED" if any(p.prefilling for p in prefill) else "NO_ROOM"
+
+
+def _reported_view(reported: Reported) -> pb.ReportedView:
+    return pb.ReportedView(
+        silent_us=reported.silent_us,
+        stale=reported.stale,
+        reused_tokens=reported.reused_tokens,
+        prefilled_tokens=reported.prefilled_tokens,
+        generated_tokens=reported.generated_tokens,
+        steps=reported.steps,
+        steps_us=reported.steps_us,
+        devices=[device_to_proto(device) for device in reported.devices],
+    )
+
+
+def _tenant_view(account: Account) -> pb.TenantView:
+    return pb.TenantView(
+        tenant=account.spec.name, weight=account.spec.weight, waiting=account.waiting, charged_us=account.charged_us
+    )

@@ -11,7 +11,7 @@ from hexagent.runtime.clock import Clock
 from hexagent.wire.telemetry import TelemetryReport, telemetry_to_bytes
 from hexagent_services.worker_agent.engine.port import Engine
 
-REPEAT_S: Final = 5.0  # wall time after which an instance is reported again though nothing changed
+REPEAT_S: Final = 1.0  # wall time after which an instance is reported again though nothing changed
 
 
 async def report_telemetry(agent_id: str, engines: dict[str, Engine], bus: Bus, clock: Clock, period_s: float) -> None:
@@ -21,7 +21,7 @@ async def report_telemetry(agent_id: str, engines: dict[str, Engine], bus: Bus, 
     while True:
         await asyncio.sleep(period_s)
         periods += 1
-        everything = periods % max(1, round(REPEAT_S / period_s)) == 0
+        everything = periods % max(1, int(REPEAT_S / period_s)) == 0
         reports: list[TelemetryReport] = []
         for instance_id, engine in engines.items():
             load, samples = engine.load(), engine.take_samples()

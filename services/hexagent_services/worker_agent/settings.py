@@ -10,6 +10,6 @@ class WorkerAgentSettings(Settings):
     service: ClassVar[str] = "worker-agent"
 
     agent_id: str = setting("", "", "Which of the cluster's agents this is.", min_length=1)
-    telemetry_period_s: float = setting(0.5, "s", "Wall time between two reports of what changed.", ge=0.1, le=10)
+    telemetry_period_s: float = setting(0.5, "s", "Wall time between two reports of what changed.", ge=0.1, le=1)
     engines_file: Path | None = setting(None, "", "TOML of the instances with real engines; the others are emulated.")
     faults: str = setting("", "", "Fault plan for drills: KIND:INSTANCE[=VALUE][@FROM[-TO]], comma-separated.")

@@ -123,6 +123,9 @@ class GetClusterResponse(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     SNAPSHOT_REVISION_FIELD_NUMBER: _builtins.int
     SNAPSHOT_AT_US_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The scheduler's epoch."""
     policy: _builtins.str
@@ -137,9 +140,17 @@ class GetClusterResponse(_message.Message):
     """Revision of the estimates in force; 0 = tables alone, as there is no snapshot of the estimator or a stale one."""
     snapshot_at_us: _builtins.int
     """Model time of the last snapshot, stale or not, microseconds; 0 = there was none."""
+    events: _builtins.int
+    """Events it has handled since it started."""
+    decisions: _builtins.int
+    """Decisions it has made since it started."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceView]:
         """Instances, sorted by id."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantView]:
+        """The tenants, sorted by name."""
 
     def __init__(
         self,
@@ -152,14 +163,51 @@ class GetClusterResponse(_message.Message):
         started: _builtins.bool = ...,
         snapshot_revision: _builtins.int = ...,
         snapshot_at_us: _builtins.int = ...,
+        tenants: _abc.Iterable[Global___TenantView] | None = ...,
+        events: _builtins.int = ...,
+        decisions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "epoch", b"epoch", "instances", b"instances", "policy", b"policy", "snapshot_at_us", b"snapshot_at_us", "snapshot_revision", b"snapshot_revision", "started", b"started", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "decisions", b"decisions", "epoch", b"epoch", "events", b"events", "instances", b"instances", "policy", b"policy", "snapshot_at_us", b"snapshot_at_us", "snapshot_revision", b"snapshot_revision", "started", b"started", "tenants", b"tenants", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetClusterResponse: _TypeAlias = GetClusterResponse  # noqa: Y015
+
+@_typing.final
+class TenantView(_message.Message):
+    """A tenant as the scheduler sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    CHARGED_US_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Name."""
+    weight: _builtins.int
+    """Share relative to the others'."""
+    waiting: _builtins.int
+    """Its calls that wait."""
+    charged_us: _builtins.int
+    """Priced GPU-time charged, microseconds; of a single tenant without a quota none is."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        weight: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        charged_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_us", b"charged_us", "tenant", b"tenant", "waiting", b"waiting", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantView: _TypeAlias = TenantView  # noqa: Y015
 
 @_typing.final
 class InstanceView(_message.Message):
@@ -174,6 +222,7 @@ class InstanceView(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     REPORTED_AT_US_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    REPORTED_FIELD_NUMBER: _builtins.int
     hand_off: _enums_pb2.HandOff.ValueType
     """How its engine hands KV over."""
     up: _builtins.bool
@@ -194,6 +243,10 @@ class InstanceView(_message.Message):
     def ledger(self) -> Global___LedgerView:
         """What the ledger holds for it."""
 
+    @_builtins.property
+    def reported(self) -> Global___ReportedView:
+        """What it has reported since the scheduler started; unset = nothing."""
+
     def __init__(
         self,
         *,
@@ -204,14 +257,67 @@ class InstanceView(_message.Message):
         load: _telemetry_pb2.InstanceLoad | None = ...,
         reported_at_us: _builtins.int = ...,
         ledger: Global___LedgerView | None = ...,
+        reported: Global___ReportedView | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "ledger", b"ledger", "load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "hand_off", b"hand_off", "instance", b"instance", "ledger", b"ledger", "load", b"load", "reported_at_us", b"reported_at_us", "up", b"up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "hand_off", b"hand_off", "instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported", "reported_at_us", b"reported_at_us", "up", b"up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceView: _TypeAlias = InstanceView  # noqa: Y015
+
+@_typing.final
+class ReportedView(_message.Message):
+    """What an instance has reported since the scheduler started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SILENT_US_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFILLED_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    STEPS_US_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    silent_us: _builtins.int
+    """Wall time since its last report, microseconds."""
+    stale: _builtins.bool
+    """That is longer than agents leave between two reports."""
+    reused_tokens: _builtins.int
+    """Prompt tokens served from the prefix cache."""
+    prefilled_tokens: _builtins.int
+    """Prompt tokens computed."""
+    generated_tokens: _builtins.int
+    """Tokens generated."""
+    steps: _builtins.int
+    """Engine steps."""
+    steps_us: _builtins.int
+    """Model time of all of them, microseconds."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[_telemetry_pb2.DeviceSample]:
+        """Its devices as last reported, in rank order; empty = not measured."""
+
+    def __init__(
+        self,
+        *,
+        silent_us: _builtins.int = ...,
+        stale: _builtins.bool = ...,
+        reused_tokens: _builtins.int = ...,
+        prefilled_tokens: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        steps_us: _builtins.int = ...,
+        devices: _abc.Iterable[_telemetry_pb2.DeviceSample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "generated_tokens", b"generated_tokens", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "silent_us", b"silent_us", "stale", b"stale", "steps", b"steps", "steps_us", b"steps_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportedView: _TypeAlias = ReportedView  # noqa: Y015
 
 @_typing.final
 class LedgerView(_message.Message):
