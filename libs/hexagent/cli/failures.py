@@ -21,11 +21,13 @@ _USAGE: Final = (
 # Fields of the library's errors that stand for an option or argument.
 _OPTIONS: Final = {
     "address": "--address",
+    "alpha": "--alpha",
     "arrivals": "--arrivals",
     "call": "CALL",
     "call.node_id": "CALL",
     "call.workflow_id": "CALL",
     "cells": "--cells",
+    "change": "--change",
     "node_id": "CALL",
     "workflow_id": "CALL",
     "cluster": "--cluster",
@@ -51,6 +53,7 @@ _OPTIONS: Final = {
     "policy": "--policy",
     "precision": "--precision",
     "profile": "--profile",
+    "rate": "--rate",
     "rate_per_s": "--rate",
     "scheduler": "--scheduler",
     "seed": "--seed",

@@ -49,6 +49,12 @@ def resampled_scales(stretches: FloatArray, percents: Sequence[int], resamples: 
     return scales
 
 
+def resampled_means(values: FloatArray, resamples: int = RESAMPLES) -> FloatArray:
+    """Means of as many values drawn with replacement, shape (resamples,); the seed is fixed as well."""
+    rng = np.random.Generator(np.random.PCG64(_SEED))
+    return np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)])
+
+
 def interval(value: float, resampled: FloatArray) -> Interval:
     """The value between the percentiles that hold CONFIDENCE of its resamples."""
     tail = (1 - CONFIDENCE) / 2
