@@ -9,7 +9,7 @@ from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_
 from hexagent.cli.main import run_command
 from hexagent.core import errors
 
-COMMANDS = ("up", "serve", "run", "demo", "explain", "top", "drain", "replay", "doctor")
+COMMANDS = ("up", "serve", "run", "demo", "explain", "top", "drain", "replay", "doctor", "advise")
 
 
 @pytest.mark.parametrize(

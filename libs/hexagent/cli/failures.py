@@ -23,6 +23,7 @@ _OPTIONS: Final = {
     "address": "--address",
     "alpha": "--alpha",
     "arrivals": "--arrivals",
+    "baseline": "--baseline",
     "call": "CALL",
     "call.node_id": "CALL",
     "call.workflow_id": "CALL",

@@ -14,6 +14,7 @@ from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_
 from hexagent.cli.options import Cluster, Json, Policy, TimeScale, examples, words
 from hexagent.cli.profile.commands import profile
 from hexagent.cli.simulate.commands import sim
+from hexagent.cli.simulate.questions import ADVISE_EXAMPLES, advise
 from hexagent.core.errors import HexagentError
 
 app = typer.Typer(
@@ -314,6 +315,7 @@ def replay(
         raise typer.Exit(EXIT_FAILED)
 
 
+app.command("advise", epilog=ADVISE_EXAMPLES)(advise)
 app.add_typer(profile)
 app.add_typer(sim)
 app.add_typer(bench)

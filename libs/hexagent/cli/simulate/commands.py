@@ -63,16 +63,6 @@ Tenants = Annotated[
     str,
     typer.Option("--tenants", help="NAME:WEIGHT, or NAME:WEIGHTxN whose workflows fan out N-fold: a:1,b:1x8."),
 ]
-HistoryRate = Annotated[
-    str, typer.Option("--rate", help="Arrivals a second, or x1.5 times the recorded ones; default: as recorded.")
-]
-HistoryCluster = Annotated[
-    str, typer.Option("--cluster", help="hetero-1, hetero-2, homogeneous, mixed-3, mini, or a cluster file.")
-]
-TraceFormat = Annotated[
-    str, typer.Option("--trace-format", help="recorded, mooncake, agentic or otel; default: recognised.")
-]
-Limit = Annotated[int, typer.Option("--limit", min=0, help="Read this many workflows; 0: all.")]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Runs at a time.")]
 
 _PROCESSES: Final = os.cpu_count() or 1
@@ -228,54 +218,6 @@ def sim_compare(
     )
     plans = [Plan(Experiment(cell, given), policies(names, cell)) for cell in cells(axes)]
     write_json(json_file, "sim compare", given[0], run_plans(plans, out, processes))
-
-
-@sim.command(
-    "whatif",
-    epilog=examples(
-        "hexagent sim whatif FILE.jsonl --change '-2 h100 decode, +4 a100 decode'",
-        "hexagent sim whatif FILE.jsonl --change 'flip decode-h200-0' --change 'rate x1.5' --alpha 2",
-        "hexagent sim whatif FILE.jsonl --rate x2 --cluster my-cluster.toml --change 'tenant b:1x2' --json rows.json",
-    ),
-)
-def sim_whatif(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Recorded workflows; docs/traces.md has the formats.")],
-    change: Annotated[
-        list[str],
-        typer.Option(
-            "--change",
-            help="Instances to add or take, 'flip INSTANCE', 'tenant NAME:WEIGHTxN', 'rate xFACTOR', with commas"
-            " between; several times for several answers.",
-        ),
-    ],
-    alpha: Annotated[
-        float, typer.Option("--alpha", min=0.1, max=1_000, help="A workflow is on time within so many horizons.")
-    ] = 3.0,
-    rate: HistoryRate = "",
-    policy: Annotated[str, typer.Option("--policy", help="NAME or NAME:DISPATCH.")] = "hexagent-plus",
-    cluster: HistoryCluster = "hetero-1",
-    model: Model = "llama-3.1-70b",
-    engine_profile: Profile = "trtllm-1.2.1",
-    trace_format: TraceFormat = "",
-    limit: Limit = 0,
-    seed_list: Annotated[str, typer.Option("--seeds", help=f"Of the instances' speeds. {_SEEDS}.")] = "1-3",
-    json_file: Json = None,
-) -> None:
-    """Say what a recorded history would look like with other instances, one more tenant or another rate.
-
-    For the cluster as it is and after each change: the SLO scale that 50, 95 and 99 % of workflows meet, how many are
-    on time, what it costs in GPU-hours priced by type, and the paired difference with its interval.
-    """
-    from hexagent.cli.report import check_writable, write_json
-    from hexagent.cli.simulate.axes import seeds
-    from hexagent.cli.simulate.history import HistoryOptions, checked_policy, scenario_of
-    from hexagent.cli.simulate.whatif import Question, run_whatif
-
-    check_writable(json_file)
-    given = seeds(seed_list)
-    base = scenario_of(HistoryOptions(trace, trace_format, limit, rate, cluster, model, engine_profile))
-    question = Question(base, tuple(dict.fromkeys(change)), checked_policy(base, policy), given, alpha)
-    write_json(json_file, "sim whatif", given[0], run_whatif(question))
 
 
 def bench_paper(

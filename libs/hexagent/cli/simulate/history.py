@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from hexagent.cli.failures import usage
+from hexagent.cli.failures import options_named, usage
 from hexagent.core.errors import NotFound
 from hexagent.core.instance.spec import PROFILES, ClusterSpec
 from hexagent.runtime.cluster_file import load_cluster, shipped_clusters
@@ -34,9 +34,10 @@ def scenario_of(options: HistoryOptions) -> Scenario:
     return Scenario(cluster, faster(workload, factor) if factor else workload)
 
 
-def checked_policy(scenario: Scenario, policy: str) -> str:
+def checked_policy(scenario: Scenario, policy: str, option: str = "policy") -> str:
     """The policy's name; `NotFound` lists the known ones."""
-    World(scenario.cluster, Workload("none", "", ()), policy, 0)
+    with options_named({"policy": option}):
+        World(scenario.cluster, Workload("none", "", ()), policy, 0)
     return policy
 
 

@@ -100,12 +100,12 @@ def _row(answer: Answer, stretches: FloatArray, base: FloatArray, question: Ques
         "within_alpha": float((stretches <= alpha).mean()),
     }
     later = answer.label != BASE
-    row |= _interval_columns("req95_change", _change(stretches, base, 95) if later else None)
-    row |= _interval_columns("within_change", _change_within(stretches, base, alpha) if later else None)
+    row |= _interval_columns("req95_change", change_of_req(stretches, base, 95) if later else None)
+    row |= _interval_columns("within_change", change_within(stretches, base, alpha) if later else None)
     return row
 
 
-def _change(stretches: FloatArray, base: FloatArray, percent: int) -> Interval:
+def change_of_req(stretches: FloatArray, base: FloatArray, percent: int) -> Interval:
     """Of Req, as a part of that of the base."""
     both = np.stack((base, stretches))
     scales, resampled = required_scales(both, (percent,)), resampled_scales(both, (percent,))
@@ -113,7 +113,7 @@ def _change(stretches: FloatArray, base: FloatArray, percent: int) -> Interval:
         return interval(float(scales[1, 0] / scales[0, 0] - 1), resampled[:, 1, 0] / resampled[:, 0, 0] - 1)
 
 
-def _change_within(stretches: FloatArray, base: FloatArray, alpha: float) -> Interval:
+def change_within(stretches: FloatArray, base: FloatArray, alpha: float) -> Interval:
     differences = (stretches <= alpha).astype(float) - (base <= alpha)
     return interval(float(differences.mean()), resampled_means(differences))
 

@@ -122,7 +122,8 @@ def _rows(group: str, spans: list[Span], by_key: dict[str, Span], clock: _Clock)
             start_us = clock.us(_began_ns(span, by_key)) + tools_us if ours else clock.us(span.start_ns)
             if calls and not ours:
                 tools_us = max(start_us - max(clock.us(by_key[call].end_ns) for call in calls), 0)
-            rows[span.key] = _row(span, group, calls, start_us, tools_us, rows, by_key)
+            row = _row(span, group, calls, start_us, tools_us, rows, by_key)
+            rows[span.key] = row._replace(end_us=clock.us(span.end_ns))
     return list(rows.values())
 
 

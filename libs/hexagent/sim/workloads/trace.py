@@ -8,6 +8,7 @@ A prompt that extends the output of a node with several samples extends that of 
 """
 
 import re
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,15 @@ class TraceOptions(NamedTuple):
     tenants: tuple[str, ...] = ("default",)
     format: str = ""  # a key of FORMATS; "" = recognised
     gap_limit_us: int = -1  # longer gaps of conversations are cut to it, 0 = back to back; -1 = as recorded
+
+
+class TraceFacts(NamedTuple):
+    """What of a trace was recorded and what is assumed."""
+
+    arrivals: bool  # whether they are recorded
+    calls: int
+    drawn: int  # calls whose delay after their deps is drawn
+    jct_us: dict[str, int]  # how long workflows really took, where that is recorded
 
 
 def read_trace(path: Path, options: TraceOptions = TraceOptions()) -> Workload:
@@ -63,6 +73,18 @@ def read_trace(path: Path, options: TraceOptions = TraceOptions()) -> Workload:
         check_workflow(workflow)
     workflows.sort(key=lambda workflow: workflow.arrival_us)  # stable: workflows that arrive together as in the file
     return Workload(name, f"trace {path.name}: {len(workflows)} workflows, seed {options.seed}", tuple(workflows))
+
+
+def read_facts(path: Path, options: TraceOptions = TraceOptions()) -> TraceFacts:
+    """What the file says of the workflows that `read_trace` reads; it raises the same."""
+    workflows = list(islice(workflows_in(path, options.format), options.limit or None))
+    nodes = [node for workflow in workflows for node in workflow.nodes if not workflow.conversation]
+    return TraceFacts(
+        arrivals=all(workflow.arrival_us >= 0 for workflow in workflows),
+        calls=sum(node.samples for workflow in workflows for node in workflow.nodes),
+        drawn=sum(node.samples for node in nodes if node.deps and node.tool_us < 0),
+        jct_us={workflow.workflow_id: workflow.jct_us for workflow in workflows if workflow.jct_us >= 0},
+    )
 
 
 def _collected(path: Path, options: TraceOptions, script: TraceScript) -> bool:

@@ -35,6 +35,7 @@ class TraceWorkflow(NamedTuple):
     arrival_us: int  # -1 = not recorded
     nodes: tuple[TraceNode, ...]
     conversation: bool
+    jct_us: int = -1  # how long it really took; of a conversation the sum of its turns; -1 = not recorded
 
 
 def parse_line(place: Place, line: bytes) -> TraceWorkflow:
@@ -54,7 +55,8 @@ def parse_line(place: Place, line: bytes) -> TraceWorkflow:
     ordered = _in_order(place, nodes)
     arrival = time_us(place, "arrival_ms", record.get("arrival_ms"))
     conversation = any(node.get("gap_ms") is not None for node in raw)
-    return TraceWorkflow(place, _workflow_id(place, record), arrival, ordered, conversation)
+    jct_us = time_us(place, "jct_ms", record.get("jct_ms"))
+    return TraceWorkflow(place, _workflow_id(place, record), arrival, ordered, conversation, jct_us)
 
 
 def _workflow_id(place: Place, record: dict[str, Any]) -> str:

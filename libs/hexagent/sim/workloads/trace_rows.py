@@ -19,6 +19,7 @@ class Row(NamedTuple):
     start_us: int  # when a call without deps is due; -1 = not recorded
     node: TraceNode  # without id, deps and the node it extends
     extends: str = ""  # key of a dep whose context the prompt begins with
+    end_us: int = -1  # when it had ended, on the clock of `start_us`; -1 = not recorded
 
 
 def workflows_of(rows: list[Row], field: str) -> list[TraceWorkflow]:
@@ -89,7 +90,9 @@ def _workflow(
             node = node._replace(prefix_of=rank[local[positions[row.extends]]])
         nodes.append(node if node.deps else node._replace(tool_us=row.start_us - arrival_us))
     conversation = any(node.gap_us for node in nodes)
-    return TraceWorkflow(first.place, _name(first.group, taken), arrival_us, tuple(nodes), conversation)
+    ends = [rows[position].end_us for position in members]
+    jct_us = max(ends) - arrival_us if min(ends) >= 0 else -1
+    return TraceWorkflow(first.place, _name(first.group, taken), arrival_us, tuple(nodes), conversation, jct_us)
 
 
 def _name(group: str, taken: set[str]) -> str:
