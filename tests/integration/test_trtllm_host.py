@@ -46,7 +46,7 @@ ENGINE = """
 [{instance_id}]
 kind = "trtllm"
 python = "{python}"
-environ = {{ PYTHONPATH = "{fakes}", INSTANCE = "{instance_id}" }}
+environ = {{ PYTHONPATH = "{fakes}", INSTANCE = "{instance_id}", CUDA_VISIBLE_DEVICES = "{gpu}" }}
 transfer_timeout_s = 3
 """
 DECODE = ("d-h100-0", "d-h100-1")
@@ -57,12 +57,14 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Local
     folder = tmp_path_factory.mktemp("host")
     (folder / "cluster.toml").write_text(CLUSTER.format(model=write_byte_model(folder / "model")))
     engines = [
-        ENGINE.format(instance_id=instance_id, python=sys.executable, fakes=FAKES)
-        for instance_id in ("p-h100-0", *DECODE)
+        ENGINE.format(instance_id=instance_id, python=sys.executable, fakes=FAKES, gpu=gpu)
+        for gpu, instance_id in enumerate(("p-h100-0", *DECODE))
     ]
     (folder / "engines.toml").write_text("".join(engines))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEXAGENT_ENGINES_FILE", str(folder / "engines.toml"))
+        patch.setenv("PYTHONPATH", str(FAKES / "nvml"))
+        patch.setenv("FAKE_GPUS", ",".join(["NVIDIA H100 80GB HBM3=80"] * 3))
         async with LocalStack(StackOptions(str(folder / "cluster.toml"), data_dir=folder / "stack"), print) as stack:
             yield stack
 
@@ -92,13 +94,17 @@ async def held(stack: LocalStack, agent: str) -> list[attempt_pb2.HeldTicket]:
         return list((await stub.DescribeAgent(worker_service_pb2.DescribeAgentRequest())).held)
 
 
-async def nothing_held(stack: LocalStack) -> bool:
-    """By the agents, and by the scheduler's ledger."""
+async def views(stack: LocalStack) -> list[scheduler_service_pb2.InstanceView]:
+    """The instances as the scheduler sees them."""
     async with grpc.aio.insecure_channel(stack.addresses[SCHEDULER]) as channel:
         stub: scheduler_service_pb2_grpc.SchedulerServiceAsyncStub
         stub = scheduler_service_pb2_grpc.SchedulerServiceStub(channel)
-        views = (await stub.GetCluster(scheduler_service_pb2.GetClusterRequest())).instances
-    ledgers = [view.ledger for view in views]
+        return list((await stub.GetCluster(scheduler_service_pb2.GetClusterRequest())).instances)
+
+
+async def nothing_held(stack: LocalStack) -> bool:
+    """By the agents, and by the scheduler's ledger."""
+    ledgers = [view.ledger for view in await views(stack)]
     counts = [n for ledger in ledgers for n in (ledger.prefill_calls, ledger.decode_calls, ledger.reserved_tokens)]
     return not any(counts) and not any([await held(stack, agent) for agent in AGENTS])
 
@@ -121,6 +127,14 @@ async def test_a_workflow_fans_out_streams_and_joins(stack: LocalStack, client: 
     times = joined.times
     assert times.prefill_end_us <= times.transfer_start_us < times.transfer_end_us <= times.decode_start_us
     await until(partial(nothing_held, stack))
+
+
+async def test_each_engine_is_seen_with_its_gpu(stack: LocalStack) -> None:
+    async def seen() -> bool:
+        hot = [[device.temperature_celsius for device in view.reported.devices] for view in await views(stack)]
+        return hot == [[41.0], [42.0], [40.0]]  # of the decode instances, whose ids come first, and the prefill one
+
+    await until(seen)
 
 
 async def test_calls_of_an_engine_that_is_killed_run_again(stack: LocalStack, client: Client) -> None:

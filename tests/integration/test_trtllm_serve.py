@@ -47,7 +47,7 @@ ENGINE = """
 [{instance_id}]
 kind = "trtllm-serve"
 command = ["{python}", "-m", "tests.fakes.trtllm_serve", "--auth-key", "secret"]
-environ = {{ PYTHONPATH = "{root}" }}
+environ = {{ PYTHONPATH = "{root}", CUDA_VISIBLE_DEVICES = "" }}
 auth_key_file = "{key}"
 transfer_timeout_s = 5
 """

@@ -18,12 +18,13 @@ from hexagent.wire.cluster import ClusterRecord
 from hexagent.wire.telemetry import announcement_to_bytes
 from hexagent_services.worker_agent.agent import Agent
 from hexagent_services.worker_agent.attempts import Attempts
+from hexagent_services.worker_agent.devices import find_devices
 from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
 from hexagent_services.worker_agent.engine.faults import Fault, FaultyEngine, parse_faults
 from hexagent_services.worker_agent.engine.model_text import TextThreads, load_texts
 from hexagent_services.worker_agent.engine.port import Engine
 from hexagent_services.worker_agent.engine.supervision import bring_up, keep_running
-from hexagent_services.worker_agent.engines_file import read_engines_file, real_engine
+from hexagent_services.worker_agent.engines_file import EngineTable, read_engines_file, real_engine
 from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.reporting import report_telemetry
 from hexagent_services.worker_agent.reports import Reports
@@ -55,7 +56,10 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     address = settings.advertised(port)
 
     instances = _instances(record, settings.agent_id, address)
-    engines = _engines(app, instances, record, clock)
+    tables = _engine_tables(settings, instances, record)
+    devices = find_devices(instances, tables)
+    app.at_stop(Stage.CLOSE, "devices", devices.close)
+    engines = _engines(app, instances, tables, record, clock)
     for engine in engines.values():
         app.at_stop(Stage.CLOSE, "engine", engine.close)
     await asyncio.gather(*(bring_up(engine) for engine in engines.values()))
@@ -71,7 +75,9 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     app.at_stop(Stage.INTAKE, "intake", agent.drain)
     app.at_stop(Stage.DRAIN, "attempts", attempts.drained)
     app.at_stop(Stage.FLUSH, "outcomes", bus.flush)
-    app.start(report_telemetry(settings.agent_id, engines, bus, clock, settings.telemetry_period_s), "telemetry")
+    app.start(devices.run(), "devices")
+    telemetry = report_telemetry(settings.agent_id, engines, devices, bus, clock, settings.telemetry_period_s)
+    app.start(telemetry, "telemetry")
     key = subjects.agent_key(settings.agent_id)
     await bus.bucket(subjects.CLUSTER_BUCKET).put(key, announcement_to_bytes(agent.announcement()))
     await server.set_ready(True)
@@ -91,14 +97,13 @@ def _instances(record: ClusterRecord, agent_id: str, address: str) -> tuple[Inst
     return mine
 
 
-def _engines(
-    app: App[WorkerAgentSettings], instances: tuple[InstanceSpec, ...], record: ClusterRecord, clock: ModelClock
-) -> dict[str, Engine]:
-    """An engine for each instance: real ones as the file beside the agent says, the others emulated.
+def _engine_tables(
+    settings: WorkerAgentSettings, instances: tuple[InstanceSpec, ...], record: ClusterRecord
+) -> dict[str, EngineTable]:
+    """How the real engines are started, as the file beside the agent says.
 
-    `InvalidArgument` (BAD_TIME_SCALE) for real ones in a stack whose clock does not run as wall time does.
+    `InvalidArgument` (BAD_TIME_SCALE) for any in a stack whose clock does not run as wall time does.
     """
-    settings = app.settings
     tables = read_engines_file(settings.engines_file, instances) if settings.engines_file is not None else {}
     if tables and record.time_scale != 1:
         raise InvalidArgument(
@@ -106,6 +111,18 @@ def _engines(
             reason="BAD_TIME_SCALE",
             field="time_scale",
         )
+    return tables
+
+
+def _engines(
+    app: App[WorkerAgentSettings],
+    instances: tuple[InstanceSpec, ...],
+    tables: dict[str, EngineTable],
+    record: ClusterRecord,
+    clock: ModelClock,
+) -> dict[str, Engine]:
+    """An engine for each instance: real ones where there is a table, the others emulated."""
+    settings = app.settings
     threads = TextThreads()
     app.at_stop(Stage.CLOSE, "text", threads.close)
     models = sorted({spec.model for spec in instances if spec.instance_id in tables})

@@ -9,12 +9,15 @@ from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus
 from hexagent.runtime.clock import Clock
 from hexagent.wire.telemetry import TelemetryReport, telemetry_to_bytes
+from hexagent_services.worker_agent.devices import Devices
 from hexagent_services.worker_agent.engine.port import Engine
 
 REPEAT_S: Final = 1.0  # wall time after which an instance is reported again though nothing changed
 
 
-async def report_telemetry(agent_id: str, engines: dict[str, Engine], bus: Bus, clock: Clock, period_s: float) -> None:
+async def report_telemetry(
+    agent_id: str, engines: dict[str, Engine], devices: Devices, bus: Bus, clock: Clock, period_s: float
+) -> None:
     """Publish once a period what is new of any instance, until cancelled."""
     last: dict[str, tuple[InstanceLoad, int]] = {}  # load and sequence of each instance's last report
     periods = 0
@@ -29,6 +32,6 @@ async def report_telemetry(agent_id: str, engines: dict[str, Engine], bus: Bus, 
             if everything or load != known or any(samples):
                 last[instance_id] = (load, sequence + 1)
                 telemetry = Telemetry(instance_id, clock.now_us(), load, *samples)
-                reports.append(TelemetryReport(telemetry, sequence + 1))
+                reports.append(TelemetryReport(telemetry, sequence + 1, devices=devices.of(instance_id)))
         if reports:
             bus.publish_core(subjects.telemetry(agent_id), telemetry_to_bytes(reports))
