@@ -60,6 +60,31 @@ def bench_restart(
         raise typer.Exit(EXIT_FAILED)
 
 
+@bench.command("kills", epilog=examples("hexagent bench kills --json rows.json"))
+def bench_kills(
+    workload: Annotated[str, typer.Option("--workload", help="What runs.")] = "bfcl",
+    workflows: Annotated[int, typer.Option("--workflows", min=1, max=100_000, help="How many.")] = 200,
+    rate: Annotated[float, typer.Option("--rate", min=0.001, help="Arrivals a second of model time.")] = 2.0,
+    every: Annotated[float, typer.Option("--every", min=0.1, max=600, help="Wall seconds between kills.")] = 2.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of workload, engines and kills.")] = 1,
+    time_scale: TimeScale = 1.0,
+    json_file: Json = None,
+) -> None:
+    """Workflows on eight agent processes, without kills and with: what they add to completion times.
+
+    Exit status 1 if a workflow did not complete.
+    """
+    from hexagent.cli.bench.kills import KillsOptions, all_done, run_kills
+    from hexagent.cli.report import check_writable, console, table_of, write_json
+
+    check_writable(json_file)
+    rows = asyncio.run(run_kills(KillsOptions(workload, workflows, rate, every, time_scale, seed)))
+    console().print(table_of("kills", rows))
+    write_json(json_file, "bench kills", seed, rows)
+    if not all_done(rows):
+        raise typer.Exit(EXIT_FAILED)
+
+
 @bench.command("bounds", epilog=examples("hexagent bench bounds", "hexagent bench bounds --noise 0 --json rows.json"))
 def bench_bounds(
     cells: Annotated[
