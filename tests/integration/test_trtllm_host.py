@@ -18,6 +18,7 @@ from hexagent.api.scheduler.v1 import scheduler_service_pb2, scheduler_service_p
 from hexagent.api.worker.v1 import attempt_pb2, worker_service_pb2, worker_service_pb2_grpc
 from hexagent.cli.stack import SCHEDULER, LocalStack, StackOptions
 from hexagent.client import CallResult, Client, FinishReason, Segment
+from hexagent.client.drain import drain_instance, uncordon_instance
 from hexagent.core.errors import Cancelled
 from tests.integration.test_faults import until
 from tests.models import write_byte_model
@@ -39,7 +40,7 @@ model = "llama-3.1-8b"
 [[pool]]
 role = "decode"
 gpu = "h100"
-count = 2
+count = 3
 model = "llama-3.1-8b"
 """
 ENGINE = """
@@ -50,21 +51,25 @@ environ = {{ PYTHONPATH = "{fakes}", INSTANCE = "{instance_id}", CUDA_VISIBLE_DE
 transfer_timeout_s = 3
 """
 DECODE = ("d-h100-0", "d-h100-1")
+BROKEN = "d-h100-2"  # its engine does not load until somebody puts that right
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalStack]:
     folder = tmp_path_factory.mktemp("host")
     (folder / "cluster.toml").write_text(CLUSTER.format(model=write_byte_model(folder / "model")))
+    write_program(folder / "python", "exit 1")
+    pythons = {"p-h100-0": sys.executable, **dict.fromkeys(DECODE, sys.executable), BROKEN: folder / "python"}
     engines = [
-        ENGINE.format(instance_id=instance_id, python=sys.executable, fakes=FAKES, gpu=gpu)
-        for gpu, instance_id in enumerate(("p-h100-0", *DECODE))
+        ENGINE.format(instance_id=name, python=python, fakes=FAKES, gpu=gpu)
+        for gpu, (name, python) in enumerate(pythons.items())
     ]
     (folder / "engines.toml").write_text("".join(engines))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEXAGENT_ENGINES_FILE", str(folder / "engines.toml"))
+        patch.setenv("HEXAGENT_QUARANTINE_FAILURES", "2")
         patch.setenv("PYTHONPATH", str(FAKES / "nvml"))
-        patch.setenv("FAKE_GPUS", ",".join(["NVIDIA H100 80GB HBM3=80"] * 3))
+        patch.setenv("FAKE_GPUS", ",".join(["NVIDIA H100 80GB HBM3=80"] * 4))
         async with LocalStack(StackOptions(str(folder / "cluster.toml"), data_dir=folder / "stack"), print) as stack:
             yield stack
 
@@ -94,12 +99,21 @@ async def held(stack: LocalStack, agent: str) -> list[attempt_pb2.HeldTicket]:
         return list((await stub.DescribeAgent(worker_service_pb2.DescribeAgentRequest())).held)
 
 
+def write_program(path: Path, command: str) -> None:
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
+
+
 async def views(stack: LocalStack) -> list[scheduler_service_pb2.InstanceView]:
     """The instances as the scheduler sees them."""
     async with grpc.aio.insecure_channel(stack.addresses[SCHEDULER]) as channel:
         stub: scheduler_service_pb2_grpc.SchedulerServiceAsyncStub
         stub = scheduler_service_pb2_grpc.SchedulerServiceStub(channel)
         return list((await stub.GetCluster(scheduler_service_pb2.GetClusterRequest())).instances)
+
+
+async def view_of(stack: LocalStack, instance_id: str) -> scheduler_service_pb2.InstanceView:
+    return next(view for view in await views(stack) if view.instance.instance_id == instance_id)
 
 
 async def nothing_held(stack: LocalStack) -> bool:
@@ -132,9 +146,34 @@ async def test_a_workflow_fans_out_streams_and_joins(stack: LocalStack, client: 
 async def test_each_engine_is_seen_with_its_gpu(stack: LocalStack) -> None:
     async def seen() -> bool:
         hot = [[device.temperature_celsius for device in view.reported.devices] for view in await views(stack)]
-        return hot == [[41.0], [42.0], [40.0]]  # of the decode instances, whose ids come first, and the prefill one
+        return hot == [
+            [41.0],
+            [42.0],
+            [43.0],
+            [40.0],
+        ]  # of the decode instances, whose ids come first, and the prefill one
 
     await until(seen)
+
+
+async def test_an_engine_that_does_not_load_is_down_until_an_operator_opens_it(stack: LocalStack) -> None:
+    async def quarantined() -> bool:
+        return "quarantined after 2 failures" in (await view_of(stack, BROKEN)).down_reason
+
+    await until(quarantined)
+    view = await view_of(stack, BROKEN)
+    assert not view.up
+    assert "the engine host ended with status 1" in view.down_reason
+    write_program(stack.data_dir.parent / "python", f'exec {sys.executable} "$@"')
+    await uncordon_instance(BROKEN, stack.addresses[SCHEDULER])
+
+    async def up() -> bool:
+        return (await view_of(stack, BROKEN)).up
+
+    await until(up)
+    assert (await view_of(stack, BROKEN)).down_reason == ""
+    async for _ in drain_instance(BROKEN, stack.addresses[SCHEDULER]):  # the other tests know of two
+        pass
 
 
 async def test_calls_of_an_engine_that_is_killed_run_again(stack: LocalStack, client: Client) -> None:

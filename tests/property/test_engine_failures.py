@@ -21,7 +21,7 @@ from hexagent_services.worker_agent.engine.port import (
     KvPiece,
     Prefilled,
 )
-from hexagent_services.worker_agent.engine.supervision import keep_running
+from hexagent_services.worker_agent.engine.supervision import Quarantine, Supervisor
 from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
 from hexagent_services.worker_agent.engine_host.library import Library
 from tests.contract.engines import LINK, handed_over, is_empty, request_of, spec
@@ -35,7 +35,8 @@ STEPS: Final = 5
 PATIENCE_S: Final = 1.5  # virtual time after which an attempt of which nothing is heard is given up
 KV_BLOCKS: Final = 40
 SETTLED_S: Final = 2.0  # virtual time in which everything that was begun has ended
-OPTIONS: Final = TrtllmOptions("/models/none", max_seq_tokens=2_000, transfer_timeout_s=0.5, grace_s=0.1)
+OPTIONS: Final = TrtllmOptions("/models/none", max_seq_tokens=2_000, transfer_timeout_s=0.5, stall_s=0.8, grace_s=0.1)
+RULE: Final = Quarantine(failures=2, within_s=10.0, lasts_s=1.0)
 FAULTS: Final = ("wedged", "leaks", "lazy_cleanup", "blocks_on_death", "crash", "lose_events", "refuse", "pull_s")
 
 
@@ -55,9 +56,10 @@ class Cluster:
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        for engine in self.engines.values():
-            await engine.start()
-            self._keepers.append(asyncio.create_task(keep_running(engine, lambda spec, cause: None)))
+        supervisors = [Supervisor(engine, lambda spec, cause: None, RULE) for engine in self.engines.values()]
+        self._keepers += [asyncio.create_task(supervisor.run()) for supervisor in supervisors]
+        for supervisor in supervisors:
+            await supervisor.tried.wait()
 
     async def call(self, node: str, prefill: int, decode: int, local: bool) -> None:
         """To its end, by other instances after each loss."""

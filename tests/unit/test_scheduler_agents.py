@@ -5,8 +5,9 @@ from typing import cast
 import pytest
 
 from hexagent.api.worker.v1 import worker_service_pb2
+from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.scheduling.core import SchedulerCore
-from hexagent.core.scheduling.events import HeldTicket, InstanceUp, Phase, SchedulerEvent
+from hexagent.core.scheduling.events import HeldTicket, InstanceDown, InstanceUp, Phase, SchedulerEvent
 from hexagent.runtime.clock import ModelClock
 from hexagent.wire.telemetry import AgentAnnouncement
 from hexagent.wire.worker import CordonCommand, welcome_to_proto
@@ -30,17 +31,18 @@ class DeskDriver:
         self.desk.tell(event)
 
 
+def link_to(desk: Desk, specs: tuple[InstanceSpec, ...], outbox: Outbox | None = None) -> AgentLink:
+    """To the agent of these instances, which has announced itself."""
+    announcement = AgentAnnouncement("agent", "here:1", specs, 1, 0, 1)
+    driver = cast("Driver", DeskDriver(desk))
+    return AgentLink(announcement, worker_service_pb2.Hello(), driver, outbox or Outbox(), ModelClock(0))
+
+
 def answered(desk: Desk, instance_id: str, *held: HeldTicket, cordoned: bool = False) -> Outbox:
     """The agent of one instance of the desk answers; gives what is on its way to it then."""
     spec = desk.core.ledger.instances[instance_id].spec
     outbox = Outbox()
-    link = AgentLink(
-        AgentAnnouncement("agent", "here:1", (spec,), 1, 0, 1),
-        worker_service_pb2.Hello(),
-        cast("Driver", DeskDriver(desk)),
-        outbox,
-        ModelClock(0),
-    )
+    link = link_to(desk, (spec,), outbox)
     link._welcomed(welcome_to_proto("agent", (InstanceUp(spec, held, 0, cordoned),)))
     return outbox
 
@@ -60,6 +62,29 @@ def test_what_a_decode_side_has_forgotten_is_made_again(phase: Phase) -> None:
     answered(desk, "d0")
     # Before its prefill has ended the decode side has not heard of it.
     assert [d.ticket.attempt for d in desk.dispatched] == ([1] if phase is Phase.ACCEPTED else [1, 2])
+
+
+def test_an_instance_whose_engine_has_never_run_is_known_with_the_reason() -> None:
+    desk = Desk(prefills("h100") + decodes("h100"))
+    spec = desk.core.ledger.instances["d0"].spec._replace(instance_id="d1")
+    desk.tell(InstanceDown("d1", 0))
+    assert "d1" not in desk.core.ledger.instances
+    desk.tell(InstanceDown("d1", 0, "its engine loads", spec))
+    instance = desk.core.ledger.instances["d1"]
+    assert (instance.usable, instance.down_reason) == (False, "its engine loads")
+    desk.tell(InstanceDown("d1", 0, "quarantined", spec))
+    assert instance.down_reason == "quarantined"
+    desk.tell(InstanceUp(spec, (), 0))
+    assert (instance.usable, instance.down_reason) == (True, "")
+
+
+def test_an_agent_that_is_dead_takes_those_along_that_came_up_later() -> None:
+    desk = Desk(prefills("h100") + decodes("h100"))
+    specs = tuple(instance.spec for instance in desk.core.ledger.instances.values())
+    link = link_to(desk, specs)
+    link._welcomed(welcome_to_proto("agent", (InstanceUp(specs[0], (), 0),)))
+    link._declare_dead()
+    assert {i.down_reason for i in desk.core.ledger.instances.values()} == {"its agent does not answer"}
 
 
 async def test_an_agent_that_was_away_hears_what_is_closed() -> None:

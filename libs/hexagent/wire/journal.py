@@ -57,7 +57,10 @@ def journal_entry_to_bytes(entry: JournalEntry, stored: bytes = b"") -> bytes:
             )
             message.instance_up.CopyFrom(up)
         case InstanceDown():
-            down = journal_pb2.InstanceDown(instance_id=event.instance_id, at_us=event.at_us)
+            down = journal_pb2.InstanceDown(
+                instance_id=event.instance_id, at_us=event.at_us, reason=event.reason,
+                instance=instance_to_proto(event.spec) if event.spec is not None else None,
+            )  # fmt: skip
             message.instance_down.CopyFrom(down)
         case InstanceCordoned():
             cordoned = journal_pb2.InstanceCordoned(
@@ -104,7 +107,9 @@ def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent | DecisionRec
             held = tuple(held_from_proto(ticket) for ticket in up.held)
             return InstanceUp(instance_from_proto(up.instance), held, up.at_us, up.cordoned)
         case "instance_down":
-            return InstanceDown(message.instance_down.instance_id, message.instance_down.at_us)
+            gone = message.instance_down
+            spec = instance_from_proto(gone.instance) if gone.HasField("instance") else None
+            return InstanceDown(gone.instance_id, gone.at_us, gone.reason, spec)
         case "instance_cordoned":
             cordoned = message.instance_cordoned
             return InstanceCordoned(cordoned.instance_id, cordoned.cordoned, cordoned.at_us)

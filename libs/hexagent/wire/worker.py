@@ -288,6 +288,7 @@ def report_from_proto(message: worker_service_pb2.Report) -> Report:
             changed = message.instance_changed
             if changed.up:
                 return InstanceUp(instance_from_proto(changed.instance), (), changed.at_us)
-            return InstanceDown(changed.instance.instance_id, changed.at_us)
+            spec = instance_from_proto(changed.instance)
+            return InstanceDown(spec.instance_id, changed.at_us, changed.reason, spec)
         case None:
             raise bad("BAD_MESSAGE", "report", "the message holds no report this version knows")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import Final
 
 import grpc
 
@@ -19,6 +20,7 @@ from hexagent_services.scheduler.outbox import Outbox
 log = logging.getLogger(__name__)
 
 REDIAL_S = (0.05, 0.1, 0.2, 0.5)  # wall time between attempts to reach an agent, the last repeated
+DEAD: Final = "its agent does not answer"
 
 
 class AgentLink:
@@ -34,7 +36,7 @@ class AgentLink:
         self._driver = driver
         self._outbox = outbox
         self._clock = clock
-        self._instances: tuple[str, ...] = tuple(spec.instance_id for spec in announcement.instances)
+        self._instances = {spec.instance_id for spec in announcement.instances}
         self._up = False
 
     async def run(self, dead_after_s: float) -> None:
@@ -81,7 +83,7 @@ class AgentLink:
     def _welcomed(self, welcome: pb.Welcome) -> None:
         now_us = self._clock.now_us()
         ups = instance_ups_from_welcome(welcome, now_us)
-        self._instances = tuple(up.spec.instance_id for up in ups)
+        self._instances |= {up.spec.instance_id for up in ups}
         for up in ups:
             self._driver.handle(up)
             cordoned = self._driver.core.ledger.instances[up.spec.instance_id].cordoned
@@ -107,8 +109,8 @@ class AgentLink:
 
     def _declare_dead(self) -> None:
         self._outbox.clear()
-        for instance_id in self._instances:
-            self._driver.handle(InstanceDown(instance_id, self._clock.now_us()))
+        for instance_id in sorted(self._instances):
+            self._driver.handle(InstanceDown(instance_id, self._clock.now_us(), DEAD))
         self.settled.set()
 
 

@@ -135,6 +135,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             instance=instance_to_proto(instance.spec),
             hand_off=enums_pb2.HandOff.ValueType(instance.profile.hand_off),
             up=instance.up,
+            down_reason=instance.down_reason,
             cordoned=instance.cordoned,
             load=load_to_proto(reported.load) if reported is not None else None,
             reported_at_us=reported.at_us if reported is not None else 0,

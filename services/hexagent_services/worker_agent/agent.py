@@ -5,6 +5,7 @@ from hexagent.core.instance.spec import InstanceSpec
 from hexagent.runtime.clock import Clock
 from hexagent.wire.telemetry import AgentAnnouncement
 from hexagent_services.worker_agent.attempts import Attempts
+from hexagent_services.worker_agent.engine.supervision import Supervisor
 from hexagent_services.worker_agent.reports import Reports
 
 
@@ -13,22 +14,22 @@ class Agent:
         self,
         agent_id: str,
         address: str,
-        instances: tuple[InstanceSpec, ...],
+        supervisors: dict[str, Supervisor],
         attempts: Attempts,
         reports: Reports,
         clock: Clock,
     ) -> None:
         self.agent_id = agent_id
-        self.instances = instances
+        self.instances = tuple(supervisor.spec for supervisor in supervisors.values())
         self.attempts = attempts
         self.reports = reports
         self.draining = False
         self.cordoned: set[str] = set()  # instances that get no new calls, as the schedulers have said
+        self._supervisors = supervisors
         self._address = address
         self._clock = clock
         self._epoch = 0  # the newest scheduler seen
         self._announcements = 0
-        self._down: dict[str, tuple[InstanceSpec, str]] = {}  # those whose engine is lost, and why
 
     def attach(self, epoch: int, greeted: bool) -> int:
         """Obey the scheduler of `epoch` from now on; returns the number of its session for `Reports.next_batch`.
@@ -49,22 +50,25 @@ class Agent:
         self._epoch = epoch
         return self.reports.open()
 
-    def changed(self, spec: InstanceSpec, cause: str) -> None:
-        """An instance's engine is lost, for `cause`, or with none has come back: its scheduler hears of it."""
-        self._down.pop(spec.instance_id, None)
-        if cause:
-            self._down[spec.instance_id] = (spec, cause)
-        self.reports.instance(spec, self._clock.now_us(), cause)
+    def cordon(self, instance_id: str, cordoned: bool) -> None:
+        """A scheduler says that an instance gets no new calls, or that it may: then its engine is tried again."""
+        if cordoned:
+            self.cordoned.add(instance_id)
+            return
+        self.cordoned.discard(instance_id)
+        if instance_id in self._supervisors:
+            self._supervisors[instance_id].open()
 
     def report_down(self) -> None:
-        """Say again which engines are lost: a scheduler that attaches has not heard it."""
-        for spec, cause in self._down.values():
-            self.reports.instance(spec, self._clock.now_us(), cause)
+        """Say again which engines do not run: a scheduler that attaches has not heard it."""
+        for supervisor in self._supervisors.values():
+            if supervisor.cause:
+                self.reports.instance(supervisor.spec, self._clock.now_us(), supervisor.cause)
 
     @property
     def up(self) -> tuple[InstanceSpec, ...]:
         """The instances whose engines run."""
-        return tuple(spec for spec in self.instances if spec.instance_id not in self._down)
+        return tuple(supervisor.spec for supervisor in self._supervisors.values() if not supervisor.cause)
 
     async def drain(self) -> None:
         """Take no further hand-offs; what is here runs on."""

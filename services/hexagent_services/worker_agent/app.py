@@ -1,6 +1,8 @@
 """Composition root of a worker-agent."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Final
 
 from hexagent.api.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from hexagent.core.errors import InvalidArgument
@@ -23,7 +25,7 @@ from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
 from hexagent_services.worker_agent.engine.faults import Fault, FaultyEngine, parse_faults
 from hexagent_services.worker_agent.engine.model_text import TextThreads, load_texts
 from hexagent_services.worker_agent.engine.port import Engine
-from hexagent_services.worker_agent.engine.supervision import bring_up, keep_running
+from hexagent_services.worker_agent.engine.supervision import Quarantine, Supervisor
 from hexagent_services.worker_agent.engines_file import EngineTable, read_engines_file, real_engine
 from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.reporting import report_telemetry
@@ -32,6 +34,8 @@ from hexagent_services.worker_agent.requests import BodyCache
 from hexagent_services.worker_agent.results import Results
 from hexagent_services.worker_agent.servicer import WorkerServicer
 from hexagent_services.worker_agent.settings import WorkerAgentSettings
+
+FIRST_STARTS_S: Final = 10.0  # wall time; an agent is there without the engines that take longer
 
 
 async def main(app: App[WorkerAgentSettings]) -> None:
@@ -62,15 +66,13 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     engines = _engines(app, instances, tables, record, clock)
     for engine in engines.values():
         app.at_stop(Stage.CLOSE, "engine", engine.close)
-    await asyncio.gather(*(bring_up(engine) for engine in engines.values()))
     bodies, peers, reports = BodyCache(bus), Peers(), Reports()
     app.at_stop(Stage.CLOSE, "peers", peers.close)
     results = Results(bus, bodies, settings.agent_id)
     attempts = Attempts(engines, bodies, peers, results, reports, clock, address)
-    agent = Agent(settings.agent_id, address, instances, attempts, reports, clock)
+    supervisors = await _supervised(app, engines, lambda spec, cause: reports.instance(spec, clock.now_us(), cause))
+    agent = Agent(settings.agent_id, address, supervisors, attempts, reports, clock)
     servicer.serve(agent)
-    for instance_id, engine in engines.items():
-        app.start(keep_running(engine, agent.changed), f"engine of {instance_id}")
 
     app.at_stop(Stage.INTAKE, "intake", agent.drain)
     app.at_stop(Stage.DRAIN, "attempts", attempts.drained)
@@ -82,6 +84,22 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     await bus.bucket(subjects.CLUSTER_BUCKET).put(key, announcement_to_bytes(agent.announcement()))
     await server.set_ready(True)
     app.ready(port, agent_id=settings.agent_id, instances=len(instances))
+
+
+async def _supervised(
+    app: App[WorkerAgentSettings], engines: dict[str, Engine], changed: Callable[[InstanceSpec, str], None]
+) -> dict[str, Supervisor]:
+    """Every engine with who keeps it running, after a first try to start it where that does not take long."""
+    settings = app.settings
+    quarantine = Quarantine(settings.quarantine_failures, settings.quarantine_within_s, settings.quarantine_s)
+    supervisors = {name: Supervisor(engine, changed, quarantine) for name, engine in engines.items()}
+    for instance_id, supervisor in supervisors.items():
+        app.start(supervisor.run(), f"engine of {instance_id}")
+    tried = [asyncio.create_task(supervisor.tried.wait()) for supervisor in supervisors.values()]
+    await asyncio.wait(tried, timeout=FIRST_STARTS_S)
+    for waiting in tried:
+        waiting.cancel()
+    return supervisors
 
 
 def _instances(record: ClusterRecord, agent_id: str, address: str) -> tuple[InstanceSpec, ...]:

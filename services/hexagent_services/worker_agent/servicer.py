@@ -100,10 +100,8 @@ class WorkerServicer(stubs.WorkerServiceServicer):
                 case CancelAttempt():
                     dispatches = [d for d in dispatches if d.attempt.ticket != command.ticket]
                     attempts.cancel(command)
-                case CordonCommand(cordoned=True):
-                    self._agent.cordoned.add(command.instance_id)
                 case CordonCommand():
-                    self._agent.cordoned.discard(command.instance_id)
+                    self._agent.cordon(command.instance_id, command.cordoned)
         if dispatches:
             await attempts.dispatch(dispatches)
 

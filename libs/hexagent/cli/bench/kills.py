@@ -1,4 +1,4 @@
-"""`hexagent bench kills`: workflows on eight agent processes of which one after the other is killed, and what that adds."""
+"""`hexagent bench kills`: workflows on eight agent processes, one killed after the other, and what that adds."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ class KillsOptions(NamedTuple):
     workflows: int = 200
     rate_per_s: float = 2.0  # arrivals, model time
     every_s: float = 2.0  # wall time between two kills
-    time_scale: float = 1.0
+    time_scale: float | None = 1.0
     seed: int = 1
 
 

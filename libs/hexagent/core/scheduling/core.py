@@ -238,9 +238,14 @@ class SchedulerCore:
 
     def _instance_down(self, event: InstanceDown, now_us: int, effects: list[Effect]) -> bool:
         instance = self.ledger.instances.get(event.instance_id)
-        if instance is None or not instance.up:
+        if instance is None and event.spec is not None:
+            instance = self.ledger.describe(event.spec)
+        if instance is None:
             return False
-        self.ledger.down(instance)
+        was_up = instance.up
+        self.ledger.down(instance, event.reason)
+        if not was_up:
+            return False
         self._topologies.clear()
         for attempt in self.ledger.held_by(instance):
             self._lose(attempt, "INSTANCE_DOWN", now_us, effects)

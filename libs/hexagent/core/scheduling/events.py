@@ -57,6 +57,8 @@ class InstanceDown(NamedTuple):
 
     instance_id: str
     at_us: int
+    reason: str = ""  # for operators
+    spec: InstanceSpec | None = None  # where its agent says so, which may be before it has ever been up
 
 
 class InstanceCordoned(NamedTuple):

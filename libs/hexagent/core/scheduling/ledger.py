@@ -70,6 +70,7 @@ class Instance:
         "context_sum",
         "cordoned",
         "decoding",
+        "down_reason",
         "kept_tokens",
         "local_us",
         "pinned_tokens",
@@ -90,6 +91,7 @@ class Instance:
         self.profile: EngineProfile = PROFILES[spec.profile]
         self.table = table
         self.up = False
+        self.down_reason = ""  # as its agent or the scheduler says
         self.cache: CacheBelief | None = None  # None: the engine caches no prefixes, or is down
         self.cordoned = False
         self.suspect_until_us = 0  # an attempt got stuck here: no new calls until then
@@ -160,15 +162,17 @@ class Ledger:
         instance.sender.servers = instance.profile.send_concurrency
         instance.table = table
         instance.up = True
+        instance.down_reason = ""
         if not (spec.prefix_cache and instance.profile.block_reuse):
             instance.cache = None
         elif instance.cache is None or known.kv_blocks != spec.kv_blocks or known.block_tokens != spec.block_tokens:
             instance.cache = CacheBelief(spec)
         return instance
 
-    def down(self, instance: Instance) -> None:
+    def down(self, instance: Instance, reason: str) -> None:
         """It serves nothing, and what it had in memory is gone."""
         instance.up = False
+        instance.down_reason = reason
         instance.cache = None
 
     def pool(self, model: str, mixing: Mixing = Mixing.NONE) -> tuple[list[Instance], list[Instance]]:

@@ -1,9 +1,11 @@
 """Engines are started, checked against what their profile promises, and started again when they are lost."""
 
 import asyncio
+import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from hexagent.core.errors import HexagentError, InvalidArgument
 from hexagent.core.instance.spec import PROFILES, InstanceSpec
@@ -12,8 +14,16 @@ from hexagent_services.worker_agent.engine.port import Engine
 
 log = logging.getLogger(__name__)
 
-STEADY_S: Final = 600.0  # wall time after which an engine that is lost counts as having run well
-BACKOFF_S: Final = (0.5, 2.0, 10.0, 60.0)  # wall time before a lost engine starts again; the last for all further ones
+BACKOFF_S: Final = (0.5, 2.0, 10.0, 60.0)  # wall time before a further start, by recent failures; the last for all more
+LOADING: Final = "its engine loads"
+
+
+class Quarantine(NamedTuple):
+    """After how many failures an engine is not tried again, and for how long; wall time."""
+
+    failures: int = 5
+    within_s: float = 600.0
+    lasts_s: float = 1800.0
 
 
 async def bring_up(engine: Engine) -> None:
@@ -26,6 +36,7 @@ async def bring_up(engine: Engine) -> None:
     }
     lacking = [name for name, wanted in promised.items() if wanted and not getattr(found, name)]
     if lacking:
+        await engine.close()
         raise InvalidArgument(
             f"{engine.spec.instance_id}: profile {profile.name} promises {', '.join(lacking)}, the engine cannot",
             reason="PROFILE_PROMISES_MORE",
@@ -33,28 +44,69 @@ async def bring_up(engine: Engine) -> None:
         )
 
 
-async def keep_running(engine: Engine, changed: Callable[[InstanceSpec, str], None]) -> None:
-    """Start the engine again whenever it is lost, until cancelled; what it held has been refused by then.
+class Supervisor:
+    """Keeps one engine running. A failure is the loss of an engine, or a start that does not succeed.
 
-    `changed` is told the cause of each loss, and "" when the engine is back.
+    `changed` is told why the engine is down, and "" once it runs.
     """
-    instance = fields(instance_id=engine.spec.instance_id)
-    loop = asyncio.get_running_loop()
-    failures = 0
-    while True:
-        started_s = loop.time()
-        cause = await engine.lost()
-        log.error("engine lost: %s", cause, extra=instance)
-        changed(engine.spec, cause)
-        if loop.time() - started_s >= STEADY_S:
-            failures = 0
+
+    def __init__(self, engine: Engine, changed: Callable[[InstanceSpec, str], None], quarantine: Quarantine) -> None:
+        self.spec: Final = engine.spec
+        self.cause = LOADING  # why it is down, "" = it runs
+        self.restarts = 0  # starts behind the first one
+        self.quarantines = 0
+        self.tried = asyncio.Event()  # to start it once, with whatever success
+        self._engine = engine
+        self._changed = changed
+        self._quarantine = quarantine
+        self._failures: deque[float] = deque()  # when, on the loop's clock; those that count for a quarantine
+        self._opened = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled. What a lost engine held has been refused by the time that is known here."""
         while True:
-            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
-            failures += 1
-            try:
-                await bring_up(engine)
-            except HexagentError as error:
-                log.error("engine does not start: %s", error.message, extra=instance)
-            else:
-                changed(engine.spec, "")
-                break
+            failure = await self._start()
+            if not failure:
+                self._tell("")
+            self.tried.set()
+            failure = failure or f"engine lost: {await self._engine.lost()}"
+            log.error(failure, extra=fields(instance_id=self.spec.instance_id))
+            await self._pause(failure)
+            self.restarts += 1
+
+    def open(self) -> None:
+        """An operator ends the quarantine, if there is one."""
+        self._opened.set()
+
+    async def _start(self) -> str:
+        """Why the engine does not start; "" when it runs."""
+        try:
+            await bring_up(self._engine)
+        except HexagentError as error:
+            return f"engine does not start: {error.message}"
+        except Exception as error:  # such as a program that cannot be executed; the agent and its other engines go on
+            log.exception("an engine does not start", extra=fields(instance_id=self.spec.instance_id))
+            return f"engine does not start: {error!r}"
+        return ""
+
+    async def _pause(self, failure: str) -> None:
+        rule, now_s = self._quarantine, asyncio.get_running_loop().time()
+        while self._failures and self._failures[0] <= now_s - rule.within_s:
+            self._failures.popleft()
+        self._failures.append(now_s)
+        recent = len(self._failures)
+        if recent < rule.failures:
+            self._tell(failure)
+            await asyncio.sleep(BACKOFF_S[min(recent, len(BACKOFF_S)) - 1])
+            return
+        self.quarantines += 1
+        self._opened.clear()
+        self._tell(f"quarantined after {recent} failures within {rule.within_s:g} s; the last: {failure}")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rule.lasts_s):
+                await self._opened.wait()
+        self._failures.clear()
+
+    def _tell(self, cause: str) -> None:
+        self.cause = cause
+        self._changed(self.spec, cause)

@@ -167,19 +167,29 @@ class InstanceDown(_message.Message):
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     AT_US_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     at_us: _builtins.int
     """Model time, microseconds."""
+    reason: _builtins.str
+    """Why, as its agent or the scheduler says."""
+    @_builtins.property
+    def instance(self) -> _telemetry_pb2.InstanceDescription:
+        """Its description, where its agent says so."""
+
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         at_us: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        instance: _telemetry_pb2.InstanceDescription | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "instance", b"instance", "instance_id", b"instance_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -222,6 +222,7 @@ class InstanceView(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     REPORTED_AT_US_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    DOWN_REASON_FIELD_NUMBER: _builtins.int
     REPORTED_FIELD_NUMBER: _builtins.int
     hand_off: _enums_pb2.HandOff.ValueType
     """How its engine hands KV over."""
@@ -231,6 +232,8 @@ class InstanceView(_message.Message):
     """It takes no new call."""
     reported_at_us: _builtins.int
     """Model time of that report, microseconds; 0 = none."""
+    down_reason: _builtins.str
+    """Why it is down; empty while it is up."""
     @_builtins.property
     def instance(self) -> _telemetry_pb2.InstanceDescription:
         """What it is."""
@@ -257,11 +260,12 @@ class InstanceView(_message.Message):
         load: _telemetry_pb2.InstanceLoad | None = ...,
         reported_at_us: _builtins.int = ...,
         ledger: Global___LedgerView | None = ...,
+        down_reason: _builtins.str = ...,
         reported: Global___ReportedView | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "hand_off", b"hand_off", "instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported", "reported_at_us", b"reported_at_us", "up", b"up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "down_reason", b"down_reason", "hand_off", b"hand_off", "instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported", "reported_at_us", b"reported_at_us", "up", b"up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
