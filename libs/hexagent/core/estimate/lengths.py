@@ -180,8 +180,8 @@ class _Role:
 
 def _charge(losses: list[int], scores: RunningQuantiles, factor_ppm: int, value: int) -> None:
     """Add the pinball loss of each of `PERCENTS`, in hundredths of a token, and forget some of the older ones."""
-    for place, percent in enumerate(PERCENTS):
-        miss = value - scores.quantile(percent) * factor_ppm // PPM
+    for place, (percent, score) in enumerate(zip(PERCENTS, scores.quantiles(PERCENTS), strict=True)):
+        miss = value - score * factor_ppm // PPM
         cost = percent * miss if miss > 0 else (percent - 100) * miss
         losses[place] += cost - losses[place] // FORGET
 
@@ -229,7 +229,7 @@ def _row(workflow_class: str, role: str, lengths: RunningQuantiles) -> LengthQua
 
 def _three(values: RunningQuantiles) -> tuple[int, int, int]:
     """Those of `PERCENTS`."""
-    q50, q90, q99 = [values.quantile(percent) for percent in PERCENTS]
+    q50, q90, q99 = values.quantiles(PERCENTS)
     return q50, q90, q99
 
 

@@ -2,6 +2,7 @@
 
 from array import array
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import Final
 
 from hexagent.core.units import PPM, ceil_div
@@ -39,6 +40,11 @@ class RunningQuantiles:
         (split conformal prediction), short of the cases in which there are fewer.
         """
         return self.at_ppm(percent * (PPM // 100))
+
+    def quantiles(self, percents: Sequence[int]) -> list[int]:
+        """`quantile` of each of `percents`, 1 to 99."""
+        values, count = self._sorted, len(self._sorted)
+        return [values[min(-(-(count + 1) * percent // 100), count) - 1] for percent in percents]
 
     def at_ppm(self, level_ppm: int) -> int:
         """The same for a level in parts per million, 0 to PPM and beyond."""

@@ -1,5 +1,6 @@
 """The simulated state a plan is made in: where each waiting call would finish, over all instance pairs."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -67,8 +68,9 @@ class SimulatedState:
         self._free_us: list[int] = free_us.tolist()
         *_, self._prefill_room, self._idle = books.prefill.tolist()
         *_, self._local_us, self._decode_room, self._slots, self._step_us = books.decode.tolist()
-        # A `Backlog` a column.
-        self._egress, self._ingress = books.prefill[EGRESS:PREFILL_ROOM].copy(), books.decode[INGRESS:LOCAL].copy()
+        egress = books.prefill[EGRESS:PREFILL_ROOM]
+        self._egress = [Backlog(*ends) for ends in egress.T.tolist()]
+        self._ingress = books.decode[INGRESS:LOCAL].copy()  # a `Backlog` a column
         self._floor_us = books.floor_us.tolist()  # part of a prompt's time that is saved in another's batch
         self._startable = sum(self._idle)  # instances that could take a call that starts now
         self._once_idle = np.flatnonzero(books.prefill[IDLE]).tolist()  # among which those are
@@ -80,7 +82,6 @@ class SimulatedState:
         columns = waiting.columns[rows].T
         self._prompt, self._steps = columns[PROMPT], columns[OUTPUT] - 1
         self._kv_tokens = columns[RESERVE_PREDICTED : RESERVE_MAX + 1] + self._prompt  # where engines evict; do not
-        self._transfer_us = topology.transfer_us(self._prompt)
         hits = waiting.hits(topology) if aware else None
         self._cached = hits[0][rows].T if hits is not None else None  # prompt tokens, (P, calls)
         if hits is None:
@@ -100,12 +101,17 @@ class SimulatedState:
         # When KV could begin to move as far as P is concerned, (P, calls); time on D from then on but for the transfer,
         # (D, calls); `NEVER_US` where there is no room.
         self._end_us = free_us[:, None] + self._alone_us  # of prefill, (P, calls)
-        self._leave_us = begins_us(self._end_us, *self._egress[:, :, None])
+        self._leave_us = begins_us(self._end_us, *egress[:, :, None])
         self._decode_us = self._steps * books.decode[STEP][:, None] + books.decode[LOCAL][:, None]
         if not self._roomy:
             self._leave_us[self._prompt > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
             full = self._kv_tokens[topology.never_evicts] > books.decode[DECODE_ROOM][:, None]
             self._decode_us[full | (books.decode[SLOTS] <= 0)[:, None]] = NEVER_US
+
+    @cached_property
+    def _transfer_us(self) -> IntArray:
+        """Of each call, as `Topology.transfer_us` says."""
+        return self._topology.transfer_us(self._prompt)
 
     @property
     def any_startable(self) -> bool:
@@ -231,7 +237,7 @@ class SimulatedState:
         )
 
     def _apply(self, r: int, i: int, j: int) -> None:
-        """Book call r on a pair."""
+        """Book call r on a pair. Where nothing can start any more the plan is complete, and the rest is left out."""
         joins, added_us, could = self._joins(r, i), self._added_us(r, i), self._can_start(i)
         new_tokens, kv_tokens = int(self._new_tokens(i)[r]), int(self._kv_tokens[self._topology.never_evicts[j], r])
         local = bool(self._topology.local[i, j])
@@ -245,20 +251,21 @@ class SimulatedState:
             self._headroom_us[i] = -1  # the plan goes on behind work that is not dispatched now
         self._idle[i] = 0
         self._startable -= could and not self._can_start(i)
+        if not self._startable:
+            return
         self._free_us[i] += added_us
         self._prefill_room[i] -= kv_tokens if local else int(self._prompt[r])
         self._decode_room[j] -= kv_tokens
         self._slots[j] -= 1
         if not local:
             move_us = self._topology.move_us(i, j, int(self._prompt[r]))
-            out, into = Backlog(*self._egress[:, i].tolist()), Backlog(*self._ingress[:, j].tolist())
+            out, into = self._egress[i], Backlog(*self._ingress[:, j].tolist())
             arrives_us = into.begins_us(out.begins_us(self._free_us[i])) + move_us
-            self._egress[:, i], self._ingress[:, j] = out.then(arrives_us, move_us), into.then(arrives_us, move_us)
+            self._egress[i], self._ingress[:, j] = out.then(arrives_us, move_us), into.then(arrives_us, move_us)
         calls, context = self._added[j]
         self._added[j] = (calls + 1, context + self._calls[self._rows[r]].mean_context)
         self._step_us[j] = self._next_step_us(j)
-        if self._startable:  # else the plan is complete
-            self._look_again(i, j)
+        self._look_again(i, j)
 
     def _next_step_us(self, j: int) -> int:
         return self._topology.decode[j].next_step_us(self._estimator, *self._added[j])
@@ -270,7 +277,7 @@ class SimulatedState:
             joins = (added_us <= headroom_us + floor_us) & (self._new_tokens(i) <= self._batch_room[i])
             added_us = added_us - floor_us * joins
         self._end_us[i] = added_us + self._free_us[i]
-        self._leave_us[i] = begins_us(self._end_us[i], *self._egress[:, i])
+        self._leave_us[i] = begins_us(self._end_us[i], *self._egress[i])
         np.add(self._steps * self._step_us[j], self._local_us[j], out=self._decode_us[j])
         if not self._roomy:
             self._leave_us[i, self._prompt > self._prefill_room[i]] = NEVER_US
@@ -278,7 +285,7 @@ class SimulatedState:
             self._decode_us[j, full if self._slots[j] > 0 else slice(None)] = NEVER_US
 
 
-def begins_us(ready_us: IntArray, free_us: IntArray, busy_us: IntArray) -> IntArray:
+def begins_us(ready_us: IntArray, free_us: IntArray | int, busy_us: IntArray | int) -> IntArray:
     """`Backlog.begins_us` of arrays."""
     begin_us: IntArray = np.maximum(ready_us, np.minimum(free_us, ready_us + busy_us))
     return begin_us

@@ -1,8 +1,11 @@
 """When KV that is on its way, or will be, reaches its decode instance: the queues at both ends of each transfer."""
 
+from operator import attrgetter
 from typing import NamedTuple
 
 from hexagent.core.ids import Ticket
+
+_order = attrgetter("ready_us", "ticket")
 
 
 class Transfer:
@@ -17,10 +20,6 @@ class Transfer:
         self.duration_us = duration_us  # between free ends
         self.asked_us = ready_us  # the receiver is free for it
         self.arrives_us = ready_us + duration_us
-
-    @property
-    def order(self) -> tuple[int, Ticket]:
-        return (self.ready_us, self.ticket)
 
 
 class Backlog(NamedTuple):
@@ -49,6 +48,8 @@ class Sender:
 
     def begins_us(self, transfer: Transfer) -> int:
         """When one of its receiver's can begin: those that were asked for earlier go first."""
+        if len(self.pending) <= self.servers:  # no more than itself and one less than would keep it waiting
+            return transfer.asked_us
         asked = (transfer.asked_us, transfer.ticket)
         ahead = [t.arrives_us for t in self.pending.values() if (t.asked_us, t.ticket) < asked]
         if len(ahead) < self.servers:
@@ -77,7 +78,7 @@ class Receiver:
     def predict(self) -> None:
         """When each transfer arrives, and the backlog, after a change at either end."""
         free_us, busy_us = self.last_us, 0
-        for transfer in sorted(self.pending.values(), key=lambda t: t.order):
+        for transfer in sorted(self.pending.values(), key=_order):
             transfer.asked_us = max(free_us, transfer.ready_us)
             transfer.arrives_us = transfer.source.begins_us(transfer) + transfer.duration_us
             busy_us += transfer.arrives_us - transfer.asked_us
