@@ -76,6 +76,8 @@ def test_dead_children_come_back_and_the_stack_resumes(tmp_path: Path) -> None:
 def test_without_its_estimator_a_scheduler_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "profile.toml").write_text("snapshot_stale_us = 4_000_000")
     monkeypatch.setenv("HEXAGENT_PROFILE", str(tmp_path / "profile.toml"))
+    monkeypatch.setenv("HEXAGENT_SHADOW_POLICIES", "fcfs:least-loaded")
+    monkeypatch.setenv("HEXAGENT_SHADOW_EVERY", "1")
     with Up(tmp_path / "stack", "--time-scale", "5") as stack:
         stack.wait_said("HexAGenT is up")
         wait_until(lambda: revision_of(stack) > 0, STOP_S)
@@ -86,7 +88,9 @@ def test_without_its_estimator_a_scheduler_goes_on_and_says_so(tmp_path: Path, m
         explained = command(
             "explain", f"{workflow_id}/c0", "--address", stack.address(), "--scheduler", stack.address("scheduler")
         )
-        assert "no fresh snapshot, so tables alone" in " ".join(explained.stdout.split())
+        said = " ".join(explained.stdout.split())
+        assert "no fresh snapshot, so tables alone" in said
+        assert "when it was started, fcfs:least-loaded would have started it, prefill on p-" in said
         os.kill(estimator, signal.SIGCONT)
         wait_until(lambda: revision_of(stack) > 0, STOP_S)
 

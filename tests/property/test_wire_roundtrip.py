@@ -14,6 +14,7 @@ from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.scheduling.events import CallProgress, HeldTicket, InstanceUp, SchedulerEvent
 from hexagent.core.scheduling.record import Candidate, DecisionRecord
+from hexagent.core.scheduling.shadows import ShadowChoice
 from hexagent.core.workflow.events import WorkflowEvent, WorkflowStarted
 from hexagent.core.workflow.model import CallOutcome, NodeSpec, WorkflowSpec
 from hexagent.wire import (
@@ -45,6 +46,7 @@ class Trip(NamedTuple):
 TRIPS = [
     Trip(CallProgress, worker.progress_to_proto, worker.progress_from_proto),
     Trip(Candidate, scheduler.candidate_to_proto, scheduler.candidate_from_proto),
+    Trip(ShadowChoice, scheduler.shadow_to_proto, scheduler.shadow_from_proto),
     Trip(DecisionRecord, scheduler.record_to_proto, scheduler.record_from_proto),
     Trip(HeldTicket, worker.held_to_proto, worker.held_from_proto),
     Trip(InstanceLoad, telemetry.load_to_proto, telemetry.load_from_proto),

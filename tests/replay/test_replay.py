@@ -7,6 +7,9 @@ import pytest
 from hexagent import __version__
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.policy.profile import DEFAULT, Profile, parse_profile
+from hexagent.core.scheduling.core import SchedulerCore
+from hexagent.core.scheduling.effects import Effect, Shadowed
+from hexagent.core.scheduling.events import SchedulerEvent
 from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.core.scheduling.replay import Replayed, replay
 from hexagent.runtime.journal import JournalWriter, read_journal
@@ -66,6 +69,40 @@ def test_other_policies_and_weights_show_where_they_differ(journal: Path) -> Non
     assert result.differences == ()
     assert {s.policy for s in result.shadowed} == {"fcfs", "hexagent"}
     assert all(s.made != s.would_make for s in result.shadowed)
+
+
+def test_shadows_plan_at_a_share_of_the_points_and_change_nothing() -> None:
+    cluster = named_cluster("mixed-3")._replace(seed=5)
+    inputs: list[tuple[SchedulerEvent, int]] = []
+
+    def heard(event: SchedulerEvent | DecisionRecord, now_us: int) -> None:
+        if not isinstance(event, DecisionRecord):
+            inputs.append((event, now_us))
+
+    World(cluster, generate("bfcl", Options(workflows=25, rate_per_s=10, seed=5)), "hexagent", 5, journal=heard).run()
+    shadows = (("fcfs", DEFAULT), ("fcfs:least-loaded", DEFAULT))
+    cores = {
+        "alone": SchedulerCore(cluster, "hexagent"),
+        "all": SchedulerCore(cluster, "hexagent", shadows=shadows),
+        "fifth": SchedulerCore(cluster, "hexagent", shadows=shadows, shadow_every=5),
+    }
+    acts: dict[str, list[Effect]] = {}
+    said: dict[str, list[Shadowed]] = {}
+    for name, core in cores.items():
+        effects = [effect for event, now_us in inputs for effect in core.handle(event, now_us)]
+        acts[name] = [effect for effect in effects if not isinstance(effect, Shadowed)]
+        said[name] = [effect for effect in effects if isinstance(effect, Shadowed)]
+    assert acts["alone"] == acts["all"] == acts["fifth"]
+    assert said["alone"] == []
+    # `fcfs` keeps nothing from one plan to the next: it says the same, only less often.
+    of_fcfs = {name: [one for one in found if one.policy == "fcfs"] for name, found in said.items()}
+    assert set(of_fcfs["fifth"]) <= set(of_fcfs["all"])
+    assert len(said["all"]) / 8 < len(said["fifth"]) < len(said["all"]) / 3
+    agreement = cores["all"].shadows.agreement
+    assert agreement["fcfs"].other > 0
+    assert agreement["fcfs:least-loaded"].elsewhere > 0
+    assert sum(a.same + a.elsewhere + a.other for a in agreement.values()) == len(said["all"])
+    assert sum(a.same for a in agreement.values()) == sum(not one.differs for one in said["all"])
 
 
 def test_a_changed_decision_is_found(journal: Path) -> None:

@@ -190,6 +190,8 @@ def _notes(advice: Advice) -> list[str]:
         notes.append("Arrivals are those that --rate asks for, not the recorded ones.")
     elif not facts.arrivals:
         notes.append("Arrivals are not recorded: 10 a second are assumed; --rate sets others.")
+    if len(advice.ours.graphs) < len(advice.ours.rows):
+        notes.append(f"Of why, only the last {len(advice.ours.graphs)} workflows to finish are remembered.")
     if facts.drawn:
         notes.append(f"For {facts.drawn} of {facts.calls} calls the time of tools is not recorded but drawn.")
     return notes

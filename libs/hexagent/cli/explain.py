@@ -10,6 +10,7 @@ from hexagent.cli.report import Row, console, table_of
 from hexagent.client.explain import CallExplanation
 from hexagent.core.ids import CallId, checked_id
 from hexagent.core.scheduling.record import Candidate, DecisionKind, DecisionRecord
+from hexagent.core.scheduling.shadows import ShadowChoice
 from hexagent.core.units import US_PER_S
 from hexagent.core.workflow.model import CallOutcome, CallTimes
 
@@ -58,6 +59,7 @@ def explanation_rows(explanation: CallExplanation) -> list[Row]:
             "snapshot_revision": record.snapshot_revision,
             "others": len(record.others),
             "reason": record.reason,
+            "shadows": "; ".join(_shadow_text(c) for c in explanation.shadows if c.at_us == record.at_us),
         }
         times = explanation.outcome.times if explanation.outcome is not None and record is last else None
         for _, predicted, actual in _STEPS:
@@ -83,6 +85,8 @@ def show_explanation(explanation: CallExplanation) -> None:
         _show_prediction(out, explanation.records[-1], explanation.outcome)
     if explanation.outcome is not None:
         _show_outcome(out, explanation.outcome)
+    for choice in explanation.shadows:
+        out.print(f"Shadow: {_shadow_text(choice)}")
 
 
 def _show_record(out: Console, record: DecisionRecord) -> None:
@@ -139,6 +143,13 @@ def _show_prediction(out: Console, record: DecisionRecord, outcome: CallOutcome 
         )
     out.print()
     out.print(table_of("Predicted and happened (model time)", rows, right=("predicted_s", "happened_s", "late_s")))
+
+
+def _shadow_text(choice: ShadowChoice) -> str:
+    there = f"prefill on {choice.prefill_instance}, decode on {choice.decode_instance}"
+    would = f"would have started it, {there}" if choice.prefill_instance else "would not have started it"
+    when = "when it was started" if choice.made else "when it was not"
+    return f"{_at(choice.at_us)}, {when}, {choice.policy} {would}."
 
 
 def _show_outcome(out: Console, outcome: CallOutcome) -> None:

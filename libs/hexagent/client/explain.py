@@ -7,11 +7,12 @@ from hexagent.api.scheduler.v1 import scheduler_service_pb2, scheduler_service_p
 from hexagent.api.workflow.v1 import workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.core.ids import CallId
 from hexagent.core.scheduling.record import DecisionRecord
+from hexagent.core.scheduling.shadows import ShadowChoice
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
 from hexagent.runtime.grpc_client import await_ready, open_channel, typed_errors
 from hexagent.wire.codec import call_id_to_proto, enum_of
 from hexagent.wire.results import call_result_from_proto
-from hexagent.wire.scheduler import record_from_proto
+from hexagent.wire.scheduler import record_from_proto, shadow_from_proto
 
 CONNECT_S: Final = 5.0
 
@@ -28,6 +29,7 @@ class CallExplanation(NamedTuple):
     records: tuple[DecisionRecord, ...]  # in order; none where the scheduler keeps them no longer
     position: int  # among the calls that wait, from 1; 0 = it does not wait
     waiting_reason: str
+    shadows: tuple[ShadowChoice, ...] = ()  # of policies that plan beside the acting one, in order
 
 
 async def explain_call(call: CallId, tracker_address: str, scheduler_address: str) -> CallExplanation:
@@ -50,6 +52,7 @@ async def explain_call(call: CallId, tracker_address: str, scheduler_address: st
         records=tuple(record_from_proto(record) for record in why.records),
         position=why.position,
         waiting_reason=why.waiting_reason,
+        shadows=tuple(shadow_from_proto(choice) for choice in why.shadows),
     )
 
 

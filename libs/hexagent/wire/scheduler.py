@@ -6,6 +6,7 @@ from typing import NamedTuple
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.scheduler.v1 import records_pb2
 from hexagent.core.scheduling.record import Candidate, DecisionKind, DecisionRecord
+from hexagent.core.scheduling.shadows import ShadowChoice
 from hexagent.wire.codec import enum_of, parse, ticket_from_proto, ticket_to_proto, to_bytes
 
 
@@ -58,6 +59,20 @@ def record_from_proto(message: records_pb2.DecisionRecord) -> DecisionRecord:
         reserve_output_tokens=message.reserve_output_tokens,
         snapshot_revision=message.snapshot_revision,
         reason=message.reason,
+    )
+
+
+def shadow_to_proto(choice: ShadowChoice) -> records_pb2.ShadowChoice:
+    return records_pb2.ShadowChoice(**choice._asdict())
+
+
+def shadow_from_proto(message: records_pb2.ShadowChoice) -> ShadowChoice:
+    return ShadowChoice(
+        policy=message.policy,
+        at_us=message.at_us,
+        made=message.made,
+        prefill_instance=message.prefill_instance,
+        decode_instance=message.decode_instance,
     )
 
 

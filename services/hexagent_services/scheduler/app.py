@@ -8,10 +8,14 @@ from pathlib import Path
 from hexagent import __version__
 from hexagent.api.scheduler.v1 import scheduler_service_pb2, scheduler_service_pb2_grpc
 from hexagent.api.worker.v1 import worker_service_pb2 as worker_pb
-from hexagent.core.errors import Aborted, AlreadyExists, InvalidArgument
+from hexagent.core.errors import Aborted, AlreadyExists, HexagentError, InvalidArgument
+from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.policy.profile import DEFAULT, Profile, parse_profile
+from hexagent.core.policy.registry import policy_by_name
 from hexagent.core.scheduling.core import TICK_US, SchedulerCore
 from hexagent.core.scheduling.events import Started, Tick
+from hexagent.core.scheduling.shadows import SHADOWS_MAX
 from hexagent.core.units import US_PER_S
 from hexagent.runtime import subjects
 from hexagent.runtime.app import App, Stage
@@ -56,7 +60,8 @@ async def main(app: App[SchedulerSettings]) -> None:
     profile = profile._replace(
         **{name: round(getattr(profile, name) * max(record.time_scale, 1.0)) for name in of_wall}
     )
-    core = SchedulerCore(record.cluster, settings.policy, profile)
+    shadows = shadow_policies(settings, record.cluster, profile)
+    core = SchedulerCore(record.cluster, settings.policy, profile, shadows, shadow_every=settings.shadow_every)
     epoch = await next_epoch(bus)
     scheduler_id = f"scheduler-{epoch}-{uuid.uuid4().hex[:8]}"
     publisher, outboxes = Publisher(bus, scheduler_id, epoch), Outboxes()
@@ -115,6 +120,23 @@ def open_journal(settings: SchedulerSettings, header: JournalHeader, epoch: int)
     for path in earlier[: max(0, len(earlier) - settings.journals_kept)]:
         path.unlink(missing_ok=True)
     return JournalWriter(folder / f"scheduler-{epoch:08d}.journal", header, settings.journal_bytes_max)
+
+
+def shadow_policies(
+    settings: SchedulerSettings, cluster: ClusterSpec, profile: Profile
+) -> tuple[tuple[str, Profile], ...]:
+    """Different ones with the profile each plans by; the error for one that cannot be names the setting."""
+    names = dict.fromkeys(name.strip() for name in settings.shadow_policies.split(",") if name.strip())
+    if len(names) > SHADOWS_MAX:
+        raise InvalidArgument(
+            f"names {len(names)} policies, more than {SHADOWS_MAX}", reason="BAD_SETTINGS", field="shadow_policies"
+        )
+    estimator = Estimator(cluster)
+    try:
+        return tuple([(policy_by_name(name, estimator, profile).name, profile) for name in names])
+    except HexagentError as error:
+        error.field = "shadow_policies"
+        raise
 
 
 def read_profile(path: Path) -> Profile:

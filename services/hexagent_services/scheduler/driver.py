@@ -68,7 +68,7 @@ class Driver:
                 self._publisher.record(effect.record)
                 self.decisions += 1
             case Shadowed():
-                log.debug("%s would have started %s, not %s", effect.policy, effect.would_make, effect.made)
+                self._publisher.shadowed(effect)
 
     def _dispatch(self, effect: Dispatch, now_us: int) -> None:
         call_id = effect.ticket.call

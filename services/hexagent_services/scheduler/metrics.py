@@ -63,6 +63,12 @@ class ClusterMetrics:
             "hexagent.tenant.charged", "Priced GPU-time charged; of a single tenant none is.", ("hexagent.tenant",), "s"
         )
         self._waiting = metrics.gauge("hexagent.tenant.waiting", "Its calls that wait.", ("hexagent.tenant",), "{call}")
+        self._shadows = metrics.gauge(
+            "hexagent.scheduler.shadow.points",
+            "Compared points at which a shadow starts the same calls, the same elsewhere, or other ones.",
+            ("hexagent.policy", "hexagent.state"),
+            "{point}",
+        )
         self._up = metrics.gauge("hexagent.instance.up", "1 = it takes calls.", _INSTANCE)
         self._calls = metrics.gauge(
             "hexagent.instance.calls", "Calls of an instance by state.", (*_INSTANCE, "hexagent.state"), "{call}"
@@ -102,6 +108,9 @@ class ClusterMetrics:
         self._prefix.set(reuse.prompt_tokens, "all")
         self._prefix.set(reuse.predicted_tokens, "predicted")
         self._prefix.set(reuse.reported_tokens, "found")
+        for policy, agreement in self._core.shadows.agreement.items():
+            for state in agreement.__slots__:
+                self._shadows.set(getattr(agreement, state), policy, state)
         for instance in self._core.ledger.instances.values():
             self._instance(instance, now_us)
 

@@ -1,11 +1,13 @@
 """What the scheduler publishes: decision records in batches, its own refusals."""
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Final
 
 from hexagent.core.ids import CallId
+from hexagent.core.scheduling.effects import Shadowed
 from hexagent.core.scheduling.record import DecisionRecord
+from hexagent.core.scheduling.shadows import ShadowChoice, by_call
 from hexagent.core.workflow.model import CallOutcome
 from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus
@@ -15,6 +17,7 @@ from hexagent.wire.workflow import outcome_id, outcome_to_bytes
 BATCH_S: Final = 0.1  # wall time that a record waits for more; watchers learn from it that a call runs
 BATCH_MAX: Final = 500  # records a message; about 400 bytes each
 REMEMBERED_CALLS: Final = 20_000  # whose records `ExplainCall` answers from memory
+REMEMBERED_CHOICES: Final = 8  # of shadows, about a call; the newest
 
 
 class Publisher:
@@ -27,6 +30,7 @@ class Publisher:
         self._records: list[DecisionRecord] = []
         self._wake = asyncio.Event()
         self._by_call: OrderedDict[CallId, list[DecisionRecord]] = OrderedDict()
+        self._shadows: OrderedDict[CallId, deque[ShadowChoice]] = OrderedDict()
         self._refusals: asyncio.Queue[CallOutcome] = asyncio.Queue()
         self._sequence = 0
 
@@ -40,6 +44,16 @@ class Publisher:
     def records_of(self, call: CallId) -> tuple[DecisionRecord, ...]:
         """Decisions about one of the last calls, in order."""
         return tuple(self._by_call.get(call, ()))
+
+    def shadowed(self, found: Shadowed) -> None:
+        for call, choice in by_call(found).items():
+            self._shadows.setdefault(call, deque(maxlen=REMEMBERED_CHOICES)).append(choice)
+        while len(self._shadows) > REMEMBERED_CALLS:
+            self._shadows.popitem(last=False)
+
+    def shadows_of(self, call: CallId) -> tuple[ShadowChoice, ...]:
+        """What shadows would have done with one of the last calls, in order."""
+        return tuple(self._shadows.get(call, ()))
 
     def outcome(self, outcome: CallOutcome) -> None:
         self._refusals.put_nowait(outcome)

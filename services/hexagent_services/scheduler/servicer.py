@@ -16,7 +16,7 @@ from hexagent.runtime.clock import Clock
 from hexagent.runtime.grpc_server import guarded
 from hexagent.wire.cluster import instance_to_proto
 from hexagent.wire.codec import bad, call_id_to_proto, checked_call_id
-from hexagent.wire.scheduler import record_to_proto
+from hexagent.wire.scheduler import record_to_proto, shadow_to_proto
 from hexagent.wire.telemetry import device_to_proto, load_to_proto
 from hexagent_services.scheduler.driver import Driver
 from hexagent_services.scheduler.publisher import Publisher
@@ -48,6 +48,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             records=[record_to_proto(record) for record in records],
             position=position,
             waiting_reason=self._reason(waiting[position - 1]) if position else "",
+            shadows=[shadow_to_proto(choice) for choice in self._publisher.shadows_of(call_id)],
         )
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.GetClusterResponse:

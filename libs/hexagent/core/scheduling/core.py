@@ -15,7 +15,7 @@ from hexagent.core.policy.weighing import AgeingFloor, WeighedOrder
 from hexagent.core.scheduling.admission import Admission
 from hexagent.core.scheduling.adoption import Adoption
 from hexagent.core.scheduling.calls import Call
-from hexagent.core.scheduling.effects import Bind, CancelAttempt, Choice, Dispatch, Effect, Record, Refuse, Shadowed
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
 from hexagent.core.scheduling.events import (
     CallProgress,
     InstanceCordoned,
@@ -31,6 +31,7 @@ from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.queue import ReadyQueue
 from hexagent.core.scheduling.record import NOWHERE, Candidate, DecisionKind, DecisionRecord
 from hexagent.core.scheduling.room import KeptRoom
+from hexagent.core.scheduling.shadows import Shadows
 from hexagent.core.scheduling.tenants import Tenants
 from hexagent.core.workflow.events import CallFinished, WorkflowEvent
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
@@ -42,8 +43,8 @@ class SchedulerCore:
     """Owns the projection, the ledger and the queue of ready calls of one cluster.
 
     Nothing is dispatched before `Started`, so that attempts which agents still hold are adopted, not repeated.
-    The policies of `shadows` plan on the same state whenever `policy` does, and only say where they differ. Only a
-    simulation has an `oracle`.
+    The policies of `shadows` plan on the same state at one of `shadow_every` points where `policy` does, and only say
+    what they would start. Only a simulation has an `oracle`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SchedulerCore:
         profile: Profile = DEFAULT,
         shadows: tuple[tuple[str, Profile], ...] = (),
         oracle: Oracle | None = None,
+        shadow_every: int = 1,
     ) -> None:
         self.estimator = Estimator(cluster, oracle)
         self.projection = Projection(self.estimator)
@@ -65,7 +67,7 @@ class SchedulerCore:
         self._floor = AgeingFloor(profile.ageing_us)
         self.policy = self._policy(policy, profile)
         self._profile = profile
-        self._shadows = tuple(self._policy(name, tuned) for name, tuned in shadows)
+        self.shadows = Shadows(tuple([self._policy(name, tuned) for name, tuned in shadows]), shadow_every)
         # By model, and what does both phases; until instances change.
         self._topologies: dict[tuple[str, Mixing], Topology] = {}
         self._attempts: dict[CallId, Attempt] = {}  # the live attempt of a call
@@ -295,10 +297,7 @@ class SchedulerCore:
         self._look_at_tenants(model, now_us)
         held = self.tenants.held
         plan = self._planned(self.policy, model, now_us)
-        for shadow in self._shadows:
-            other = self._planned(shadow, model, now_us)
-            if _choices(other) != _choices(plan):
-                effects.append(Shadowed(shadow.name, now_us, _choices(plan), _choices(other)))
+        effects += self.shadows.compared(plan, lambda policy: self._planned(policy, model, now_us), now_us)
         if self._room.keep(model, now_us) or plan.starved:
             self._starved.add(model)
         else:
@@ -382,13 +381,6 @@ class SchedulerCore:
             reserve_output_tokens=reserve,
             snapshot_revision=self.estimator.revision,
         )
-
-
-def _choices(plan: Plan) -> tuple[Choice, ...]:
-    return tuple(
-        Choice(d.placed.call.call_id, d.placed.chosen.prefill_instance, d.placed.chosen.decode_instance)
-        for d in plan.decisions
-    )
 
 
 def _succeeded(outcome: CallOutcome, attempt: Attempt) -> bool:

@@ -55,12 +55,17 @@ class Choice(NamedTuple):
 
 
 class Shadowed(NamedTuple):
-    """Diagnostic: at this point another policy would have started other calls, or the same ones elsewhere."""
+    """Diagnostic: what was started at this point, and what another policy would have started."""
 
     policy: str
     at_us: int
     made: tuple[Choice, ...]
     would_make: tuple[Choice, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether these are other calls, or the same ones elsewhere or in another order."""
+        return self.made != self.would_make
 
 
 Effect = Dispatch | Bind | CancelAttempt | Refuse | Record | Shadowed

@@ -55,6 +55,6 @@ def replay(
         differences += [Difference(None, extra) for extra in made]
         effects = core.handle(entry, now_us)
         made = deque(e.record for e in effects if isinstance(e, Record))
-        shadowed += [e for e in effects if isinstance(e, Shadowed)]
+        shadowed += [e for e in effects if isinstance(e, Shadowed) and e.differs]
     differences += [Difference(None, extra) for extra in made]
     return Replayed(inputs, decisions, tuple(differences), tuple(shadowed))

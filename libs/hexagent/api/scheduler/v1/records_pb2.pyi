@@ -63,6 +63,44 @@ class Candidate(_message.Message):
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
+class ShadowChoice(_message.Message):
+    """What a policy that does not act would have done with a call where it or the acting policy started it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    AT_US_FIELD_NUMBER: _builtins.int
+    MADE_FIELD_NUMBER: _builtins.int
+    PREFILL_INSTANCE_FIELD_NUMBER: _builtins.int
+    DECODE_INSTANCE_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Name of the policy."""
+    at_us: _builtins.int
+    """Model time, microseconds."""
+    made: _builtins.bool
+    """The acting policy started the call then."""
+    prefill_instance: _builtins.str
+    """Where the prompt would have been computed; empty = the policy would not have started the call then."""
+    decode_instance: _builtins.str
+    """Where the rest would have been generated; empty as above."""
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        at_us: _builtins.int = ...,
+        made: _builtins.bool = ...,
+        prefill_instance: _builtins.str = ...,
+        decode_instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "decode_instance", b"decode_instance", "made", b"made", "policy", b"policy", "prefill_instance", b"prefill_instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowChoice: _TypeAlias = ShadowChoice  # noqa: Y015
+
+@_typing.final
 class DecisionRecord(_message.Message):
     """Why a call went where it went, complete enough to explain and to replay."""
 

@@ -59,6 +59,7 @@ class ExplainCallResponse(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     WAITING_REASON_FIELD_NUMBER: _builtins.int
+    SHADOWS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Its place among the waiting calls, from 1; 0 = it does not wait."""
     waiting_reason: _builtins.str
@@ -75,6 +76,10 @@ class ExplainCallResponse(_message.Message):
     def outcome(self) -> _events_pb2.CallOutcome:
         """How it ended; unset = it has not."""
 
+    @_builtins.property
+    def shadows(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.ShadowChoice]:
+        """What other policies, which plan beside the acting one at some points, would have done with it; in order."""
+
     def __init__(
         self,
         *,
@@ -83,10 +88,11 @@ class ExplainCallResponse(_message.Message):
         outcome: _events_pb2.CallOutcome | None = ...,
         position: _builtins.int = ...,
         waiting_reason: _builtins.str = ...,
+        shadows: _abc.Iterable[_records_pb2.ShadowChoice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "position", b"position", "progress", b"progress", "records", b"records", "waiting_reason", b"waiting_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "position", b"position", "progress", b"progress", "records", b"records", "shadows", b"shadows", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
