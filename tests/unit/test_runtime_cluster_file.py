@@ -136,6 +136,7 @@ def test_the_record_survives_the_wire() -> None:
         (GOOD.replace("tp = 4", "tp = 1"), "BAD_ENGINE", "pool[0].", ""),
         (GOOD + 'precision = "fp8"\n', "BAD_ENGINE", "pool[1].precision", "no fp8"),
         (GOOD + 'kv_precision = "fp8"\n', "BAD_ENGINE", "pool.kv_precision", "cannot move"),
+        (GOOD + "block_tokens = 64\n", "BAD_ENGINE", "pool.block_tokens", "between blocks of 32, 64 tokens"),
         (GOOD + "kv_blocks = 0\n", "BAD_CLUSTER", "pool[1].kv_blocks", "greater than or equal to 1"),
         (GOOD + 'count = "two"\n', "BAD_CLUSTER", "pool[1].count", "integer"),
         (GOOD + "count = 512\n", "TOO_MANY_INSTANCES", "pool", "513"),

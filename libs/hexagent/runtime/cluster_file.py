@@ -254,6 +254,11 @@ def _check_roles(instances: tuple[InstanceSpec, ...], source: str) -> None:
                 " holds it",
                 "BAD_ENGINE",
             )
+        blocks = sorted({instance.block_tokens for instance in serving if instance.role.name != "BOTH"})
+        if len(blocks) > 1:
+            sizes = ", ".join(map(str, blocks))
+            text = f"KV of model {model} cannot move between blocks of {sizes} tokens: give all its instances one size"
+            raise _error(source, "pool.block_tokens", text, "BAD_ENGINE")
 
 
 def _bad_cluster(error: pydantic.ValidationError, source: str) -> InvalidArgument:
