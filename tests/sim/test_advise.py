@@ -67,6 +67,16 @@ def test_a_receipt_names_the_call_and_what_it_waited_for(tmp_path: Path) -> None
     assert receipt(most, slow, slow) is None
 
 
+def test_the_time_of_conversations_is_that_of_their_turns(tmp_path: Path) -> None:
+    trace = recorded(tmp_path, 2)
+    trace.write_text(trace.read_text().replace('"tool_ms": 100}', '"tool_ms": null, "gap_ms": 60000}'))
+    run = simulated(Scenario(named_cluster("mini"), read_trace(trace)), "fcfs", 1)
+    for name, row in run.rows.items():
+        assert row.jct_us < 60 * US_PER_S
+        assert sum(run.spent[name]) == row.jct_us
+        assert run.spent[name].other_us < row.jct_us / 10
+
+
 def test_advice_holds_the_model_against_what_was_observed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace, rows = recorded(tmp_path, 12, jct_ms=2_000), tmp_path / "rows.json"
     command = ["advise", str(trace), "--cluster", "mini", "--policy", "hexagent", "--worst", "2", "--alpha", "2"]

@@ -28,7 +28,7 @@ class Simulated(NamedTuple):
     policy: str
     rows: Mapping[str, WorkflowRow]
     graphs: Mapping[str, WorkflowGraph]  # of the workflows that the tracker remembers: the last 2,000 to finish
-    spent: Mapping[str, Spent]  # of these, but for conversations and those that did not complete
+    spent: Mapping[str, Spent]  # of these, where they completed
 
 
 class Stay(NamedTuple):
@@ -62,8 +62,15 @@ def simulated(scenario: Scenario, policy: str, seed: int) -> Simulated:
     rows = {row.workflow: row for row in world.run().rows}
     history = world.tracker.history
     graphs = {name: history.record(name).graph for name in history.workflow_ids()}
-    whole = [s.workflow_id for s in scenario.workload.workflows if not s.conversation and rows[s.workflow_id].completed]
-    spent = {name: spent_on(timelines_of(graphs[name]), rows[name].jct_us) for name in whole if name in graphs}
+    spent = {
+        script.workflow_id: spent_on(
+            timelines_of(graphs[script.workflow_id]),
+            rows[script.workflow_id].jct_us,
+            with_tools=not script.conversation,
+        )
+        for script in scenario.workload.workflows
+        if script.workflow_id in graphs and rows[script.workflow_id].completed
+    }
     return Simulated(policy, rows, graphs, spent)
 
 
