@@ -18,7 +18,17 @@ class Sender:
     """Transfers of one instance; each runs at the slower of its two ends after the longer of their set-ups, both of
     which the truth bends."""
 
-    __slots__ = ("_bytes_per_token", "_profile", "_queue", "_running", "_spec", "_started", "_tail_ppm", "_truth")
+    __slots__ = (
+        "_bytes_per_token",
+        "_link_ppm",
+        "_profile",
+        "_queue",
+        "_running",
+        "_spec",
+        "_started",
+        "_tail_ppm",
+        "_truth",
+    )
 
     def __init__(self, spec: InstanceSpec, profile: EngineProfile, kv_bytes_per_token: int, truth: Truth) -> None:
         self._spec = spec
@@ -29,6 +39,7 @@ class Sender:
         self._queue: deque[Call] = deque()
         self._running: list[tuple[int, int, int, Call]] = []  # (end, order of start, start, call)
         self._started = 0
+        self._link_ppm: dict[str, int] = {}  # what `Truth.link_ppm` has said, by the other end
 
     @property
     def due_us(self) -> int | None:
@@ -64,5 +75,7 @@ class Sender:
         rate = min(link.bytes_per_s, send.to_bytes_per_s)
         left = scale_ppm(self.kv_bytes(call), self._tail_ppm)
         told_us = max(link.setup_us, send.to_setup_us) + ceil_div(left * US_PER_S, rate)
-        hidden_ppm = truth.link_ppm(self._spec.instance_id, send.to_instance)
+        hidden_ppm = self._link_ppm.get(send.to_instance)
+        if hidden_ppm is None:
+            hidden_ppm = self._link_ppm[send.to_instance] = truth.link_ppm(self._spec.instance_id, send.to_instance)
         return told_us * hidden_ppm * truth.noise(call.key, TRANSFER) // (PPM * PPM)

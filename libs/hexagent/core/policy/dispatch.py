@@ -64,19 +64,21 @@ class PredictedFinish:
         ages, every = waiting.ages(now_us), np.arange(len(waiting))
         if order.projected and len(waiting) <= self._profile.rescored_max:
             return self._rescored(order, ages, state(every))
-        finish_us = np.zeros(len(every), dtype=np.int64)
         if order.projected:
             cached = self._aware and topology.caches
             earliest_us = None if cached else earliest_finish_us(topology, waiting, now_us)
             finish_us = state(every).finish_us() if earliest_us is None else earliest_us
-        nowhere = finish_us >= NEVER_US
-        scores = order.scores(ages, np.where(nowhere, now_us, finish_us))
-        scores[nowhere] = NOT_NOW  # the walk is for calls that have room somewhere
+            nowhere = finish_us >= NEVER_US
+            scores = order.scores(ages, np.where(nowhere, now_us, finish_us))
+            scores[nowhere] = NOT_NOW  # the walk is for calls that have room somewhere
+            starved = bool(nowhere.any())
+        else:
+            scores, starved = order.scores(ages, np.zeros(len(every), dtype=np.int64)), False
         rows = smallest(scores, self._profile.walked_max)
         rows = rows[scores[rows] < NOT_NOW]
         if not len(rows):
-            return Plan(starved=bool(nowhere.any()))
-        return self._sorted(state(rows), scores[rows].tolist(), bool(nowhere.any()))
+            return Plan(starved=starved)
+        return self._sorted(state(rows), scores[rows].tolist(), starved)
 
     def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
         batch_us = self._profile.batch_us_max
@@ -86,8 +88,9 @@ class PredictedFinish:
         """Score every remaining call anew after each placement: the simulated state has moved."""
         decisions: list[Decision] = []
         count = len(ages.calls)
+        most = min(count, self._profile.walked_max)
         gone = np.zeros(count, dtype=bool)
-        for position in range(1, min(count, self._profile.walked_max) + 1):
+        for position in range(1, most + 1):
             finish_us = state.finish_us()
             scores = order.scores(ages, finish_us)
             nowhere = finish_us >= NEVER_US
@@ -96,15 +99,16 @@ class PredictedFinish:
             score = int(scores[row])
             if score == NOT_NOW:
                 return Plan(tuple(decisions), bool(nowhere[~gone].any()))
-            placed = state.place(row)
+            placed = state.place(row, position == most)
             gone[row] = True
             if placed is not None:
                 decisions.append(Decision(placed, score, position))
-            left, more = np.flatnonzero(~gone), min(count, self._profile.walked_max) - position
-            if not more or not state.any_startable:
+            if position == most or not state.any_startable:
                 break
-            if (placed or position % _LOOK_EVERY == 1) and state.none_starts(left, np.full(len(left), more - 1)):
-                break
+            if placed or position % _LOOK_EVERY == 1:
+                left = np.flatnonzero(~gone)
+                if state.none_starts(left, np.full(len(left), most - position - 1)):
+                    break
         return Plan(tuple(decisions))
 
     def _sorted(self, state: SimulatedState, scores: list[int], starved: bool) -> Plan:
@@ -115,7 +119,7 @@ class PredictedFinish:
             if not state.feasible(r):
                 starved = True
                 continue
-            placed = state.place(r)
+            placed = state.place(r, r == last)
             if placed is not None:
                 decisions.append(Decision(placed, score, r + 1))
             if r == last or not state.any_startable:

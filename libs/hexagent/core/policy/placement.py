@@ -73,7 +73,6 @@ class SimulatedState:
         self._ingress = books.decode[INGRESS:LOCAL].copy()  # a `Backlog` a column
         self._floor_us = books.floor_us.tolist()  # part of a prompt's time that is saved in another's batch
         self._startable = sum(self._idle)  # instances that could take a call that starts now
-        self._once_idle = np.flatnonzero(books.prefill[IDLE]).tolist()  # among which those are
         # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
         self._headroom_us = [-1] * len(self._idle)
         self._batch_room = [0] * len(self._idle)
@@ -89,8 +88,7 @@ class SimulatedState:
         else:
             nominal_us, of, speed_ppm = hits[1], np.arange(len(self._idle)), books.speed_ppm
         self._alone_us = nominal_us[rows].T[of] * books.speed_ppm[:, None] // PPM
-        backlog_us = int(np.minimum.reduce(nominal_us * speed_ppm // PPM, axis=1).sum())
-        self._batch_us = min(batch_us, backlog_us // len(self._idle))
+        self._backlog = batch_us, nominal_us, speed_ppm  # all that waits, (calls, P or kinds)
         # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
         self._roomy = bool(
             topology.uniform
@@ -107,6 +105,19 @@ class SimulatedState:
             self._leave_us[self._prompt > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
             full = self._kv_tokens[topology.never_evicts] > books.decode[DECODE_ROOM][:, None]
             self._decode_us[full | (books.decode[SLOTS] <= 0)[:, None]] = NEVER_US
+
+    @cached_property
+    def _once_idle(self) -> list[int]:
+        """Instances among which those are that could take a call that starts now."""
+        once_idle: list[int] = np.flatnonzero(self._topology.books.prefill[IDLE]).tolist()
+        return once_idle
+
+    @cached_property
+    def _batch_us(self) -> int:
+        """The most time a batch may add to its first call."""
+        batch_us, nominal_us, speed_ppm = self._backlog
+        backlog_us = int(np.minimum.reduce(nominal_us * speed_ppm // PPM, axis=1).sum())
+        return min(batch_us, backlog_us // len(self._idle))
 
     @cached_property
     def _transfer_us(self) -> IntArray:
@@ -135,8 +146,8 @@ class SimulatedState:
         finish_us = np.where(self._topology.pairs[:, :, None], pair_us, NEVER_US).min(axis=(0, 1))
         return finish_us
 
-    def place(self, r: int) -> Placed | None:
-        """Put call r where it finishes first; a `Placed` if it starts now.
+    def place(self, r: int, last: bool) -> Placed | None:
+        """Put call r where it finishes first; a `Placed` if it starts now. The `last` one of a plan is not booked.
 
         The call must be feasible somewhere.
         """
@@ -144,7 +155,8 @@ class SimulatedState:
         place, j = divmod(int(pair_us.argmin()), len(self._slots))
         i = near_i[place]
         placed = self._placed(r, near_i, pair_us) if self._idle[i] or self._joins(r, i) else None
-        self._apply(r, i, j)
+        if not last:
+            self._apply(r, i, j)
         return placed
 
     def none_starts(self, rows: IntArray, before: IntArray) -> bool:
