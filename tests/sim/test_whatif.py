@@ -16,6 +16,8 @@ from hexagent.sim.workloads.options import Options
 
 BASE = Scenario(named_cluster("hetero-1"), generate("bfcl", Options(workflows=4, tenants=("default",))))
 
+EVERY = [f"-{n} {gpu} {role}" for role in ("prefill", "decode") for gpu, n in (("a100", 2), ("h100", 3), ("h200", 3))]
+
 
 def pool(scenario: Scenario, gpu_type: str, role: Role) -> list[str]:
     return [s.instance_id for s in scenario.cluster.instances if (s.gpu_type, s.role) == (gpu_type, role)]
@@ -62,6 +64,7 @@ def test_a_tenant_brings_the_history_once_more_and_fans_out() -> None:
         ("+1 h100 dekode", "no role 'dekode'; known: prefill, decode, both"),
         ("-4 h100 decode", "the cluster has 2 a100 decode, 3 h100 decode"),
         ("-2 a100 decode, -3 h100 decode, -3 h200 decode", "leaves no decode instance"),
+        (f"{', '.join(EVERY)}, +1 h100 decode", "no instance is left that it could be like"),
         ("+600 a100 decode", "616 instances, more than 512"),
         ("flip h200-decode-0", "no instance 'h200-decode-0'; known: decode-a100-0"),
         ("tenant default:2", "give a name other than default"),

@@ -91,14 +91,16 @@ def _grown(instances: Iterable[InstanceSpec], number: int, gpu_type: str, role: 
     if gpu_type not in known_gpus():
         known = ", ".join(known_gpus())
         raise NotFound(f"no GPU type {gpu_type!r}; known: {known}", reason="UNKNOWN_GPU", field="change")
-    model = min(kept, key=lambda spec: (spec.gpu_type != gpu_type, spec.role is not role, spec.instance_id))
-    if model.gpu_type != gpu_type:
-        table = load_table(gpu_type, model.model, model.tp, model.precision)
-        model = model._replace(gpu_type=gpu_type, kv_blocks=table.kv_tokens // model.block_tokens)
+    if not kept:
+        raise _bad(f"+{number} {gpu_type} {role.name.lower()}: no instance is left that it could be like")
+    like = min(kept, key=lambda spec: (spec.gpu_type != gpu_type, spec.role is not role, spec.instance_id))
+    if like.gpu_type != gpu_type:
+        table = load_table(gpu_type, like.model, like.tp, like.precision)
+        like = like._replace(gpu_type=gpu_type, kv_blocks=table.kv_tokens // like.block_tokens)
     taken = {spec.instance_id for spec in kept}
     names = (f"{role.name.lower()}-{gpu_type}-{n}" for n in count())
     free = (name for name in names if name not in taken)
-    return kept + [model._replace(instance_id=next(free), role=role) for _ in range(number)]
+    return kept + [like._replace(instance_id=next(free), role=role) for _ in range(number)]
 
 
 def _with_flipped(cluster: ClusterSpec, instance_id: str) -> ClusterSpec:

@@ -52,7 +52,7 @@ def run_whatif(question: Question) -> list[Row]:
     the horizon. What is compared are the workflows of the history; those of tenants that a change adds are only load.
     """
     scenarios = {BASE: question.base}
-    with options_named({"rate": "--change", "tenants": "--change"}):
+    with options_named(dict.fromkeys(("precision", "rate", "tenants", "tp"), "--change")):
         scenarios |= {text: changed(question.base, text) for text in question.changes}
     base, *others = [_answer(label, scenario, question) for label, scenario in scenarios.items()]
     stretches = {answer.label: _stretches(answer, base) for answer in (base, *others)}
