@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -201,6 +202,30 @@ async def test_top_shows_what_the_stack_does(cluster: Cluster, tmp_path: Path) -
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document["command"] == "top"
     assert {row["instance"] for row in document["rows"] if row["table"] == "instance"} == set(instances)
+
+
+async def test_top_follows_in_a_terminal_until_it_is_told_to_end(cluster: Cluster) -> None:
+    addresses = [cluster.stack.addresses[name] for name in (TRACKER, SCHEDULER, ESTIMATOR)]
+    given = ("--address", addresses[0], "--scheduler", addresses[1], "--estimator", addresses[2], "--interval", "0.2")
+    terminal, its_side = pty.openpty()
+    command = (sys.executable, "-m", "hexagent.cli.main", "top", *given)
+    environ = {**os.environ, "TERM": "xterm"}
+    process = await asyncio.create_subprocess_exec(*command, stdin=its_side, stdout=its_side, env=environ)
+    os.close(its_side)
+    shown = bytearray()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(terminal, lambda: shown.extend(os.read(terminal, 65_536)))
+
+    async def looked_often() -> bool:
+        return shown.count(b"policy hexagent") >= 3
+
+    try:
+        await until(looked_often)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+    finally:
+        loop.remove_reader(terminal)
+        os.close(terminal)
 
 
 async def test_an_agent_that_says_nothing_is_stale_within_two_seconds(cluster: Cluster) -> None:

@@ -65,7 +65,9 @@ def _state_row(view: InstanceView) -> Row:
 def _state(view: InstanceView) -> str:
     if not view.up:
         return "down"
-    if view.reported is None or view.reported.stale:
+    if view.reported is None:
+        return "unheard"
+    if view.reported.stale:
         return "stale"
     return "closed" if view.cordoned else "up"
 
