@@ -12,6 +12,7 @@ whose predictions have cost least lately answers. A prediction costs its pinball
 minimises: per cent p times what it was too low by, 100 - p times what it was too high by.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
@@ -104,7 +105,7 @@ class _View:
     __slots__ = ("buckets", "losses", "scores")
 
     def __init__(self) -> None:
-        self.buckets: dict[int, _Mean] = {}
+        self.buckets: defaultdict[int, _Mean] = defaultdict(_Mean)
         self.losses = [0] * len(PERCENTS)
         self.scores = RunningQuantiles()
 
@@ -124,7 +125,7 @@ class _View:
                 _charge(self.losses, self.scores, factor_ppm, output_tokens)
             self.scores.add(ceil_div(output_tokens * PPM, factor_ppm))
         if bucket in self.buckets or len(self.buckets) < BUCKETS_MAX:
-            self.buckets.setdefault(bucket, _Mean()).add(output_tokens)
+            self.buckets[bucket].add(output_tokens)
 
     def rows(self, key: tuple[str, str, str], all_calls: _Mean, answers: list[bool]) -> list[LengthQuantiles]:
         """The trusted buckets, with those of `PERCENTS` that the view answers for."""
@@ -190,22 +191,22 @@ class LengthLearner:
     """Learns what `LengthTable` answers."""
 
     def __init__(self) -> None:
-        self._roles: dict[tuple[str, str], _Role] = {}
-        self._wide: dict[str, RunningQuantiles] = {}  # by class, "" = everything
-        self._tools: dict[str, RunningQuantiles] = {}
+        self._roles: defaultdict[tuple[str, str], _Role] = defaultdict(_Role)
+        self._wide: defaultdict[str, RunningQuantiles] = defaultdict(RunningQuantiles)  # by class, "" = everything
+        self._tools: defaultdict[str, RunningQuantiles] = defaultdict(RunningQuantiles)
 
     def observe_call(self, features: CallFeatures, output_tokens: int) -> None:
         """`features` as they were when the call became ready, which is when its length is predicted."""
         group = (features.workflow_class, features.role)
         if group in self._roles or len(self._roles) < GROUPS_MAX:
-            self._roles.setdefault(group, _Role()).observe(features, output_tokens)
+            self._roles[group].observe(features, output_tokens)
         for name in dict.fromkeys((features.workflow_class, "")):
             if name in self._wide or len(self._wide) < GROUPS_MAX:
-                self._wide.setdefault(name, RunningQuantiles()).add(output_tokens)
+                self._wide[name].add(output_tokens)
 
     def observe_tool(self, name: str, duration_us: int) -> None:
         if name in self._tools or len(self._tools) < GROUPS_MAX:
-            self._tools.setdefault(name, RunningQuantiles()).add(duration_us)
+            self._tools[name].add(duration_us)
 
     def lengths(self) -> tuple[LengthQuantiles, ...]:
         """Of each class and role all calls, and buckets, those with the most calls first while there is room."""

@@ -6,7 +6,7 @@ third. What a transfer costs besides, messages of the agents on the way, is the 
 beyond the transfer itself: more is a queue at the sender, and queues are the scheduler's to predict.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import NamedTuple
 
 from hexagent.core.estimate.snapshot import LinkFit
@@ -94,8 +94,8 @@ class LinkLearner:
     """Learns what `Estimator.transfer_us` answers."""
 
     def __init__(self) -> None:
-        self._pairs: dict[tuple[str, str], _Link] = {}
-        self._kinds: dict[tuple[str, str], _Link] = {}  # of GPU types
+        self._pairs: defaultdict[tuple[str, str], _Link] = defaultdict(_Link)
+        self._kinds: defaultdict[tuple[str, str], _Link] = defaultdict(_Link)  # of GPU types
 
     def observe(self, source: InstanceSpec, target: InstanceSpec, sample: TransferSample) -> None:
         if sample.kv_bytes < 1 or sample.duration_us < 1:
@@ -103,8 +103,8 @@ class LinkLearner:
         link = described(source, target)
         seen = _Sample(moving_us(link, sample.kv_bytes), sample.duration_us, sample.held_us - sample.duration_us)
         pair, kind = (source.instance_id, target.instance_id), (source.gpu_type, target.gpu_type)
-        self._pairs.setdefault(pair, _Link()).observe(seen, link.setup_us)
-        self._kinds.setdefault(kind, _Link()).observe(seen, link.setup_us)
+        self._pairs[pair].observe(seen, link.setup_us)
+        self._kinds[kind].observe(seen, link.setup_us)
 
     def pairs(self) -> tuple[LinkFit, ...]:
         """Of instances."""

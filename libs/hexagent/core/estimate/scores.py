@@ -7,6 +7,7 @@ Gibbs and Candes 2021): up at a miss, down otherwise, balanced where the stated 
 so those of wider groups stand in for those of a group that has few.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
@@ -35,14 +36,14 @@ class Scores:
 
     def __init__(self, percent: int) -> None:
         self._percent = percent
-        self._groups: dict[Group, RunningQuantiles] = {}
+        self._groups: defaultdict[Group, RunningQuantiles] = defaultdict(RunningQuantiles)
         self._levels_ppm: dict[Group, int] = {}  # of classes and roles
 
     def observe(self, group: Group, ppm: int, missed: bool) -> None:
         """A measurement with its score, and whether it was above its prediction."""
         for wider in _widening(group):
             if wider in self._groups or len(self._groups) < GROUPS_MAX:
-                self._groups.setdefault(wider, RunningQuantiles()).add(ppm)
+                self._groups[wider].add(ppm)
         if group in self._groups:
             level_ppm = self.level_ppm(group) + STEP_PPM * (self._percent if missed else self._percent - 100)
             self._levels_ppm[group] = min(max(level_ppm, 0), PPM)

@@ -1,6 +1,6 @@
 """Learned speed of each instance against its table, one factor a regime."""
 
-from collections import deque
+from collections import defaultdict, deque
 
 from hexagent.core.estimate.snapshot import SpeedFactor
 from hexagent.core.estimate.tables import StepTable
@@ -40,7 +40,8 @@ class SpeedLearner:
     """A factor per instance and regime."""
 
     def __init__(self) -> None:
-        self._factors: dict[str, tuple[Factor, Factor]] = {}  # (prefill, decode)
+        # (prefill, decode)
+        self._factors: defaultdict[str, tuple[Factor, Factor]] = defaultdict(lambda: (Factor(), Factor()))
 
     def observe(self, instance_id: str, table: StepTable, sample: StepSample) -> None:
         """Learn from steps of one composition.
@@ -50,7 +51,7 @@ class SpeedLearner:
         """
         if sample.steps < 1 or sample.duration_us < 1 or not (sample.prefill_tokens or sample.decode_batch):
             return
-        prefill, decode = self._factors.setdefault(instance_id, (Factor(), Factor()))
+        prefill, decode = self._factors[instance_id]
         measured_us = sample.duration_us // sample.steps
         decode_us = table.decode_us(sample.decode_batch, sample.mean_context) if sample.decode_batch else 0
         if not sample.prefill_tokens:

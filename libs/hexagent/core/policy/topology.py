@@ -18,6 +18,13 @@ def ints(values: Iterable[int]) -> IntArray:
     return np.array(list(values), dtype=np.int64)
 
 
+def _median(values: IntArray) -> int:
+    """The mean of the two middle ones where there are two, rounded down; of one value at least."""
+    ordered: list[int] = np.sort(values, axis=None).tolist()
+    middle = len(ordered) // 2
+    return (ordered[middle] + ordered[~middle]) // 2
+
+
 class Sorts(NamedTuple):
     """Instances by what links and hand-offs tell apart."""
 
@@ -93,7 +100,7 @@ class Topology:
             if i is not None and j is not None:
                 self.rate[i, j], self.setup_us[i, j] = estimator.link(self.prefill[i].spec, self.decode[j].spec)
         remote = slice(self.remote or None)
-        self._usual = LinkSpec(int(np.median(self.rate[:, remote])), int(np.median(self.setup_us[:, remote])))
+        self._usual = LinkSpec(_median(self.rate[:, remote]), _median(self.setup_us[:, remote]))
 
     def _spread(self, value: Callable[[InstanceSpec, InstanceSpec], int]) -> IntArray:
         """(P, D) of what the sorts of the two instances say."""
