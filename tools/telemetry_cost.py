@@ -21,6 +21,7 @@ from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.samples import Samples
 from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.units import US_PER_S
 from hexagent.runtime.bus import Bus, BusOptions
 from hexagent.runtime.clock import ModelClock
@@ -30,6 +31,7 @@ from hexagent_services.worker_agent.devices import Devices
 from hexagent_services.worker_agent.engine.observed import Observed
 from hexagent_services.worker_agent.engine.port import Engine, EngineRequest
 from hexagent_services.worker_agent.engine.run import Kind, Phase, Run
+from hexagent_services.worker_agent.engine.supervision import Quarantine, Supervisor
 from hexagent_services.worker_agent.engine_host.frames import frame_to_bytes
 from hexagent_services.worker_agent.engine_host.readers import PERIOD_S, Statistics
 from hexagent_services.worker_agent.reporting import report_telemetry
@@ -43,6 +45,7 @@ class Watched:
     """The part of an engine that telemetry sees."""
 
     def __init__(self, spec: InstanceSpec, calls: int) -> None:
+        self.spec = spec
         self._observed = Observed(spec)
         self._runs = [decoding(i) for i in range(calls)]
 
@@ -51,6 +54,9 @@ class Watched:
 
     def take_samples(self) -> Samples:
         return self._observed.samples.take()
+
+    def incidents(self) -> Incidents:
+        return self._observed.incidents(0, 0)
 
     def hear(self, frame: bytes, now_us: int) -> None:
         """A frame of the host's, behind its lengths."""
@@ -119,8 +125,8 @@ async def measure(seconds: float, calls: int) -> None:
             print(f"without: {1e6 * idle_s / seconds:,.0f} us a second")
             for period_s in PERIODS_S:
                 engine = Watched(spec, calls)
-                engines = {spec.instance_id: cast("Engine", engine)}
-                reporting = report_telemetry("agent", engines, Devices(None, {}), bus, clock, period_s)
+                supervisor = Supervisor(cast("Engine", engine), lambda spec, cause: None, Quarantine())
+                reporting = report_telemetry("agent", {spec.instance_id: supervisor}, Devices(None, {}), bus, clock, period_s)
                 used_s = await cpu_s(seconds, steps_of(engine, calls, clock), reporting) - idle_s
                 share = used_s / seconds
                 print(f"reports every {period_s:g} s: {share * US_PER_S:,.0f} us a second, {share:.2%} of a core")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hexagent.core.errors import Unsupported
+from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.workflow.model import FinishReason
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
@@ -59,7 +60,7 @@ def test_kv_that_nobody_pulls_is_held_until_the_timeout_and_counted() -> None:
         assert source.engine.load().kv_used_blocks == source.llm.blocks.used == 7
         await asyncio.sleep(0.5)
         assert source.engine.load().kv_used_blocks == source.llm.blocks.used == 0
-        assert source.engine.dropped_hand_offs == 1
+        assert source.engine.incidents().dropped_hand_offs == 1
 
     play(scene)
 
@@ -97,6 +98,20 @@ def test_leaked_blocks_are_not_given_again_and_end_in_a_restart() -> None:
         assert await source.engine.lost() == "24 KV blocks leaked"
         await source.engine.start()
         await source.engine.prefill(request_of("c", max_tokens=1))
+
+    play(scene)
+
+
+def test_blocks_that_are_leaked_are_told() -> None:
+    async def scene(source: Side, target: Side) -> None:
+        source.llm.faults.leaks = True
+        await source.engine.prefill(request_of("a", prompt_tokens=180))
+        source.engine.abort(request_of("a").ticket)
+        await asyncio.sleep(1)
+        for turn in range(14):
+            await source.engine.prefill(request_of(f"b{turn}", prompt_tokens=64, max_tokens=1))
+            await asyncio.sleep(0.2)
+        assert source.engine.incidents() == Incidents(dropped_hand_offs=1, leaked_blocks=6)
 
     play(scene)
 
@@ -293,7 +308,7 @@ def test_a_slow_pull_holds_the_kv_on_both_sides() -> None:
         transfer = finished(await decoding).transfer
         assert transfer is not None
         assert 299_000 <= transfer.end_us - transfer.start_us <= 301_000
-        assert source.engine.dropped_hand_offs == 0
+        assert source.engine.incidents().dropped_hand_offs == 0
 
     play(scene)
 
@@ -400,6 +415,12 @@ def test_gaps_of_events_are_survived_and_statistics_read_once() -> None:
         assert samples.prefilled_tokens == 800
         assert target.engine.take_samples().prefilled_tokens == 0
         assert 0 < target.engine.load().kv_cached_blocks <= 40
+        gaps = target.engine.incidents().event_gaps
+        assert gaps > 0
+        await target.host.kill()
+        await target.engine.lost()
+        assert target.engine.incidents().event_gaps == gaps
+        await target.engine.start()
 
     play(scene)
 

@@ -164,6 +164,12 @@ async def test_an_engine_that_does_not_load_is_down_until_an_operator_opens_it(s
     view = await view_of(stack, BROKEN)
     assert not view.up
     assert "the engine host ended with status 1" in view.down_reason
+
+    async def told() -> bool:
+        incidents = (await view_of(stack, BROKEN)).reported.incidents
+        return (incidents.restarts, incidents.quarantines) == (1, 1)
+
+    await until(told)
     write_program(stack.data_dir.parent / "python", f'exec {sys.executable} "$@"')
     await uncordon_instance(BROKEN, stack.addresses[SCHEDULER])
 

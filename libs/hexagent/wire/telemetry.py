@@ -6,7 +6,7 @@ from typing import NamedTuple
 from hexagent.api.worker.v1 import telemetry_pb2
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.spec import InstanceSpec
-from hexagent.core.instance.telemetry import StepSample, Telemetry, TransferSample
+from hexagent.core.instance.telemetry import Incidents, StepSample, Telemetry, TransferSample
 from hexagent.wire.cluster import instance_from_proto, instance_to_proto
 from hexagent.wire.codec import parse, to_bytes
 
@@ -37,6 +37,7 @@ class TelemetryReport(NamedTuple):
     sequence: int = 0  # among the reports of its instance, from 1
     speculation: SpeculationSample | None = None
     devices: tuple[DeviceSample, ...] = ()
+    incidents: Incidents = Incidents()
 
 
 class AgentAnnouncement(NamedTuple):
@@ -66,6 +67,7 @@ def telemetry_to_proto(report: TelemetryReport) -> telemetry_pb2.InstanceTelemet
         prefilled_tokens=telemetry.prefilled_tokens,
         generated_tokens=telemetry.generated_tokens,
         devices=[device_to_proto(device) for device in report.devices],
+        incidents=incidents_to_proto(report.incidents),
     )
     if report.speculation is not None:
         message.speculation.drafted_tokens = report.speculation.drafted_tokens
@@ -93,6 +95,7 @@ def telemetry_from_proto(message: telemetry_pb2.InstanceTelemetry) -> TelemetryR
         sequence=message.sequence,
         speculation=speculation,
         devices=tuple(device_from_proto(device) for device in message.devices),
+        incidents=Incidents(*[getattr(message.incidents, name) for name in Incidents._fields]),
     )
 
 
@@ -180,6 +183,10 @@ def _transfer_from_proto(message: telemetry_pb2.TransferSample) -> TransferSampl
         kv_bytes=message.kv_bytes,
         held_us=message.held_us,
     )
+
+
+def incidents_to_proto(incidents: Incidents) -> telemetry_pb2.Incidents:
+    return telemetry_pb2.Incidents(**incidents._asdict())
 
 
 def device_to_proto(device: DeviceSample) -> telemetry_pb2.DeviceSample:

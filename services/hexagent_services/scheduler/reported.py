@@ -4,6 +4,7 @@ import time
 from typing import Final
 
 from hexagent.core.instance.io import InstanceLoad
+from hexagent.core.instance.telemetry import Incidents
 from hexagent.wire.telemetry import DeviceSample, TelemetryReport
 
 # Wall time without a report after which an instance counts as stale. Agents report at least once a second.
@@ -18,6 +19,7 @@ class Reported:
         "devices",
         "generated_tokens",
         "heard_ns",
+        "incidents",
         "load",
         "prefilled_tokens",
         "reused_tokens",
@@ -30,6 +32,7 @@ class Reported:
         self.at_us = 0  # model time of the last report
         self.heard_ns = 0  # when it came, monotonic
         self.devices: tuple[DeviceSample, ...] = ()
+        self.incidents = Incidents()
         self.reused_tokens = 0
         self.prefilled_tokens = 0
         self.generated_tokens = 0
@@ -49,7 +52,7 @@ class Reported:
         """Add one report."""
         telemetry = report.telemetry
         self.load, self.at_us, self.heard_ns = telemetry.load, telemetry.at_us, time.monotonic_ns()
-        self.devices = report.devices
+        self.devices, self.incidents = report.devices, report.incidents
         self.reused_tokens += telemetry.reused_tokens
         self.prefilled_tokens += telemetry.prefilled_tokens
         self.generated_tokens += telemetry.generated_tokens

@@ -35,6 +35,12 @@ class ReportedMetrics:
         )
         self._steps = metrics.gauge("hexagent.instance.steps", "Engine steps.", names, "{step}")
         self._steps_us = metrics.gauge("hexagent.instance.steps.duration", "Time of all of them.", names, "s")
+        self._incidents = metrics.gauge(
+            "hexagent.instance.incidents",
+            "Since its agent started: hand-offs dropped, gaps of KV events, restarts, quarantines; KV blocks leaked.",
+            (*names, "hexagent.incident"),
+            "{incident}",
+        )
         self._devices = {
             field: metrics.gauge(f"hexagent.device.{name}", meaning, (*names, "hexagent.device"), unit)
             for field, name, unit, meaning in _DEVICE
@@ -49,6 +55,8 @@ class ReportedMetrics:
             self._tokens.set(getattr(reported, f"{state}_tokens"), *labels, state)
         self._steps.set(reported.steps, *labels)
         self._steps_us.set(reported.steps_us / US_PER_S, *labels)
+        for kind, count in reported.incidents._asdict().items():
+            self._incidents.set(count, *labels, kind)
         for rank, device in enumerate(reported.devices):
             for field, gauge in self._devices.items():
                 if (value := getattr(device, field)) is not None:

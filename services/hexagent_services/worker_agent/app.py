@@ -78,7 +78,7 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     app.at_stop(Stage.DRAIN, "attempts", attempts.drained)
     app.at_stop(Stage.FLUSH, "outcomes", bus.flush)
     app.start(devices.run(), "devices")
-    telemetry = report_telemetry(settings.agent_id, engines, devices, bus, clock, settings.telemetry_period_s)
+    telemetry = report_telemetry(settings.agent_id, supervisors, devices, bus, clock, settings.telemetry_period_s)
     app.start(telemetry, "telemetry")
     key = subjects.agent_key(settings.agent_id)
     await bus.bucket(subjects.CLUSTER_BUCKET).put(key, announcement_to_bytes(agent.announcement()))

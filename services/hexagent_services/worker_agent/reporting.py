@@ -10,13 +10,13 @@ from hexagent.runtime.bus import Bus
 from hexagent.runtime.clock import Clock
 from hexagent.wire.telemetry import TelemetryReport, telemetry_to_bytes
 from hexagent_services.worker_agent.devices import Devices
-from hexagent_services.worker_agent.engine.port import Engine
+from hexagent_services.worker_agent.engine.supervision import Supervisor
 
 REPEAT_S: Final = 1.0  # wall time after which an instance is reported again though nothing changed
 
 
 async def report_telemetry(
-    agent_id: str, engines: dict[str, Engine], devices: Devices, bus: Bus, clock: Clock, period_s: float
+    agent_id: str, supervisors: dict[str, Supervisor], devices: Devices, bus: Bus, clock: Clock, period_s: float
 ) -> None:
     """Publish once a period what is new of any instance, until cancelled."""
     last: dict[str, tuple[InstanceLoad, int]] = {}  # load and sequence of each instance's last report
@@ -26,12 +26,13 @@ async def report_telemetry(
         periods += 1
         everything = periods % max(1, int(REPEAT_S / period_s)) == 0
         reports: list[TelemetryReport] = []
-        for instance_id, engine in engines.items():
-            load, samples = engine.load(), engine.take_samples()
+        for instance_id, supervisor in supervisors.items():
+            load, samples = supervisor.engine.load(), supervisor.engine.take_samples()
             known, sequence = last.get(instance_id, (None, 0))
             if everything or load != known or any(samples):
                 last[instance_id] = (load, sequence + 1)
                 telemetry = Telemetry(instance_id, clock.now_us(), load, *samples)
-                reports.append(TelemetryReport(telemetry, sequence + 1, devices=devices.of(instance_id)))
+                report = TelemetryReport(telemetry, sequence + 1, devices=devices.of(instance_id))
+                reports.append(report._replace(incidents=supervisor.incidents()))
         if reports:
             bus.publish_core(subjects.telemetry(agent_id), telemetry_to_bytes(reports))

@@ -25,6 +25,16 @@ class TransferSample(NamedTuple):
     held_us: int  # how long it kept the receiver from the next one: messages and the sender's queue included
 
 
+class Incidents(NamedTuple):
+    """What went wrong with an instance since its agent started."""
+
+    dropped_hand_offs: int = 0  # prompts prefilled and never pulled
+    leaked_blocks: int = 0  # KV blocks that the engine holds for nothing, at present
+    event_gaps: int = 0  # times that KV events were missing
+    restarts: int = 0  # of its engine
+    quarantines: int = 0
+
+
 class Telemetry(NamedTuple):
     """One instance's report, a few times a second of wall time."""
 

@@ -31,7 +31,7 @@ from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.samples import SampleBuffer, Samples
 from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec, Role
-from hexagent.core.instance.telemetry import TransferSample
+from hexagent.core.instance.telemetry import Incidents, TransferSample
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import ModelClock
 from hexagent_services.worker_agent.engine.output import EmulatedOutput
@@ -256,6 +256,9 @@ class EmulatedEngine:
 
     def take_samples(self) -> Samples:
         return self._samples.take()
+
+    def incidents(self) -> Incidents:
+        return Incidents()
 
     async def close(self) -> None:
         if self._timer is not None:

@@ -26,6 +26,7 @@ from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.noise import Truth, hash64
 from hexagent.core.instance.samples import Samples
 from hexagent.core.instance.spec import LinkSpec
+from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.units import PPM, US_PER_S
 from hexagent.runtime.clock import ModelClock
 from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
@@ -171,6 +172,9 @@ class FaultyEngine:
         if lie is None:
             return samples
         return samples._replace(steps=tuple(s._replace(duration_us=round(lie * s.duration_us)) for s in samples.steps))
+
+    def incidents(self) -> Incidents:
+        return self._inner.incidents()
 
     async def close(self) -> None:
         await self._inner.close()

@@ -6,7 +6,7 @@ from typing import Any
 from hexagent.core.instance.io import InstanceLoad, StepDone
 from hexagent.core.instance.samples import SampleBuffer
 from hexagent.core.instance.spec import InstanceSpec
-from hexagent.core.instance.telemetry import TransferSample
+from hexagent.core.instance.telemetry import Incidents, TransferSample
 from hexagent_services.worker_agent.engine.port import KvPiece
 from hexagent_services.worker_agent.engine.run import Kind, Phase, Run
 
@@ -18,10 +18,17 @@ class Observed:
         self.samples = SampleBuffer()
         self._spec = spec
         self._cached_blocks = 0
+        self._event_gaps = 0
+        self._event_gaps_before = 0  # of earlier starts
+
+    def incidents(self, dropped_hand_offs: int, leaked_blocks: int) -> Incidents:
+        return Incidents(dropped_hand_offs, leaked_blocks, self._event_gaps_before + self._event_gaps)
 
     def forget_cache(self) -> None:
         """The engine is gone, and what it had cached."""
         self._cached_blocks = 0
+        self._event_gaps_before += self._event_gaps
+        self._event_gaps = 0
 
     def take_stats(self, stats: Mapping[str, Any], runs: Collection[Run], now_us: int) -> None:
         """A report of the engine host. The engine does not say how long contexts are; the agent knows."""
@@ -31,6 +38,7 @@ class Observed:
             chunks = ((prefill_tokens, 0),) if prefill_tokens else ()
             self.samples.step(StepDone(now_us, duration_us, 1, chunks, batch, mean_context if batch else 0))
         self._cached_blocks = stats["cached_blocks"]
+        self._event_gaps = stats["event_gaps"]
 
     def transferred(self, source: str, transfer: KvPiece) -> None:
         duration_us = transfer.end_us - transfer.start_us

@@ -15,6 +15,7 @@ from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import InstanceLoad, PrefixSegment
 from hexagent.core.instance.samples import Samples
 from hexagent.core.instance.spec import InstanceSpec, LinkSpec
+from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.workflow.model import FinishReason
 
 
@@ -173,5 +174,9 @@ class Engine(Protocol):
     def load(self) -> InstanceLoad: ...
 
     def take_samples(self) -> Samples: ...
+
+    def incidents(self) -> Incidents:
+        """Without those of its supervisor."""
+        ...
 
     async def close(self) -> None: ...

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from hexagent.core.errors import HexagentError, InvalidArgument
 from hexagent.core.instance.spec import PROFILES, InstanceSpec
+from hexagent.core.instance.telemetry import Incidents
 from hexagent.runtime.logs import fields
 from hexagent_services.worker_agent.engine.port import Engine
 
@@ -56,7 +57,7 @@ class Supervisor:
         self.restarts = 0  # starts behind the first one
         self.quarantines = 0
         self.tried = asyncio.Event()  # to start it once, with whatever success
-        self._engine = engine
+        self.engine = engine
         self._changed = changed
         self._quarantine = quarantine
         self._failures: deque[float] = deque()  # when, on the loop's clock; those that count for a quarantine
@@ -69,7 +70,7 @@ class Supervisor:
             if not failure:
                 self._tell("")
             self.tried.set()
-            failure = failure or f"engine lost: {await self._engine.lost()}"
+            failure = failure or f"engine lost: {await self.engine.lost()}"
             log.error(failure, extra=fields(instance_id=self.spec.instance_id))
             await self._pause(failure)
             self.restarts += 1
@@ -78,10 +79,13 @@ class Supervisor:
         """An operator ends the quarantine, if there is one."""
         self._opened.set()
 
+    def incidents(self) -> Incidents:
+        return self.engine.incidents()._replace(restarts=self.restarts, quarantines=self.quarantines)
+
     async def _start(self) -> str:
         """Why the engine does not start; "" when it runs."""
         try:
-            await bring_up(self._engine)
+            await bring_up(self.engine)
         except HexagentError as error:
             return f"engine does not start: {error.message}"
         except Exception as error:  # such as a program that cannot be executed; the agent and its other engines go on

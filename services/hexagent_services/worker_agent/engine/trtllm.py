@@ -18,6 +18,7 @@ from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.samples import Samples
 from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec
+from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import Clock
 from hexagent_services.worker_agent.engine.admission import Admission, Claim
@@ -78,7 +79,7 @@ class TrtllmEngine:
         self, spec: InstanceSpec, host: Host, text: Text, clock: Clock, kv_bytes_per_token: int, options: TrtllmOptions
     ) -> None:
         self.spec = spec
-        self.dropped_hand_offs = 0  # prefilled, never pulled: their blocks were held until the timeout
+        self._dropped_hand_offs = 0  # prefilled, never pulled: their blocks were held until the timeout
         self._link = HostLink(host, self._hear, self._forget_all)
         self._text = text
         self._clock = clock
@@ -356,7 +357,7 @@ class TrtllmEngine:
             self._admission.computed(run.number)
             run.phase = Phase.PINNED
             self._after(self._options.hand_off_s, self._release, run)
-            self.dropped_hand_offs += run.left
+            self._dropped_hand_offs += run.left
         elif event == "first":
             self._admission.computed(run.number)
             run.phase = Phase.DECODING
@@ -372,7 +373,7 @@ class TrtllmEngine:
         if run.phase is Phase.WAITING:
             self._release(run)
         elif run.phase is Phase.PINNED:
-            self.dropped_hand_offs += 1
+            self._dropped_hand_offs += 1
         else:
             self._link.send({"op": "abort", "id": run.number})
             self._after(2 * self._options.hand_off_s, self._still_there, run)
@@ -419,6 +420,9 @@ class TrtllmEngine:
 
     def take_samples(self) -> Samples:
         return self._observed.samples.take()
+
+    def incidents(self) -> Incidents:
+        return self._observed.incidents(self._dropped_hand_offs, self._admission.leaked_blocks)
 
 
 async def _let_go(fetch_kv: FetchKv) -> None:

@@ -291,6 +291,7 @@ class ReportedView(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     STEPS_US_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
     silent_us: _builtins.int
     """Wall time since its last report, microseconds."""
     stale: _builtins.bool
@@ -309,6 +310,10 @@ class ReportedView(_message.Message):
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[_telemetry_pb2.DeviceSample]:
         """Its devices as last reported, in rank order; empty = not measured."""
 
+    @_builtins.property
+    def incidents(self) -> _telemetry_pb2.Incidents:
+        """What went wrong since its agent started."""
+
     def __init__(
         self,
         *,
@@ -320,10 +325,11 @@ class ReportedView(_message.Message):
         steps: _builtins.int = ...,
         steps_us: _builtins.int = ...,
         devices: _abc.Iterable[_telemetry_pb2.DeviceSample] | None = ...,
+        incidents: _telemetry_pb2.Incidents | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "generated_tokens", b"generated_tokens", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "silent_us", b"silent_us", "stale", b"stale", "steps", b"steps", "steps_us", b"steps_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "silent_us", b"silent_us", "stale", b"stale", "steps", b"steps", "steps_us", b"steps_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -415,6 +415,44 @@ class DeviceSample(_message.Message):
 Global___DeviceSample: _TypeAlias = DeviceSample  # noqa: Y015
 
 @_typing.final
+class Incidents(_message.Message):
+    """What went wrong with an instance since its agent started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROPPED_HAND_OFFS_FIELD_NUMBER: _builtins.int
+    LEAKED_BLOCKS_FIELD_NUMBER: _builtins.int
+    EVENT_GAPS_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    QUARANTINES_FIELD_NUMBER: _builtins.int
+    dropped_hand_offs: _builtins.int
+    """Prompts prefilled and never pulled."""
+    leaked_blocks: _builtins.int
+    """KV blocks that the engine holds for nothing, at present."""
+    event_gaps: _builtins.int
+    """Times that KV events were missing."""
+    restarts: _builtins.int
+    """Starts of its engine behind the first."""
+    quarantines: _builtins.int
+    """Times it was not tried again for long."""
+    def __init__(
+        self,
+        *,
+        dropped_hand_offs: _builtins.int = ...,
+        leaked_blocks: _builtins.int = ...,
+        event_gaps: _builtins.int = ...,
+        restarts: _builtins.int = ...,
+        quarantines: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_hand_offs", b"dropped_hand_offs", "event_gaps", b"event_gaps", "leaked_blocks", b"leaked_blocks", "quarantines", b"quarantines", "restarts", b"restarts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Incidents: _TypeAlias = Incidents  # noqa: Y015
+
+@_typing.final
 class InstanceTelemetry(_message.Message):
     """One instance's report."""
 
@@ -432,6 +470,7 @@ class InstanceTelemetry(_message.Message):
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     SPECULATION_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Unique id of the report."""
     sequence: _builtins.int
@@ -466,6 +505,10 @@ class InstanceTelemetry(_message.Message):
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceSample]:
         """Its devices, in rank order; empty = not measured."""
 
+    @_builtins.property
+    def incidents(self) -> Global___Incidents:
+        """What went wrong."""
+
     def __init__(
         self,
         *,
@@ -481,10 +524,11 @@ class InstanceTelemetry(_message.Message):
         generated_tokens: _builtins.int = ...,
         speculation: Global___SpeculationSample | None = ...,
         devices: _abc.Iterable[Global___DeviceSample] | None = ...,
+        incidents: Global___Incidents | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "speculation", b"speculation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents", "load", b"load", "speculation", b"speculation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "event_id", b"event_id", "generated_tokens", b"generated_tokens", "instance_id", b"instance_id", "load", b"load", "occurred_at_us", b"occurred_at_us", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "sequence", b"sequence", "speculation", b"speculation", "steps", b"steps", "transfers", b"transfers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "event_id", b"event_id", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "instance_id", b"instance_id", "load", b"load", "occurred_at_us", b"occurred_at_us", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "sequence", b"sequence", "speculation", b"speculation", "steps", b"steps", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
