@@ -126,7 +126,9 @@ async def measure(seconds: float, calls: int) -> None:
             for period_s in PERIODS_S:
                 engine = Watched(spec, calls)
                 supervisor = Supervisor(cast("Engine", engine), lambda spec, cause: None, Quarantine())
-                reporting = report_telemetry("agent", {spec.instance_id: supervisor}, Devices(None, {}), bus, clock, period_s)
+                reporting = report_telemetry(
+                    "agent", {spec.instance_id: supervisor}, Devices(None, {}), bus, clock, period_s
+                )
                 used_s = await cpu_s(seconds, steps_of(engine, calls, clock), reporting) - idle_s
                 share = used_s / seconds
                 print(f"reports every {period_s:g} s: {share * US_PER_S:,.0f} us a second, {share:.2%} of a core")

@@ -126,7 +126,11 @@ def test_decision_batch(records: tuple[DecisionRecord, ...], epoch: int) -> None
 @given(st.lists(values_of(InstanceUp), max_size=3, unique_by=lambda up: up.spec.instance_id), st.integers(0, 9))
 def test_welcome_gives_every_instance_its_attempts(ups: list[InstanceUp], now_us: int) -> None:
     own = [
-        up._replace(held=tuple(h._replace(instance_id=up.spec.instance_id) for h in up.held), at_us=now_us)
+        up._replace(
+            held=tuple(h._replace(instance_id=up.spec.instance_id) for h in up.held),
+            at_us=now_us,
+            draining=False,  # which a report behind the welcome says
+        )
         for up in ups
     ]
     welcome = worker.welcome_to_proto("agent", tuple(own))

@@ -9,8 +9,9 @@ from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.events import HeldTicket, InstanceDown, InstanceUp, Phase, SchedulerEvent
 from hexagent.runtime.clock import ModelClock
+from hexagent.wire.cluster import instance_to_proto
 from hexagent.wire.telemetry import AgentAnnouncement
-from hexagent.wire.worker import CordonCommand, welcome_to_proto
+from hexagent.wire.worker import CordonCommand, report_from_proto, welcome_to_proto
 from hexagent_services.scheduler.agents import AgentLink
 from hexagent_services.scheduler.driver import Driver
 from hexagent_services.scheduler.outbox import Outbox
@@ -76,6 +77,21 @@ def test_an_instance_whose_engine_has_never_run_is_known_with_the_reason() -> No
     assert instance.down_reason == "quarantined"
     desk.tell(InstanceUp(spec, (), 0))
     assert (instance.usable, instance.down_reason) == (True, "")
+
+
+def test_an_agent_that_stops_gets_no_new_calls_until_it_answers_again() -> None:
+    desk = Desk(prefills("h100", "h100") + decodes("h100"))
+    spec = desk.core.ledger.instances["p0"].spec
+    stops = worker_service_pb2.InstanceChanged(instance=instance_to_proto(spec), up=True, draining=True)
+    event = report_from_proto(worker_service_pb2.Report(instance_changed=stops))
+    assert isinstance(event, InstanceUp)
+    desk.start("w")
+    desk.tell(event)
+    desk.reveal("w", "a", "b", "c")
+    assert {d.prefill_instance for d in desk.dispatched} == {"p1"}
+    answered(desk, "p0")
+    desk.reveal("w", "d", "e")
+    assert "p0" in {d.prefill_instance for d in desk.dispatched}
 
 
 def test_an_agent_that_is_dead_takes_those_along_that_came_up_later() -> None:

@@ -53,7 +53,11 @@ def journal_entry_to_bytes(entry: JournalEntry, stored: bytes = b"") -> bytes:
         case InstanceUp():
             held = [held_to_proto(ticket) for ticket in event.held]
             up = journal_pb2.InstanceUp(
-                instance=instance_to_proto(event.spec), held=held, at_us=event.at_us, cordoned=event.cordoned
+                instance=instance_to_proto(event.spec),
+                held=held,
+                at_us=event.at_us,
+                cordoned=event.cordoned,
+                draining=event.draining,
             )
             message.instance_up.CopyFrom(up)
         case InstanceDown():
@@ -105,7 +109,7 @@ def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent | DecisionRec
         case "instance_up":
             up = message.instance_up
             held = tuple(held_from_proto(ticket) for ticket in up.held)
-            return InstanceUp(instance_from_proto(up.instance), held, up.at_us, up.cordoned)
+            return InstanceUp(instance_from_proto(up.instance), held, up.at_us, up.cordoned, up.draining)
         case "instance_down":
             gone = message.instance_down
             spec = instance_from_proto(gone.instance) if gone.HasField("instance") else None

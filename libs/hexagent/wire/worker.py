@@ -287,7 +287,8 @@ def report_from_proto(message: worker_service_pb2.Report) -> Report:
         case "instance_changed":
             changed = message.instance_changed
             if changed.up:
-                return InstanceUp(instance_from_proto(changed.instance), (), changed.at_us)
+                spec = instance_from_proto(changed.instance)
+                return InstanceUp(spec, (), changed.at_us, draining=changed.draining)
             spec = instance_from_proto(changed.instance)
             return InstanceDown(spec.instance_id, changed.at_us, changed.reason, spec)
         case None:

@@ -117,7 +117,7 @@ class ClusterMetrics:
     def _instance(self, instance: Instance, now_us: int) -> None:
         spec = instance.spec
         names = (spec.instance_id, spec.gpu_type, spec.role.name.lower())
-        self._up.set(float(instance.up and not instance.cordoned), *names)
+        self._up.set(float(instance.up and not instance.closed), *names)
         self._pinned.set(instance.pinned_tokens, *names)
         if instance.cache is not None:
             self._drift.set(instance.cache.drift.wrong_ppm / PPM, *names)

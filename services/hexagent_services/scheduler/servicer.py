@@ -137,7 +137,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             hand_off=enums_pb2.HandOff.ValueType(instance.profile.hand_off),
             up=instance.up,
             down_reason=instance.down_reason,
-            cordoned=instance.cordoned,
+            cordoned=instance.closed,
             load=load_to_proto(reported.load) if reported is not None else None,
             reported_at_us=reported.at_us if reported is not None else 0,
             reported=_reported_view(reported) if reported is not None else None,

@@ -23,7 +23,6 @@ class Agent:
         self.instances = tuple(supervisor.spec for supervisor in supervisors.values())
         self.attempts = attempts
         self.reports = reports
-        self.draining = False
         self.cordoned: set[str] = set()  # instances that get no new calls, as the schedulers have said
         self._supervisors = supervisors
         self._address = address
@@ -59,10 +58,10 @@ class Agent:
         if instance_id in self._supervisors:
             self._supervisors[instance_id].open()
 
-    def report_down(self) -> None:
-        """Say again which engines do not run: a scheduler that attaches has not heard it."""
+    def report_closed(self) -> None:
+        """Say again which engines do not run, or that the agent stops: a scheduler that attaches has not heard it."""
         for supervisor in self._supervisors.values():
-            if supervisor.cause:
+            if supervisor.cause or self.draining:
                 self.reports.instance(supervisor.spec, self._clock.now_us(), supervisor.cause)
 
     @property
@@ -70,9 +69,14 @@ class Agent:
         """The instances whose engines run."""
         return tuple(supervisor.spec for supervisor in self._supervisors.values() if not supervisor.cause)
 
+    @property
+    def draining(self) -> bool:
+        return self.reports.draining
+
     async def drain(self) -> None:
-        """Take no further hand-offs; what is here runs on."""
-        self.draining = True
+        """Take no further hand-offs, and ask for no further calls; what is here runs on."""
+        self.reports.draining = True
+        self.report_closed()
 
     def announcement(self) -> AgentAnnouncement:
         self._announcements += 1

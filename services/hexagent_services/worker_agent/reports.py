@@ -17,6 +17,7 @@ class Reports:
     """A queue that one session drains. Without a session reports are dropped: the next scheduler asks what is held."""
 
     def __init__(self) -> None:
+        self.draining = False  # the agent stops
         self._pending: list[worker_service_pb2.Report] = []
         self._wake = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
@@ -59,7 +60,7 @@ class Reports:
         """An instance went, for `cause`, and with it every attempt there; or came back, with none."""
         if self._attached:
             changed = worker_service_pb2.InstanceChanged(
-                instance=instance_to_proto(spec), up=not cause, reason=cause, at_us=at_us
+                instance=instance_to_proto(spec), up=not cause, reason=cause, at_us=at_us, draining=self.draining
             )
             self._pending.append(worker_service_pb2.Report(instance_changed=changed))
             self._wake.set()

@@ -65,7 +65,7 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         log.info("scheduler %s attached with epoch %d", first.hello.scheduler_id, first.hello.epoch)
         yield pb.SessionResponse(welcome=self._welcome())
         self._agent.attempts.report_unbound()
-        self._agent.report_down()
+        self._agent.report_closed()
         reader = asyncio.create_task(self._read(requests, session))
         try:
             while (reports := await self._agent.reports.next_batch(session)) is not None:

@@ -232,6 +232,7 @@ class SchedulerCore:
     def _instance_up(self, event: InstanceUp) -> bool:
         known = event.spec.instance_id in self.ledger.instances
         instance = self.ledger.describe(event.spec)
+        instance.draining = event.draining
         if not known:  # else what was said here since is newer than what its agent remembers
             instance.cordoned = event.cordoned
         self._topologies.clear()

@@ -71,6 +71,7 @@ class Instance:
         "cordoned",
         "decoding",
         "down_reason",
+        "draining",
         "kept_tokens",
         "local_us",
         "pinned_tokens",
@@ -94,6 +95,7 @@ class Instance:
         self.down_reason = ""  # as its agent or the scheduler says
         self.cache: CacheBelief | None = None  # None: the engine caches no prefixes, or is down
         self.cordoned = False
+        self.draining = False  # its agent stops
         self.suspect_until_us = 0  # an attempt got stuck here: no new calls until then
         self.prefilling: dict[Ticket, Attempt] = {}
         self.decoding: dict[Ticket, Attempt] = {}  # bound here: waiting, in flight or decoding
@@ -107,8 +109,13 @@ class Instance:
         self.context_sum = 0  # over `decoding`: prompt plus half the predicted output
 
     @property
+    def closed(self) -> bool:
+        """To new calls, by an operator or as its agent stops."""
+        return self.cordoned or self.draining
+
+    @property
     def usable(self) -> bool:
-        return self.up and not self.cordoned and not self.suspect_until_us
+        return self.up and not self.closed and not self.suspect_until_us
 
     @property
     def load(self) -> int:

@@ -131,10 +131,13 @@ class InstanceUp(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     AT_US_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     at_us: _builtins.int
     """Model time, microseconds."""
     cordoned: _builtins.bool
     """It is closed to new calls."""
+    draining: _builtins.bool
+    """Its agent stops, and takes no new calls until it answers again."""
     @_builtins.property
     def instance(self) -> _telemetry_pb2.InstanceDescription:
         """The instance."""
@@ -150,10 +153,11 @@ class InstanceUp(_message.Message):
         held: _abc.Iterable[_attempt_pb2.HeldTicket] | None = ...,
         at_us: _builtins.int = ...,
         cordoned: _builtins.bool = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "cordoned", b"cordoned", "held", b"held", "instance", b"instance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "cordoned", b"cordoned", "draining", b"draining", "held", b"held", "instance", b"instance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -242,12 +242,15 @@ class InstanceChanged(_message.Message):
     UP_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     AT_US_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     up: _builtins.bool
     """False: it is gone, and every attempt on it is lost."""
     reason: _builtins.str
     """Cause, when it is gone."""
     at_us: _builtins.int
     """Model time, microseconds."""
+    draining: _builtins.bool
+    """Its agent stops, and takes no new calls until it answers again."""
     @_builtins.property
     def instance(self) -> _telemetry_pb2.InstanceDescription:
         """Its description from now on."""
@@ -259,10 +262,11 @@ class InstanceChanged(_message.Message):
         up: _builtins.bool = ...,
         reason: _builtins.str = ...,
         at_us: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "instance", b"instance", "reason", b"reason", "up", b"up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "draining", b"draining", "instance", b"instance", "reason", b"reason", "up", b"up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
