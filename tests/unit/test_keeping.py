@@ -1,6 +1,9 @@
-"""Prefill instances that decode what they have prefilled."""
+"""`hexagent-plus`: prefill instances that decode what they have prefilled, and whose turn it is with caches."""
+
+import pytest
 
 from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.policy.profile import DEFAULT
 from hexagent.core.scheduling.effects import Dispatch
 from hexagent.core.scheduling.events import Phase
 from hexagent.core.workflow.events import NodesRevealed
@@ -8,15 +11,24 @@ from hexagent.core.workflow.model import CallSpec, NodeKind, NodeSpec, SegmentRe
 from tests.sim.cases import CAP, MODEL, Desk, decodes, prefills
 
 
-def desk(specs: tuple[InstanceSpec, ...], cached: bool = True, profile: str = "trtllm-1.2.1") -> Desk:
-    return Desk(tuple(s._replace(prefix_cache=cached, profile=profile) for s in specs), "hexagent-plus")
+def desk(
+    specs: tuple[InstanceSpec, ...],
+    cached: bool = True,
+    profile: str = "trtllm-1.2.1",
+    cheap_us: int = DEFAULT.cheap_prefill_us,
+) -> Desk:
+    specs = tuple(s._replace(prefix_cache=cached, profile=profile) for s in specs)
+    return Desk(specs, "hexagent-plus", profile=DEFAULT._replace(cheap_prefill_us=cheap_us))
+
+
+def reveal(desk: Desk, workflow: str, node: str, *segments: SegmentRef, output_tokens: int = 2) -> None:
+    call = CallSpec(MODEL, segments, sum(s.tokens for s in segments), CAP, expected_output_tokens=output_tokens)
+    desk.tell(NodesRevealed(workflow, (NodeSpec(node, NodeKind.CALL, "", (), call=call),), desk.now_us))
 
 
 def say(desk: Desk, node: str, tokens: int = 100, output_tokens: int = 400) -> Dispatch:
     """A call of a prompt of its own; where it was dispatched."""
-    ref = SegmentRef(node, tokens)
-    call = CallSpec(MODEL, (ref,), tokens, CAP, expected_output_tokens=output_tokens)
-    desk.tell(NodesRevealed("w", (NodeSpec(node, NodeKind.CALL, "", (), call=call),), desk.now_us))
+    reveal(desk, "w", node, SegmentRef(node, tokens), output_tokens=output_tokens)
     return desk.dispatched[-1]
 
 
@@ -61,3 +73,21 @@ def test_a_prefill_instance_without_room_for_the_output_hands_over() -> None:
     d = desk(tuple(s._replace(kv_blocks=10) for s in prefills("h200")) + decodes("a100"))
     d.start("w")
     assert not kept(say(d, "a"))
+
+
+@pytest.mark.parametrize(("cached", "cheap_us"), [(True, DEFAULT.cheap_prefill_us), (True, 1 << 36), (False, 1_000)])
+def test_of_calls_as_late_the_one_whose_prompt_is_cached_goes_first(cached: bool, cheap_us: int) -> None:
+    """By lateness alone it is behind: its workflow has a horizon of two calls."""
+    d = desk(prefills("h100") + decodes("h100"), cached=cached, cheap_us=cheap_us)
+    for workflow in ("long", "cold", "warm"):
+        d.start(workflow)
+    said = SegmentRef("said", 16_000)
+    reveal(d, "warm", "first", said)
+    d.run(d.dispatched[-1])
+    reveal(d, "long", "a", SegmentRef("a", 30_000))
+    reveal(d, "cold", "b", SegmentRef("b", 16_000))
+    reveal(d, "warm", "second", said, SegmentRef("more", 100))
+    d.now_us = 8_000_000
+    d.run(d.dispatched[-1])
+    cheap = cached and cheap_us == DEFAULT.cheap_prefill_us
+    assert d.calls[-1] == ("warm/second" if cheap else "cold/b")

@@ -61,7 +61,7 @@ class PredictedFinish:
         def state(rows: IntArray) -> SimulatedState:
             return self._state(topology, waiting, rows, now_us)
 
-        ages, every = waiting.ages(now_us), np.arange(len(waiting))
+        ages, every = self._ages(topology, waiting, now_us), np.arange(len(waiting))
         if order.projected and len(waiting) <= self._profile.rescored_max:
             return self._rescored(order, ages, state(every))
         if order.projected:
@@ -79,6 +79,9 @@ class PredictedFinish:
         if not len(rows):
             return Plan(starved=starved)
         return self._sorted(state(rows), scores[rows].tolist(), starved)
+
+    def _ages(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Ages:
+        return waiting.ages(now_us)
 
     def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
         batch_us = self._profile.batch_us_max

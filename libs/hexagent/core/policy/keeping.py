@@ -8,14 +8,14 @@ import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.policy.dispatch import PredictedFinish
-from hexagent.core.policy.order import IntArray
+from hexagent.core.policy.order import Ages, IntArray
 from hexagent.core.policy.placement import NEVER_US, OTHERS_MAX, SimulatedState, begins_us, smallest
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
 from hexagent.core.scheduling.ledger import Mixing
 from hexagent.core.scheduling.record import Candidate
-from hexagent.core.units import MILLI
+from hexagent.core.units import MILLI, PPM
 
 BUSY_MAX_MILLI = 750  # share of busy prefill instances that decode there is slowed down by, at most
 STALLED_MAX = 30  # calls; more are not held up in full, since some of them end in the meantime
@@ -32,6 +32,13 @@ class Keeping(PredictedFinish):
 
     def __init__(self, estimator: Estimator, profile: Profile) -> None:
         super().__init__(estimator, profile, aware=True)
+
+    def _ages(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Ages:
+        """With what is left to prefill, where anything can be cached."""
+        ages, hits = waiting.ages(now_us), waiting.hits(topology)
+        if hits is None:
+            return ages
+        return ages._replace(prefill_us=np.minimum.reduce(hits[1] * topology.books.speed_ppm // PPM, axis=1))
 
     def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
         if not topology.uniform or topology.remote == len(topology.decode):

@@ -24,6 +24,7 @@ class Ages(NamedTuple):
     horizon_us: IntArray  # of the workflow, at least 1
     calls: Sequence[Call]
     now_us: int
+    prefill_us: IntArray | None = None  # alone, where least is left to compute; None = not looked at
 
 
 class Order(Protocol):

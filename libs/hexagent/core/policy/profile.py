@@ -17,6 +17,7 @@ _RANGES: Final = {
     "decode_credit_milli": (0, 1_000_000),
     "local_prefill_tokens_max": (0, 1_000_000),
     "stall_milli": (0, 100_000),
+    "cheap_prefill_us": (1_000, 86_400_000_000),
     "tenant_lag_us": (1_000, 86_400_000_000),
     "ageing_us": (1_000_000, 86_400_000_000),
     "stuck_factor": (1, 1_000),
@@ -38,6 +39,7 @@ class Profile(NamedTuple):
     decode_credit_milli: int  # and off a decode load, 0..1,000, in thousandths
     local_prefill_tokens_max: int  # most tokens `conversation-sticky` prefills on a decode instance, 0..1,000,000
     stall_milli: int  # of a call that a prefill of `hexagent-plus` holds up counts this part, 0..100, in thousandths
+    cheap_prefill_us: int  # time left to prefill that `hexagent-plus` takes for little, 1 ms..1 day = all there is
     tenant_lag_us: int  # how far a tenant may be ahead of one that waits, time of the whole cluster, 1 ms..1 day
     ageing_us: int  # a call that waits longer than this gets one of a few starts whatever the order says, 1 s..1 day
     stuck_factor: int  # an attempt is stuck after this many times its longest predicted run, 1..1,000

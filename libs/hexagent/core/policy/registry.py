@@ -72,7 +72,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "conversation-sticky": Recipe(lambda _, __: Fcfs(), CONVERSATION),
     "aggregated": Recipe(lambda _, __: Fcfs(), STICKY),
     "hexagent": Recipe(lambda _, __: Hexagent(), PAPER),
-    "hexagent-plus": Recipe(lambda _, __: HexagentPlus(), {"keeping": Keeping}),
+    "hexagent-plus": Recipe(lambda _, profile: HexagentPlus(profile), {"keeping": Keeping}),
     "clairvoyant": Recipe(_clairvoyant, {"cache-aware": PAPER["cache-aware"]}, clairvoyant=True),
 }
 
