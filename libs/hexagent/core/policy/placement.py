@@ -92,8 +92,8 @@ class SimulatedState:
         # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
         self._roomy = bool(
             topology.uniform
-            and self._prompt.max() * len(rows) <= min(self._prefill_room)
-            and self._kv_tokens[1].max() * len(rows) <= min(self._decode_room)
+            and np.maximum.reduce(self._prompt) * len(rows) <= min(self._prefill_room)
+            and np.maximum.reduce(self._kv_tokens[1]) * len(rows) <= min(self._decode_room)
             and min(self._slots) >= len(rows)
         )
         # When KV could begin to move as far as P is concerned, (P, calls); time on D from then on but for the transfer,
@@ -164,15 +164,16 @@ class SimulatedState:
 
         Each of those makes one instance later. A call looks only at the few instances that its KV could leave first, so
         where as many as those and the ones made later are earlier than all that could start it, it does not start.
+        `before` ascends.
         """
         if not self._roomy:
             return False
         able = [i for i in self._once_idle if self._idle[i] or self._headroom_us[i] >= 0]
-        if len(self._idle) - len(able) - int(before.max()) <= OTHERS_MAX:
+        if len(self._idle) - len(able) - int(before[-1]) <= OTHERS_MAX:
             return False
         leave_us = self._leave_us[:, rows]
-        earlier = np.count_nonzero(leave_us < np.minimum.reduce(leave_us[able]), axis=0)
-        return bool((earlier - before).min() > OTHERS_MAX)
+        earlier = np.add.reduce(leave_us < np.minimum.reduce(leave_us[able]))
+        return bool(np.minimum.reduce(earlier - before) > OTHERS_MAX)
 
     def feasible(self, r: int) -> bool:
         """Whether some pair has room for call r."""
