@@ -5,11 +5,12 @@ import tomllib
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from hexagent.cli.failures import options_named, usage
 from hexagent.cli.options import words
 from hexagent.cli.replay import profile_text
+from hexagent.cli.simulate.options import Axes
 from hexagent.core.policy.profile import parse_profile
 from hexagent.sim.experiment.cell import Cell, check_cell, cluster_of
 from hexagent.sim.experiment.policies import POLICIES
@@ -19,31 +20,6 @@ from hexagent.sim.world import World
 SEED_MAX: Final = 1_000_000
 SEEDS_MAX: Final = 1_000  # in one experiment
 _SEEDS: Final = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
-
-
-class Axes(NamedTuple):
-    """Options of `sim run` and `sim compare` as given."""
-
-    model: str
-    cluster: str
-    workload: str
-    trace: Path | None
-    world: str
-    engine_profile: str
-    load: str
-    arrivals: str
-    duration_s: float
-    workflows: int
-    noise: str
-    link: str
-    hardware: str
-    tp: str
-    tools: str
-    spread: str
-    hints: str
-    lengths: str
-    profile: Path | None
-    tenants: str
 
 
 def cells(axes: Axes) -> list[Cell]:
@@ -58,7 +34,7 @@ def cells(axes: Axes) -> list[Cell]:
         "engine_profile": words(axes.engine_profile, "engine_profile"),
         "load": _numbers(axes.load, "load"),
         "arrivals": words(axes.arrivals, "arrivals"),
-        "duration_s": [axes.duration_s],
+        "duration_s": [axes.duration],
         "workflows": [axes.workflows],
         "noise": _numbers(axes.noise, "noise"),
         "link_gb_per_s": _numbers(axes.link, "link_gb_per_s"),

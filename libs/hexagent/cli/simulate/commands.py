@@ -7,6 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from hexagent.cli.options import Json, examples
+from hexagent.cli.simulate.options import Axes, EngineProfile, takes_axes
 
 sim = typer.Typer(
     name="sim", help="Run scheduling policies in the simulator: no GPU, no services.", no_args_is_help=True
@@ -20,49 +21,6 @@ PAPER_EXAMPLES: Final = examples(
 
 _SEEDS: Final = "1-99 are for tuning, 100 and up for reporting"
 
-Model = Annotated[str, typer.Option("--model", help="llama-3.1-70b, qwen3-235b-a22b, ...")]
-Cluster = Annotated[str, typer.Option("--cluster", help="hetero-1, hetero-2, homogeneous, mixed-3 or mini.")]
-WorkloadName = Annotated[str, typer.Option("--workload", help="sharegpt, bfcl, lats, mixed, ...")]
-Trace = Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Recorded workflows, JSON lines.")]
-World = Annotated[str, typer.Option("--world", help="policy-only: nothing is cached; full: engines reuse prefixes.")]
-Profile = Annotated[str, typer.Option("--engine-profile", help="What engines can do: trtllm-1.2.1, push, ...")]
-Load = Annotated[
-    str,
-    typer.Option("--load", help="Of the phase that is the bottleneck, 1 = always busy; 0: the workload's own rate."),
-]
-Arrivals = Annotated[str, typer.Option("--arrivals", help="fixed, poisson, gamma or gamma:CV.")]
-Duration = Annotated[
-    float,
-    typer.Option(
-        "--duration", min=0, help="Seconds of arrivals, the first tenth not judged; 0: the workload's own number."
-    ),
-]
-Workflows = Annotated[int, typer.Option("--workflows", min=0, help="How many, or read of a trace; 0: all it has.")]
-Noise = Annotated[str, typer.Option("--noise", help="Log error of all estimates, 0 to 2; engines stay as they are.")]
-Link = Annotated[str, typer.Option("--link", help="GB/s of each instance: 12.5, 25, 50.")]
-Hardware = Annotated[
-    str,
-    typer.Option("--hardware", help="tables, or slower-stack: decode twice, prefill 1.4 times as long as the tables."),
-]
-TensorParallel = Annotated[str, typer.Option("--tp", help="GPUs of an instance; 0: 4 for 70B, 8 for 235B.")]
-Tools = Annotated[str, typer.Option("--tools", help="Times the workload's tool times, 0 to 100.")]
-Spread = Annotated[
-    str, typer.Option("--spread", help="Log standard deviation of calls a workflow; -1: the workload's own.")
-]
-Hints = Annotated[
-    str, typer.Option("--hints", help="Log error of the horizon that each client hints, 0 to 2; -1: no hints.")
-]
-Lengths = Annotated[
-    str,
-    typer.Option("--lengths", help="Of outputs, that schedulers know: learned quantiles, means of classes, or true."),
-]
-Tuned = Annotated[
-    Path | None, typer.Option("--profile", metavar="FILE", help="TOML with numbers of policies other than the default.")
-]
-Tenants = Annotated[
-    str,
-    typer.Option("--tenants", help="NAME:WEIGHT, or NAME:WEIGHTxN whose workflows fan out N-fold: a:1,b:1x8."),
-]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Runs at a time.")]
 
 _PROCESSES: Final = os.cpu_count() or 1
@@ -77,29 +35,11 @@ _PROCESSES: Final = os.cpu_count() or 1
         "hexagent sim run --workload bfcl --tenants a:1,b:1x8",
     ),
 )
+@takes_axes
 def sim_run(
-    workload: WorkloadName = "",
-    trace: Trace = None,
+    axes: Axes,
     policy: Annotated[str, typer.Option("--policy", help="NAME or NAME:DISPATCH.")] = "hexagent",
-    cluster: Cluster = "hetero-1",
-    model: Model = "llama-3.1-70b",
-    world: World = "policy-only",
-    engine_profile: Profile = "trtllm-1.2.1",
     seed: Annotated[int, typer.Option("--seed", min=0, max=1_000_000, help=f"{_SEEDS}.")] = 1,
-    load: Load = "0",
-    arrivals: Arrivals = "fixed",
-    duration: Duration = 0.0,
-    workflows: Workflows = 0,
-    noise: Noise = "0",
-    link: Link = "25",
-    hardware: Hardware = "tables",
-    tp: TensorParallel = "0",
-    tools: Tools = "1",
-    spread: Spread = "-1",
-    hints: Hints = "-1",
-    lengths: Lengths = "learned",
-    profile: Tuned = None,
-    tenants: Tenants = "",
     gantt: Annotated[Path, typer.Option("--gantt", metavar="FILE", help="Picture of what each instance did.")] = Path(
         ".hexagent/gantt.png"
     ),
@@ -108,33 +48,11 @@ def sim_run(
     """Simulate one workload under one policy; say how late workflows were, by class, and draw what instances did."""
     from hexagent.cli.failures import usage
     from hexagent.cli.report import check_writable, made_folder, write_json
-    from hexagent.cli.simulate.axes import Axes, cells, policies
+    from hexagent.cli.simulate.axes import cells, policies
     from hexagent.cli.simulate.run import run_one
     from hexagent.sim.experiment.run import Run
 
     check_writable(json_file)
-    axes = Axes(
-        model,
-        cluster,
-        workload,
-        trace,
-        world,
-        engine_profile,
-        load,
-        arrivals,
-        duration,
-        workflows,
-        noise,
-        link,
-        hardware,
-        tp,
-        tools,
-        spread,
-        hints,
-        lengths,
-        profile,
-        tenants,
-    )
     found = cells(axes)
     names = policies(policy, found[0], "--policy")
     if len(found) > 1 or len(names) != 1:
@@ -152,29 +70,11 @@ def sim_run(
         "hexagent sim compare --trace FILE.jsonl --cluster hetero-1,hetero-2 --noise 0,0.1,0.3 --json rows.json",
     ),
 )
+@takes_axes
 def sim_compare(
-    workload: WorkloadName = "",
-    trace: Trace = None,
+    axes: Axes,
     names: Annotated[str, typer.Option("--policies", help="NAME or NAME:DISPATCH; default: all of the world.")] = "",
-    cluster: Cluster = "hetero-1",
-    model: Model = "llama-3.1-70b",
-    world: World = "policy-only",
-    engine_profile: Profile = "trtllm-1.2.1",
     seed_list: Annotated[str, typer.Option("--seeds", help=f"Such as 1-5 or 1,3,7. {_SEEDS}.")] = "1-3",
-    load: Load = "0",
-    arrivals: Arrivals = "fixed",
-    duration: Duration = 0.0,
-    workflows: Workflows = 0,
-    noise: Noise = "0",
-    link: Link = "25",
-    hardware: Hardware = "tables",
-    tp: TensorParallel = "0",
-    tools: Tools = "1",
-    spread: Spread = "-1",
-    hints: Hints = "-1",
-    lengths: Lengths = "learned",
-    profile: Tuned = None,
-    tenants: Tenants = "",
     processes: Processes = _PROCESSES,
     out: Annotated[
         Path,
@@ -188,34 +88,12 @@ def sim_compare(
     values with commas between; every combination is a cell.
     """
     from hexagent.cli.report import check_writable, write_json
-    from hexagent.cli.simulate.axes import Axes, cells, policies, seeds
+    from hexagent.cli.simulate.axes import cells, policies, seeds
     from hexagent.cli.simulate.compare import Plan, run_plans
     from hexagent.sim.experiment.paper import Experiment
 
     check_writable(json_file)
     given = seeds(seed_list)
-    axes = Axes(
-        model,
-        cluster,
-        workload,
-        trace,
-        world,
-        engine_profile,
-        load,
-        arrivals,
-        duration,
-        workflows,
-        noise,
-        link,
-        hardware,
-        tp,
-        tools,
-        spread,
-        hints,
-        lengths,
-        profile,
-        tenants,
-    )
     plans = [Plan(Experiment(cell, given), policies(names, cell)) for cell in cells(axes)]
     write_json(json_file, "sim compare", given[0], run_plans(plans, out, processes))
 
@@ -236,7 +114,7 @@ def bench_paper(
             help="Workflows a cell, over as many seeds from the first on; 0: --seeds as they are.",
         ),
     ] = 0,
-    engine_profile: Profile = "trtllm-1.2.1",
+    engine_profile: EngineProfile = "trtllm-1.2.1",
     hints: Annotated[
         float, typer.Option("--hints", help="Log error of the horizon that each client hints, 0 to 2; -1: no hints.")
     ] = -1.0,

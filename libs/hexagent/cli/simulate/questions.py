@@ -6,7 +6,8 @@ from typing import Annotated, Final
 import typer
 
 from hexagent.cli.options import Json, examples
-from hexagent.cli.simulate.commands import Model, Profile, sim
+from hexagent.cli.simulate.commands import sim
+from hexagent.cli.simulate.options import EngineProfile, Model
 
 ADVISE_EXAMPLES: Final = examples(
     "hexagent advise spans.jsonl",
@@ -53,7 +54,7 @@ def sim_whatif(
     policy: Annotated[str, typer.Option("--policy", help="NAME or NAME:DISPATCH.")] = "hexagent-plus",
     cluster: Cluster = "hetero-1",
     model: Model = "llama-3.1-70b",
-    engine_profile: Profile = "trtllm-1.2.1",
+    engine_profile: EngineProfile = "trtllm-1.2.1",
     trace_format: TraceFormat = "",
     limit: Limit = 0,
     seed_list: Annotated[str, typer.Option("--seeds", help="Of the instances' speeds, such as 1-5 or 1,3,7.")] = "1-3",
@@ -80,7 +81,7 @@ def advise(
     trace: Trace,
     cluster: Cluster = "hetero-1",
     model: Model = "llama-3.1-70b",
-    engine_profile: Profile = "trtllm-1.2.1",
+    engine_profile: EngineProfile = "trtllm-1.2.1",
     policy: Annotated[str, typer.Option("--policy", help="NAME or NAME:DISPATCH.")] = "hexagent-plus",
     baseline: Annotated[str, typer.Option("--baseline", help="What stands for your stack.")] = "fcfs:least-loaded",
     alpha: Alpha = 3.0,
