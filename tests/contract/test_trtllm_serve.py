@@ -209,7 +209,7 @@ def test_forms_as_the_server_takes_them(kind: str, definition: str, wanted: dict
 async def test_a_sample_that_is_older_than_an_end_shows_no_leak() -> None:
     engine = TrtllmEngine(spec("d", Role.DECODE), ServeHost("http://127.0.0.1:1"), ByteText(), WALL_CLOCK, 1, OPTIONS)
     for active, leaked in ((1, 0), (0, 3000)):
-        blocks = {"used_blocks": 3000, "max_blocks": 4000, "cached_blocks": 0}
+        blocks = {"used_blocks": 3000, "max_blocks": 4000, "cached_blocks": 0, "event_gaps": 0}
         stats = {"event": "stats", "steps": [], "active": active, **blocks}
         for _ in range(8):
             engine._hear(Frame(stats, ()))
