@@ -34,11 +34,13 @@ class Keeping(PredictedFinish):
         super().__init__(estimator, profile, aware=True)
 
     def _ages(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Ages:
-        """With what is left to prefill, where anything can be cached."""
+        """With what is left to prefill, where more of it waits for each instance than counts as little."""
         ages, hits = waiting.ages(now_us), waiting.hits(topology)
         if hits is None:
             return ages
-        return ages._replace(prefill_us=np.minimum.reduce(hits[1] * topology.books.speed_ppm // PPM, axis=1))
+        left_us = np.minimum.reduce(hits[1] * topology.books.speed_ppm // PPM, axis=1)
+        queue = left_us.sum() > self._profile.cheap_prefill_us * len(topology.prefill)
+        return ages._replace(prefill_us=left_us) if queue else ages
 
     def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
         if not topology.uniform or topology.remote == len(topology.decode):
@@ -49,7 +51,8 @@ class Keeping(PredictedFinish):
 class KeepingState(SimulatedState):
     """Decode instances from `Topology.remote` on are prefill instances, as columns in the same order as their rows.
 
-    While a share b of the prefill instances is busy a decode step on one is expected to take 1 / (1 - b) times as long.
+    While a share b of the prefill instances is busy, one more counted for what arrives next, a decode step on one is
+    expected to take 1 / (1 - b) times as long.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class KeepingState(SimulatedState):
 
     def _slow_down(self) -> None:
         """What decode on prefill instances takes, as busy as they are."""
-        remote, busy = self._topology.remote, len(self._idle) - sum(self._idle)
+        remote, busy = self._topology.remote, len(self._idle) - sum(self._idle) + 1
         idle_milli = MILLI - min(busy * MILLI // len(self._idle), BUSY_MAX_MILLI)
         self._step_us[remote:] = [step_us * MILLI // idle_milli for step_us in self._undisturbed_us[remote:]]
         kept_us = self._steps * np.array(self._step_us[remote:])[:, None]
