@@ -37,7 +37,7 @@ def kept(dispatch: Dispatch) -> bool:
 
 
 def test_a_faster_prefill_instance_keeps_a_call_and_reserves_its_output() -> None:
-    d = desk(prefills("h200", "h200") + decodes("a100"))
+    d = desk(prefills("h200") + decodes("a100"))
     d.start("w")
     first = say(d, "a")
     assert kept(first)
@@ -50,12 +50,6 @@ def test_a_faster_prefill_instance_keeps_a_call_and_reserves_its_output() -> Non
 
 def test_a_faster_decode_instance_gets_the_call() -> None:
     d = desk(prefills("a100") + decodes("h200"))
-    d.start("w")
-    assert not kept(say(d, "a"))
-
-
-def test_where_nothing_runs_yet_a_call_leaves_the_prefill_instance_to_what_arrives_next() -> None:
-    d = desk(prefills("h200", "h200") + decodes("h200"))
     d.start("w")
     assert not kept(say(d, "a"))
 

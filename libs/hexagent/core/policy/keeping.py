@@ -51,8 +51,7 @@ class Keeping(PredictedFinish):
 class KeepingState(SimulatedState):
     """Decode instances from `Topology.remote` on are prefill instances, as columns in the same order as their rows.
 
-    While a share b of the prefill instances is busy, one more counted for what arrives next, a decode step on one is
-    expected to take 1 / (1 - b) times as long.
+    While a share b of the prefill instances is busy a decode step on one is expected to take 1 / (1 - b) times as long.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class KeepingState(SimulatedState):
 
     def _slow_down(self) -> None:
         """What decode on prefill instances takes, as busy as they are."""
-        remote, busy = self._topology.remote, len(self._idle) - sum(self._idle) + 1
+        remote, busy = self._topology.remote, len(self._idle) - sum(self._idle)
         idle_milli = MILLI - min(busy * MILLI // len(self._idle), BUSY_MAX_MILLI)
         self._step_us[remote:] = [step_us * MILLI // idle_milli for step_us in self._undisturbed_us[remote:]]
         kept_us = self._steps * np.array(self._step_us[remote:])[:, None]
