@@ -52,7 +52,7 @@ def test_calls_that_prefill_instances_keep_are_replayed_too(tmp_path: Path) -> N
     path = tmp_path / "kept.journal"
     cluster = named_cluster("mixed-3", prefix_cache=True)._replace(seed=5)
     writer = JournalWriter(path, JournalHeader("hexagent-plus", cluster, __version__), 1 << 30)
-    workload = generate("bfcl", Options(workflows=30, rate_per_s=10, seed=5))
+    workload = generate("mixed", Options(workflows=20, rate_per_s=5, seed=5))
     World(cluster, workload, "hexagent-plus", seed=5, journal=writer.append).run()
     writer.flush()
     entries = list(read_journal(path))

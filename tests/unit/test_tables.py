@@ -153,12 +153,12 @@ def test_tokens_that_attend_to_nothing_cost_their_linear_work() -> None:
 
 
 @given(any_table, chunk_lists, batches, contexts)
-def test_a_mixed_step_costs_at_least_either_part(
+def test_a_mixed_step_costs_at_least_either_part_and_at_most_both(
     table: StepTable, chunks: list[tuple[int, int]], batch: int, context: int
 ) -> None:
     mixed = table.mixed_us(chunks, batch, context)
     assert mixed >= max(table.batch_prefill_us(chunks), table.decode_us(batch, context))
-    assert mixed <= (table.batch_prefill_us(chunks) + table.decode_us(batch, context)) * 1.1
+    assert mixed <= table.batch_prefill_us(chunks) + table.decode_us(batch, context)
     assert table.mixed_us(chunks, 0, context) == table.batch_prefill_us(chunks)
     assert table.mixed_us([], batch, context) == table.decode_us(batch, context)
 

@@ -103,7 +103,7 @@ class StepTable:
         Linear work merges: the step is a prefill of N + batch tokens whose attention is that of the chunks, plus the
         attention of decode. That is what `decode_us(batch, mean_context)` takes beyond the linear work of `batch`
         tokens, whose least bound is their time as a prefill or as a decode step at the grid's shortest context.
-        Never below either part alone. Without both parts the time is 0.
+        Never below either part alone nor above both in turn. Without both parts the time is 0.
         """
         if not chunks:
             return self.decode_us(batch, mean_context) if batch else 0
@@ -117,7 +117,8 @@ class StepTable:
         attention = max(decode - min(self.decode.at(batch, 0), self.prefill.at(batch, 0)), 0)
         # Each decoding token counts as a chunk of its own without a prefix: one (query, key) pair.
         merged = self.attended_prefill_us(total + batch, pairs + batch)
-        return max(merged + attention, self.attended_prefill_us(total, pairs), decode)
+        prefill = self.attended_prefill_us(total, pairs)
+        return max(min(merged + attention, prefill + decode), prefill, decode)
 
     def attended_prefill_us(self, total: int, pairs: int) -> int:
         """One step that prefills `total` tokens whose attention is pairs / 2 (query, key) pairs.

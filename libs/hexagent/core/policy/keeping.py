@@ -17,6 +17,7 @@ from hexagent.core.scheduling.ledger import Mixing
 from hexagent.core.scheduling.record import Candidate
 from hexagent.core.units import MILLI, PPM
 
+BURST = 8  # one prefill instance in so many is counted besides: the first calls of a burst find none busy
 BUSY_MAX_MILLI = 750  # share of busy prefill instances that decode there is slowed down by, at most
 STALLED_MAX = 30  # calls; more are not held up in full, since some of them end in the meantime
 
@@ -51,7 +52,8 @@ class Keeping(PredictedFinish):
 class KeepingState(SimulatedState):
     """Decode instances from `Topology.remote` on are prefill instances, as columns in the same order as their rows.
 
-    While a share b of the prefill instances is busy a decode step on one is expected to take 1 / (1 - b) times as long.
+    While a share u of the prefill instances is busy, one in `BURST` counted besides, a decode step on one is expected
+    to take 1 / (1 - u) times as long.
     """
 
     def __init__(
@@ -133,8 +135,9 @@ class KeepingState(SimulatedState):
 
     def _slow_down(self) -> None:
         """What decode on prefill instances takes, as busy as they are."""
-        remote, busy = self._topology.remote, len(self._idle) - sum(self._idle)
-        idle_milli = MILLI - min(busy * MILLI // len(self._idle), BUSY_MAX_MILLI)
+        remote, instances = self._topology.remote, len(self._idle)
+        busy = instances - sum(self._idle)
+        idle_milli = MILLI - min((BURST * busy + instances) * MILLI // ((BURST + 1) * instances), BUSY_MAX_MILLI)
         self._step_us[remote:] = [step_us * MILLI // idle_milli for step_us in self._undisturbed_us[remote:]]
         kept_us = self._steps * np.array(self._step_us[remote:])[:, None]
         self._decode_us[remote:] = np.where(self._full, NEVER_US, kept_us)
