@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import PROFILES, ClusterSpec
 from hexagent.core.instance.times import TrueTimes
-from hexagent.core.policy.registry import known
+from hexagent.core.policy.registry import keeps_roles, known
 from hexagent.sim.bounds.cell import cell_of
 from hexagent.sim.bounds.engine import Engine, Reach
-from hexagent.sim.bounds.lower import LowerBound, keeps_roles, lower_bound
+from hexagent.sim.bounds.lower import LowerBound, lower_bound
 from hexagent.sim.bounds.pieces import pieces_of
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.conditions import CONDITIONS, Conditions
@@ -103,7 +103,7 @@ def test_no_policy_is_below_the_bound(name: str, prefix_cache: bool) -> None:
         policy = policies[turn % len(policies)]
         slower = Conditions(prefill_factor_ppm=1_400_000, decode_factor_ppm=2_000_000) if turn % 5 == 0 else CONDITIONS
         result = World(cluster, workload, policy, seed, conditions=slower).run()
-        bound = lower_bound(cluster, workload, seed, slower, fixed_roles=keeps_roles(policy))
+        bound = lower_bound(cluster, workload, seed, slower, fixed_roles=keeps_roles(policy, cluster))
         check_not_below(result.rows, bound)
 
 
@@ -114,11 +114,11 @@ def test_no_policy_is_below_the_bound_under_overload(policy: str) -> None:
     mixed = named_cluster("mixed-3")
     pair = tuple(i for i in mixed.instances if i.instance_id in ("prefill-a100-0", "decode-h200-0"))
     cluster = mixed._replace(noise_ppm=0, instances=pair)
-    bound = lower_bound(cluster, workload, 1, fixed_roles=keeps_roles(policy))
+    bound = lower_bound(cluster, workload, 1, fixed_roles=keeps_roles(policy, cluster))
     check_not_below(World(cluster, workload, policy, 1).run().rows, bound)
     cell = cell_of(cluster._replace(seed=1), workload)
     # Not by longest paths alone: the work of all together is what it stands on here.
-    assert not keeps_roles(policy) or bound.req95 > 1.2 * np.max(cell.path_us / cell.solo_us)
+    assert not keeps_roles(policy, cluster) or bound.req95 > 1.2 * np.max(cell.path_us / cell.solo_us)
 
 
 def check_not_below(rows: tuple, bound: LowerBound) -> None:  # type: ignore[type-arg]

@@ -7,10 +7,10 @@ import pytest
 
 from hexagent.core.ids import CallId
 from hexagent.core.instance.spec import PROFILES, ClusterSpec, Role
-from hexagent.core.policy.registry import known
+from hexagent.core.policy.registry import keeps_roles, known
 from hexagent.core.units import ceil_div
 from hexagent.core.workflow.model import CallOutcome
-from hexagent.sim.bounds.lower import keeps_roles, lower_bound
+from hexagent.sim.bounds.lower import lower_bound
 from hexagent.sim.clients import call_id
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.metrics import PERCENTS, required_scale
@@ -31,13 +31,13 @@ class Case(NamedTuple):
 
 
 def drawn(seed: int) -> Case:
-    """Policies, profiles and workloads in turn; caches, rates and scarce KV by chance."""
+    """Policies without caches, then with; profiles and workloads in turn; rates and scarce KV by chance."""
     rng = random.Random(seed)
     name = sorted(GENERATORS)[seed % len(GENERATORS)]
     rate = rng.choice([2, 40, 400])
     workload = generate(name, Options(workflows=SIZES.get(name, 6), rate_per_s=rate, seed=seed))
     profile = sorted(PROFILES)[seed % len(PROFILES)]
-    cluster = named_cluster(rng.choice(["mini", "mixed-3"]), profile=profile, prefix_cache=rng.random() < 0.5)
+    cluster = named_cluster(rng.choice(["mini", "mixed-3"]), profile=profile, prefix_cache=seed >= len(POLICIES))
     if rng.random() < 0.5:
         largest = max(item.prompt_tokens + item.max_tokens for w in workload.workflows for item in w.items)
         blocks = ceil_div(largest, 32) + rng.randrange(100)
@@ -80,7 +80,7 @@ class Watched(World):
         super()._outcome(outcome, now_us)
 
 
-@pytest.mark.parametrize("seed", range(len(POLICIES)))
+@pytest.mark.parametrize("seed", range(2 * len(POLICIES)))
 def test_what_holds_of_every_run(seed: int) -> None:
     case = drawn(seed)
     world = Watched(case)
@@ -88,7 +88,7 @@ def test_what_holds_of_every_run(seed: int) -> None:
     check_completed(case, world, result)
     check_order(case, world.outcomes)
     stretches = [row.stretch for row in result.rows]
-    bound = lower_bound(case.cluster, case.workload, case.seed, fixed_roles=keeps_roles(case.policy))
+    bound = lower_bound(case.cluster, case.workload, case.seed, fixed_roles=keeps_roles(case.policy, case.cluster))
     for percent, least in zip(PERCENTS, bound, strict=True):
         assert least <= required_scale(stretches, percent)
 
@@ -107,6 +107,7 @@ def check_completed(case: Case, world: Watched, result: RunResult) -> None:
 def check_order(case: Case, outcomes: dict[CallId, CallOutcome]) -> None:
     """Stages follow each other, and calls what they wait for and the tools between."""
     prefill = {spec.instance_id for spec in case.cluster.instances if spec.role is Role.PREFILL}
+    kept = keeps_roles(case.policy, case.cluster)
     for script in case.workload.workflows:
         ends_us: list[int] = []
         for item in script.items:
@@ -119,7 +120,7 @@ def check_order(case: Case, outcomes: dict[CallId, CallOutcome]) -> None:
             if outcome.prefill_instance != outcome.decode_instance and item.output_tokens > 1:
                 stages = (times.prefill_end_us, times.transfer_start_us, times.transfer_end_us, times.decode_start_us)
                 assert list(stages) == sorted(stages)
-            if keeps_roles(case.policy):
+            if kept:
                 assert outcome.prefill_instance in prefill
                 assert outcome.decode_instance not in prefill or item.output_tokens == 1
             ends_us.append(times.end_us)

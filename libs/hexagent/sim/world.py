@@ -18,7 +18,7 @@ from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import PrefixSegment, Work, salt
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.policy.profile import DEFAULT, Profile
-from hexagent.core.policy.registry import is_clairvoyant
+from hexagent.core.policy.registry import is_aggregated, is_clairvoyant
 from hexagent.core.scheduling.beliefs import Reuse
 from hexagent.core.scheduling.core import TICK_US, SchedulerCore
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
@@ -90,7 +90,7 @@ class World:
         self._nominal = Estimator(cluster)
         clairvoyant = is_clairvoyant(policy)
         oracle = ScriptOracle(workload, self._nominal, self._model) if conditions.true_lengths or clairvoyant else None
-        if policy.partition(":")[0] == "aggregated":
+        if is_aggregated(policy):
             cluster = aggregated(cluster)
         self.tracker = Tracker(Limits(), catalog_of(cluster, [script.tenant for script in workload.workflows]))
         self.scheduler = SchedulerCore(cluster, policy, profile, oracle=oracle)

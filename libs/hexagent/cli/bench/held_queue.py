@@ -8,6 +8,7 @@ from typing import Final
 
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.spec import ClusterSpec, Role
+from hexagent.core.policy.registry import is_aggregated
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.effects import Record
 from hexagent.core.scheduling.events import CallProgress, InstanceUp, Phase, SchedulerEvent, Started, Tick
@@ -32,7 +33,7 @@ class HeldQueue:
     """Calls have the sizes of `items`, over and over; output lengths are hinted, not learned."""
 
     def __init__(self, cluster: ClusterSpec, policy: str, items: Sequence[WorkItem], ready_calls: int) -> None:
-        if policy.partition(":")[0] == "aggregated":
+        if is_aggregated(policy):
             cluster = aggregated(cluster)
         self.core = SchedulerCore(cluster, policy)
         self._items, self._model, self._ready_calls = items, cluster.models[0], ready_calls

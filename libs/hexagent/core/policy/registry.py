@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 
 from hexagent.core.errors import NotFound, Unsupported
 from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.policy.affinity import PrefixAffinity
 from hexagent.core.policy.atlas import Atlas
 from hexagent.core.policy.clairvoyant import Clairvoyant
@@ -19,6 +20,7 @@ from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.policy.sticky import ConversationSticky
 from hexagent.core.policy.workflow_fcfs import WorkflowFcfs
 from hexagent.core.policy.workflow_llf import WorkflowLlf
+from hexagent.core.scheduling.ledger import Mixing
 
 NEVER_FULL = 1 << 31  # calls
 
@@ -38,6 +40,7 @@ class Recipe(NamedTuple):
     order: Callable[[Estimator, Profile], Order]
     dispatchers: Dispatchers
     clairvoyant: bool = False  # works only with an oracle
+    aggregated: bool = False  # on instances that are not disaggregated
 
 
 def _clairvoyant(estimator: Estimator, profile: Profile) -> Order:
@@ -70,7 +73,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "atlas": Recipe(lambda _, profile: Atlas(profile), ATLAS),
     "prefix-affinity": Recipe(lambda _, __: Fcfs(), AFFINITY),
     "conversation-sticky": Recipe(lambda _, __: Fcfs(), CONVERSATION),
-    "aggregated": Recipe(lambda _, __: Fcfs(), STICKY),
+    "aggregated": Recipe(lambda _, __: Fcfs(), STICKY, aggregated=True),
     "hexagent": Recipe(lambda _, __: Hexagent(), PAPER),
     "hexagent-plus": Recipe(lambda _, profile: HexagentPlus(profile), {"keeping": Keeping}),
     "clairvoyant": Recipe(_clairvoyant, {"cache-aware": PAPER["cache-aware"]}, clairvoyant=True),
@@ -82,19 +85,36 @@ def policy_by_name(name: str, estimator: Estimator, profile: Profile = DEFAULT) 
 
     `Unsupported` (SIMULATION_ONLY) for `clairvoyant` where `estimator` has no oracle.
     """
-    order, _, dispatcher = name.partition(":")
-    recipe = RECIPES.get(order)
-    make = recipe and recipe.dispatchers.get(dispatcher or next(iter(recipe.dispatchers)))
-    if recipe is None or make is None:
-        names = ", ".join(known(estimator.oracle is not None))
-        raise NotFound(f"unknown policy {name!r}; known: {names}", reason="UNKNOWN_POLICY", field="policy")
+    recipe, make = _recipe(name, estimator.oracle is not None)
     return Policy(name, recipe.order(estimator, profile), make(estimator, profile))
 
 
 def is_clairvoyant(name: str) -> bool:
     """Whether the policy works only with an oracle."""
-    recipe = RECIPES.get(name.partition(":")[0])
-    return recipe is not None and recipe.clairvoyant
+    return _recipe(name, True)[0].clairvoyant
+
+
+def is_aggregated(name: str) -> bool:
+    """Whether the policy runs on instances that are not disaggregated."""
+    return _recipe(name, True)[0].aggregated
+
+
+def keeps_roles(name: str, cluster: ClusterSpec) -> bool:
+    """Whether under the policy prefill instances of `cluster` only prefill and decode instances only decode."""
+    recipe, make = _recipe(name, True)
+    cached = any(spec.prefix_cache for spec in cluster.instances)
+    kept = (Mixing.NONE,) if cached else (Mixing.NONE, Mixing.PREFILL)
+    return not recipe.aggregated and make(Estimator(cluster), DEFAULT).mixing in kept
+
+
+def _recipe(name: str, clairvoyant: bool) -> tuple[Recipe, Callable[[Estimator, Profile], Dispatcher]]:
+    order, _, dispatcher = name.partition(":")
+    recipe = RECIPES.get(order)
+    make = recipe and recipe.dispatchers.get(dispatcher or next(iter(recipe.dispatchers)))
+    if recipe is None or make is None:
+        names = ", ".join(known(clairvoyant))
+        raise NotFound(f"unknown policy {name!r}; known: {names}", reason="UNKNOWN_POLICY", field="policy")
+    return recipe, make
 
 
 def known(clairvoyant: bool = False) -> tuple[str, ...]:

@@ -42,8 +42,6 @@ PRECISION: Final = 1.002  # of the bisection, a ratio
 SCALE_MAX: Final = 1e6
 TOLERANCE: Final = 1e-6  # of sums in floating point
 
-MIXES_PHASES: Final = ("aggregated", "conversation-sticky")  # policies that prefill where they decode
-
 
 class LowerBound(NamedTuple):
     """Least SLO scales at which 50, 90... % of the workflows can be timely; 0 without workflows."""
@@ -64,17 +62,12 @@ def lower_bound(
 ) -> LowerBound:
     """The bound of `World` with these arguments and any policy; the cluster serves one model.
 
-    `fixed_roles` is to be that of the policy: see `keeps_roles`.
+    `fixed_roles` is to be that of the policy: see `registry.keeps_roles`.
     """
     if not workload.workflows:
         return LowerBound(*[0.0] * len(PERCENTS))
     cell = cell_of(cluster._replace(seed=seed), workload, conditions, fixed_roles)
     return LowerBound(*[_least_scale(cell, percent) for percent in PERCENTS])
-
-
-def keeps_roles(policy: str) -> bool:
-    """Whether `NAME` or `NAME:DISPATCH` prefills on prefill instances only."""
-    return policy.partition(":")[0] not in MIXES_PHASES
 
 
 def _least_scale(cell: Cell, percent: int) -> float:

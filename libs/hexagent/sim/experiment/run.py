@@ -2,7 +2,8 @@
 
 from typing import Final, NamedTuple
 
-from hexagent.sim.bounds.lower import keeps_roles, lower_bound
+from hexagent.core.policy.registry import keeps_roles
+from hexagent.sim.bounds.lower import lower_bound
 from hexagent.sim.experiment.cell import WORLDS, Cell, cluster_of, conditions_of, profile_of, workload_of
 from hexagent.sim.experiment.policies import dispatch_of
 from hexagent.sim.metrics import WorkflowRow, jain, summary
@@ -103,7 +104,7 @@ def row_of(outcome: Outcome, lower_bound_req95: float | None) -> dict[str, Value
     run, cell = outcome.run, outcome.run.cell
     total = summary(outcome.rows)
     # Without prefix caches the bound is one for fixed roles.
-    pools_as_one = not keeps_roles(run.policy) and not WORLDS[cell.world]
+    pools_as_one = not WORLDS[cell.world] and not keeps_roles(run.policy, cluster_of(cell))
     timely = sum(row.stretch <= GOODPUT_SCALE for row in outcome.rows)
     row: dict[str, Value] = {
         "model": cell.model,
