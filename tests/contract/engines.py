@@ -18,6 +18,7 @@ from hexagent.runtime.clock import ModelClock
 from hexagent_services.worker_agent.engine.emulated import EmulatedEngine
 from hexagent_services.worker_agent.engine.faults import FaultyEngine, parse_faults
 from hexagent_services.worker_agent.engine.host_process import HostProcess
+from hexagent_services.worker_agent.engine.options import TrtllmOptions
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
     Engine,
@@ -26,7 +27,7 @@ from hexagent_services.worker_agent.engine.port import (
     KvPiece,
     Prefilled,
 )
-from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine
 from hexagent_services.worker_agent.engine.trtllm_serve.host import ServeHost
 from tests.fakes.byte_text import ByteText
 from tests.fakes.trtllm_serve import InThisProcess

@@ -14,7 +14,8 @@ import pytest
 from hexagent.core.instance.spec import Role
 from hexagent_services.worker_agent import engine_host
 from hexagent_services.worker_agent.engine.host_process import HostProcess
-from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from hexagent_services.worker_agent.engine.options import TrtllmOptions
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine
 from hexagent_services.worker_agent.engine_host.readers import CachedBlocks, Statistics, read_engine
 from tests.contract.engines import FAKES, WALL_CLOCK, eventually, spec
 from tests.fakes.byte_text import ByteText
@@ -63,7 +64,7 @@ async def test_an_engines_processes_end_with_it_and_before_another_takes_its_pla
 
     left_behind, successor = engine(), engine()
     await left_behind.start()
-    left_behind._link._reading.cancel()  # type: ignore[union-attr] # as if its agent had been killed
+    left_behind._held.link._reading.cancel()  # type: ignore[union-attr] # as if its agent had been killed
     before = processes_of(tmp_path / "engine.log")
     assert len(before) == 2
     assert "sleep" in before

@@ -254,15 +254,15 @@ def test_an_abort_between_room_and_order_leaves_nothing_on_the_engine() -> None:
         await asyncio.sleep(0.005)
         waiting = asyncio.create_task(_all(target, late))
         await asyncio.sleep(0)
-        pump = engine._pump
+        pump = engine._held._pump
 
         def pump_and_abort() -> None:
             """It gets room, and is aborted before it can make use of it."""
             pump()
-            if engine._admission.used_blocks and not engine.load().decoding:
+            if engine._held.admission.used_blocks and not engine.load().decoding:
                 engine.abort(late.ticket)
 
-        engine._pump = pump_and_abort  # type: ignore[method-assign]
+        engine._held._pump = pump_and_abort  # type: ignore[method-assign]
         await first
         with pytest.raises(EngineAborted):
             await waiting

@@ -13,9 +13,10 @@ from hexagent.api.common.v1 import call_pb2
 from hexagent.core.errors import Unsupported
 from hexagent.core.estimate.tables import load_table
 from hexagent.core.instance.spec import Role
+from hexagent_services.worker_agent.engine.options import TrtllmOptions
 from hexagent_services.worker_agent.engine.port import DecodeStarted, EngineAborted, EngineRefused, Finished, KvPiece
 from hexagent_services.worker_agent.engine.sampling import response_format_of
-from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine
 from hexagent_services.worker_agent.engine.trtllm_serve import api, host
 from hexagent_services.worker_agent.engine.trtllm_serve.api import Refused, ServeApi, completion, params_of, state_of
 from hexagent_services.worker_agent.engine.trtllm_serve.host import ServeHost
@@ -212,8 +213,8 @@ async def test_a_sample_that_is_older_than_an_end_shows_no_leak() -> None:
         blocks = {"used_blocks": 3000, "max_blocks": 4000, "cached_blocks": 0, "event_gaps": 0}
         stats = {"event": "stats", "steps": [], "active": active, **blocks}
         for _ in range(8):
-            engine._hear(Frame(stats, ()))
-        assert engine._admission.leaked_blocks == leaked
+            engine._held.hear(Frame(stats, ()))
+        assert engine._held.admission.leaked_blocks == leaked
 
 
 class OnceApi:

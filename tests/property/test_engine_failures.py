@@ -12,6 +12,7 @@ from typing import Final
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import Role
 from hexagent.core.workflow.model import FinishReason
+from hexagent_services.worker_agent.engine.options import TrtllmOptions
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
     EngineAborted,
@@ -22,7 +23,7 @@ from hexagent_services.worker_agent.engine.port import (
     Prefilled,
 )
 from hexagent_services.worker_agent.engine.supervision import Quarantine, Supervisor
-from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine
 from hexagent_services.worker_agent.engine_host.library import Library
 from tests.contract.engines import LINK, handed_over, is_empty, request_of, spec
 from tests.fakes.byte_text import ByteText
@@ -130,7 +131,7 @@ async def live(seed: int, library: Library) -> list[str]:
             await host.kill()
         elif chance < 0.7:
             engine = cluster.engines[draw.choice(sorted(cluster.engines))]
-            for ticket in [run.ticket for run in engine._runs.values()][:1]:
+            for ticket in [run.ticket for run in engine._held.runs.values()][:1]:
                 for one in cluster.engines.values():
                     one.abort(ticket)
         await asyncio.sleep(draw.choice((0.0, 0.001, 0.004, 0.02, 0.3)))
@@ -139,8 +140,12 @@ async def live(seed: int, library: Library) -> list[str]:
     for name, engine in cluster.engines.items():
         llm = cluster.hosts[name].llm
         assert is_empty(engine), (seed, name, engine.load())
-        assert not engine._by_number, (seed, name)
-        assert llm.blocks.used <= engine._admission.leaked_blocks + sum(llm._abandoned), (seed, name, llm.blocks.used)
+        assert not engine._held.by_number, (seed, name)
+        assert llm.blocks.used <= engine._held.admission.leaked_blocks + sum(llm._abandoned), (
+            seed,
+            name,
+            llm.blocks.used,
+        )
         assert llm.interrupted_transfers == 0, (seed, name)
     await cluster.close()
     return [cluster.ends[node] for node in sorted(cluster.ends)]

@@ -60,7 +60,7 @@ async def test_an_engine_of_each_kind(tmp_path: Path, table: dict[str, Any], kin
     model = write_model(tmp_path / "model", "qwen")
     text = EngineText(load_model_text(model), TextSpec(MODEL, str(model)), TextThreads())
     engine = real_engine(INSTANCE, EngineTable(**table), {MODEL: text}, WALL_CLOCK, tmp_path)
-    assert isinstance(engine._link._host, kind)
+    assert isinstance(engine._held.link._host, kind)
     assert engine._options.model_dir == str(model)
     await engine.close()
 

@@ -103,6 +103,22 @@ def test_an_agent_that_is_dead_takes_those_along_that_came_up_later() -> None:
     assert {i.down_reason for i in desk.core.ledger.instances.values()} == {"its agent does not answer"}
 
 
+def test_an_agent_that_stays_away_is_declared_dead_once_and_again_after_it_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk(prefills("h100") + decodes("h100"))
+    (spec, *_) = (instance.spec for instance in desk.core.ledger.instances.values())
+    link = link_to(desk, (spec,))
+    told: list[SchedulerEvent] = []
+    monkeypatch.setattr(link._driver, "handle", told.append)
+    for _ in range(3):
+        link._declare_dead()
+    assert [type(event) for event in told] == [InstanceDown]
+    link._welcomed(welcome_to_proto("agent", (InstanceUp(spec, (), 0),)))
+    link._declare_dead()
+    assert [type(event) for event in told] == [InstanceDown, InstanceUp, InstanceDown]
+
+
 async def test_an_agent_that_was_away_hears_what_is_closed() -> None:
     desk = Desk(prefills("h100") + decodes("h100"))
     desk.core.ledger.instances["d0"].cordoned = True

@@ -38,6 +38,7 @@ class AgentLink:
         self._clock = clock
         self._instances = {spec.instance_id for spec in announcement.instances}
         self._up = False
+        self._dead = False
 
     async def run(self, dead_after_s: float) -> None:
         """Keep a session until cancelled; after `dead_after_s` of wall time without one, the agent's instances
@@ -90,7 +91,7 @@ class AgentLink:
             if cordoned != up.cordoned:  # the agent has been started again, or was away
                 self._outbox.put(CordonCommand(up.spec.instance_id, cordoned))
             self._report_lost(up, now_us)
-        self._up = True
+        self._up, self._dead = True, False
         self.settled.set()
         log.info("session with agent %s: %d instances, %d attempts held", self.agent_id, len(ups), len(welcome.held))
 
@@ -108,7 +109,11 @@ class AgentLink:
                 self._driver.handle(lost)
 
     def _declare_dead(self) -> None:
+        """Once for each silence: what the core handles is journaled, and it is dialled several times a second."""
         self._outbox.clear()
+        if self._dead:
+            return
+        self._dead = True
         for instance_id in sorted(self._instances):
             self._driver.handle(InstanceDown(instance_id, self._clock.now_us(), DEAD))
         self.settled.set()

@@ -11,10 +11,11 @@ from hexagent.core.errors import HexagentError, InvalidArgument, Unsupported
 from hexagent.core.ids import Ticket
 from hexagent.core.scheduling.effects import CancelAttempt
 from hexagent.core.scheduling.events import HeldTicket, Phase
-from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus
+from hexagent.core.workflow.model import CallTimes, FinishReason, NodeStatus
 from hexagent.runtime.clock import Clock
 from hexagent.wire.codec import ticket_from_proto
 from hexagent.wire.worker import Attempt, BindCommand, DispatchCommand, attempt_from_proto
+from hexagent_services.worker_agent.accounts import Accounts
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
     DecodeStarted,
@@ -59,8 +60,7 @@ class Attempts:
         self._bodies = bodies
         self._peers = peers
         self._results = results
-        self._reports = reports
-        self._clock = clock
+        self._accounts = Accounts(results, reports, clock, self._forget)
         self._address = address
         self._live: dict[tuple[Ticket, str], LiveAttempt] = {}
         self._reservations = Reservations(peers, address)
@@ -73,7 +73,7 @@ class Attempts:
             engine = self._engines.get(order.prefill_instance)
             ticket = order.attempt.ticket
             if engine is None:
-                self._lost(ticket, order.prefill_instance, "UNKNOWN_INSTANCE")
+                self._accounts.lost(ticket, order.prefill_instance, "UNKNOWN_INSTANCE")
             elif (ticket, order.prefill_instance) not in self._live:
                 attempt = LiveAttempt(order.attempt, engine, Phase.ACCEPTED)
                 attempt.decode_instance = order.decode_instance
@@ -178,16 +178,14 @@ class Attempts:
         """Say again which attempts wait to be bound: a scheduler that attaches has not heard it."""
         for attempt in self._live.values():
             if attempt.unbound:
-                self._report_unbound(attempt)
+                self._accounts.unbound(attempt)
 
     def _unbound(self, attempt: LiveAttempt, reason: str) -> None:
         attempt.unbound = reason
-        self._report_unbound(attempt)
+        self._accounts.unbound(attempt)
 
-    def _report_unbound(self, attempt: LiveAttempt) -> None:
-        now_us = self._clock.now_us()
-        phase = Phase.HAND_OFF_REFUSED
-        self._reports.progress(attempt.ticket, phase, attempt.instance_id, now_us, reason=attempt.unbound)
+    def _forget(self, attempt: LiveAttempt) -> None:
+        self._live.pop((attempt.ticket, attempt.instance_id), None)
 
     def held(self) -> tuple[HeldTicket, ...]:
         """What this agent has, for a scheduler that attaches."""
@@ -220,23 +218,23 @@ class Attempts:
         except asyncio.CancelledError:
             raise
         except EngineAborted:
-            self._live.pop((attempt.ticket, attempt.instance_id), None)
+            self._forget(attempt)
         except EngineRefused as error:
             await self._refused(attempt, error.reason)
         except (InvalidArgument, Unsupported) as error:
             await self._fail(attempt, error)  # what the client asked for can never run
         except Exception:
             log.exception("attempt %s failed on %s", attempt.ticket, attempt.instance_id)
-            self._live.pop((attempt.ticket, attempt.instance_id), None)
+            self._forget(attempt)
             attempt.engine.abort(attempt.ticket)
-            self._lost(attempt.ticket, attempt.instance_id, "AGENT_ERROR")
+            self._accounts.lost(attempt.ticket, attempt.instance_id, "AGENT_ERROR")
 
     async def _refused(self, attempt: LiveAttempt, reason: str) -> None:
         if reason in PERMANENT:
-            await self._end(attempt, self._outcome(attempt, NodeStatus.REFUSED, CallTimes(), reason=reason))
+            await self._accounts.failed(attempt, NodeStatus.REFUSED, reason)
             return
-        self._live.pop((attempt.ticket, attempt.instance_id), None)
-        self._lost(attempt.ticket, attempt.instance_id, reason)
+        self._forget(attempt)
+        self._accounts.lost(attempt.ticket, attempt.instance_id, reason)
 
     async def _fail(self, attempt: LiveAttempt, error: BaseException) -> None:
         """The attempt cannot even begin: the call is refused for what it asks for, else it fails."""
@@ -244,36 +242,7 @@ class Attempts:
             raise error
         refused = isinstance(error, InvalidArgument | Unsupported)
         status = NodeStatus.REFUSED if refused else NodeStatus.FAILED
-        outcome = self._outcome(attempt, status, CallTimes(), reason=error.reason, message=error.message)
-        await self._end(attempt, outcome)
-
-    def _lost(self, ticket: Ticket, instance_id: str, reason: str) -> None:
-        self._reports.progress(ticket, Phase.LOST, instance_id, self._clock.now_us(), reason=reason)
-
-    def _outcome(
-        self, attempt: LiveAttempt, status: NodeStatus, times: CallTimes, *, reason: str = "", message: str = ""
-    ) -> CallOutcome:
-        return CallOutcome(
-            call=attempt.ticket.call,
-            attempt=attempt.ticket.attempt,
-            status=status,
-            reason=reason,
-            message=message,
-            prompt_tokens=attempt.spec.prompt_tokens,
-            times=times._replace(dispatched_us=attempt.spec.dispatched_us, end_us=times.end_us or self._clock.now_us()),
-        )
-
-    async def _end(self, attempt: LiveAttempt, outcome: CallOutcome, text: bytes | None = None) -> None:
-        """Store the outcome, then let the scheduler know: it forgets the attempt and must not lose the call."""
-        await self._results.outcome(outcome, text, attempt.spec.trace_context)
-        self._live.pop((attempt.ticket, attempt.instance_id), None)
-        self._reports.progress(
-            attempt.ticket,
-            Phase.ENDED,
-            attempt.instance_id,
-            outcome.times.end_us,
-            output_tokens=outcome.output_tokens,
-        )
+        await self._accounts.failed(attempt, status, error.reason, error.message)
 
     # --- prefill side -----------------------------------------------------------------------------------------
     async def _prefill(self, attempt: LiveAttempt, request: EngineRequest, order: DispatchCommand) -> None:
@@ -286,14 +255,13 @@ class Attempts:
         except BaseException:
             self._reservations.give_up(reservation)
             raise
-        self._report_prefilled(attempt, prefilled)
-        self._publish_first(attempt, request, prefilled)
+        self._accounts.prefilled(attempt, request, prefilled)
         if prefilled.finish is not FinishReason.NONE:
             self._reservations.give_up(reservation)
             text = request.delivered_text + prefilled.first_text
             tokens = request.delivered_tokens + bool(prefilled.first_text)
             finished = Finished(prefilled.ended_us, tokens, prefilled.finish, text)
-            await self._succeed(attempt, prefilled, attempt.instance_id, finished, CallTimes())
+            await self._accounts.succeeded(attempt, prefilled, attempt.instance_id, finished, CallTimes())
             return
         if reservation is None or await reservation.made():
             await self._offer(attempt, request, prefilled, order)
@@ -333,25 +301,8 @@ class Attempts:
         events = attempt.engine.local(request)
         prefilled = await anext(events)
         assert isinstance(prefilled, Prefilled)
-        self._report_prefilled(attempt, prefilled)
-        self._publish_first(attempt, request, prefilled)
+        self._accounts.prefilled(attempt, request, prefilled)
         await self._generate(attempt, prefilled, attempt.instance_id, events)
-
-    def _report_prefilled(self, attempt: LiveAttempt, prefilled: Prefilled) -> None:
-        attempt.phase = Phase.PREFILLED
-        self._reports.progress(
-            attempt.ticket,
-            Phase.PREFILLED,
-            attempt.instance_id,
-            prefilled.ended_us,
-            cached_tokens=prefilled.cached_tokens,
-        )
-
-    def _publish_first(self, attempt: LiveAttempt, request: EngineRequest, prefilled: Prefilled) -> None:
-        """A first token may have no text of its own yet, such as half a character."""
-        last = prefilled.finish is not FinishReason.NONE
-        if request.call.stream and (prefilled.first_text or not last):
-            self._results.tokens(attempt.ticket, request.delivered_tokens, 1, prefilled.first_text, last)
 
     async def _generate(
         self,
@@ -365,39 +316,14 @@ class Attempts:
         async for event in events:
             match event:
                 case DecodeStarted():
-                    attempt.phase = Phase.DECODING
                     times = times._replace(
                         transfer_start_us=event.transfer.start_us,
                         transfer_end_us=event.transfer.end_us,
                         decode_start_us=event.at_us,
                     )
-                    self._reports.progress(attempt.ticket, Phase.DECODING, attempt.instance_id, event.at_us)
+                    self._accounts.decoding(attempt, event)
                 case Generated():
-                    self._results.tokens(attempt.ticket, offset, event.tokens, event.text, False)
+                    self._accounts.generated(attempt, offset, event)
                     offset += event.tokens
                 case Finished():
-                    await self._succeed(attempt, prefilled, source, event, times)
-
-    async def _succeed(
-        self, attempt: LiveAttempt, prefilled: Prefilled, source: str, finished: Finished, times: CallTimes
-    ) -> None:
-        transfer = finished.transfer
-        if transfer is not None:
-            times = times._replace(transfer_start_us=transfer.start_us, transfer_end_us=transfer.end_us)
-        times = times._replace(
-            prefill_start_us=prefilled.started_us,
-            prefill_end_us=prefilled.ended_us,
-            first_token_us=prefilled.ended_us,
-            end_us=finished.at_us,
-        )
-        outcome = self._outcome(attempt, NodeStatus.SUCCEEDED, times)._replace(
-            finish_reason=finished.finish,
-            prompt_tokens=prefilled.prompt_tokens,
-            cached_tokens=prefilled.cached_tokens,
-            output_tokens=finished.output_tokens,
-            prefill_instance=source,
-            decode_instance=attempt.instance_id if times.decode_start_us else "",
-            kv_bytes=(transfer or prefilled).kv_bytes if times.transfer_end_us else 0,
-            decode_us=finished.decode_us,
-        )
-        await self._end(attempt, outcome, finished.text)
+                    await self._accounts.succeeded(attempt, prefilled, source, event, times)

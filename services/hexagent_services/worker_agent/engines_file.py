@@ -16,7 +16,8 @@ from hexagent.core.instance.spec import InstanceSpec
 from hexagent.runtime.clock import Clock
 from hexagent_services.worker_agent.engine.host_process import Host, HostProcess
 from hexagent_services.worker_agent.engine.model_text import EngineText
-from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from hexagent_services.worker_agent.engine.options import TrtllmOptions
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine
 from hexagent_services.worker_agent.engine.trtllm_serve.host import ServeHost
 from hexagent_services.worker_agent.engine.trtllm_serve.process import ServeProcess
 

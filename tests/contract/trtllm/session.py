@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from hexagent.core.instance.spec import Role
+from hexagent_services.worker_agent.engine.options import TrtllmOptions
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
     EngineRequest,
@@ -10,7 +11,7 @@ from hexagent_services.worker_agent.engine.port import (
     KvPiece,
     Prefilled,
 )
-from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine, TrtllmOptions
+from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine
 from hexagent_services.worker_agent.engine_host.library import Library
 from tests.contract.engines import LINK, handed_over, spec
 from tests.fakes.byte_text import ByteText

@@ -11,8 +11,8 @@ KV is pulled by the decode side's engine, through its own transceiver. What is k
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Final
 
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import InstanceLoad
@@ -21,10 +21,9 @@ from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import Clock
-from hexagent_services.worker_agent.engine.admission import Admission, Claim
-from hexagent_services.worker_agent.engine.host_link import HostLink
+from hexagent_services.worker_agent.engine.held import Held
 from hexagent_services.worker_agent.engine.host_process import Host
-from hexagent_services.worker_agent.engine.observed import Observed
+from hexagent_services.worker_agent.engine.options import TrtllmOptions
 from hexagent_services.worker_agent.engine.port import (
     Capabilities,
     DecodeEvent,
@@ -42,34 +41,13 @@ from hexagent_services.worker_agent.engine.port import (
 from hexagent_services.worker_agent.engine.run import Kind, Phase, Run, request_id
 from hexagent_services.worker_agent.engine.sampling import response_format_of, retention_of, sampling_arguments
 from hexagent_services.worker_agent.engine.text import Decoder, Text
-from hexagent_services.worker_agent.engine.watchdog import Watchdog
 from hexagent_services.worker_agent.engine_host.frames import Frame
 
 log = logging.getLogger(__name__)
 
 RELEASE_S: Final = 5.0  # wall time for telling the holder that its KV has been pulled
 _FINISH: Final = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "not_finished": FinishReason.NONE}
-_IN_ENGINE: Final = (Phase.COMPUTING, Phase.PULLING, Phase.DECODING)
-_MOVES: Final = (Phase.COMPUTING, Phase.DECODING)  # whatever others do; a pull has its own timeout
 _ROLES: Final = {1: "prefill", 2: "decode", 3: "both"}
-
-
-class TrtllmOptions(NamedTuple):
-    """How the engine is built, beyond what its instance's description says."""
-
-    model_dir: str
-    max_seq_tokens: int  # of the longest prompt and its output
-    transceiver: str = "UCX"
-    transfer_timeout_s: float = 60.0  # after which either side gives a hand-off up
-    load_timeout_s: float = 1800.0
-    stall_s: float = 60.0  # wall time without progress while there is work, after which it counts as hung
-    grace_s: float = 5.0  # that the engine may take longer than its own timeout says
-    arguments: Mapping[str, Any] = {}  # of the `LLM` constructor; they win
-
-    @property
-    def hand_off_s(self) -> float:
-        """After which the engine has given a hand-off up for certain, unless it is broken."""
-        return self.transfer_timeout_s + self.grace_s
 
 
 class TrtllmEngine:
@@ -79,34 +57,27 @@ class TrtllmEngine:
         self, spec: InstanceSpec, host: Host, text: Text, clock: Clock, kv_bytes_per_token: int, options: TrtllmOptions
     ) -> None:
         self.spec = spec
-        self._dropped_hand_offs = 0  # prefilled, never pulled: their blocks were held until the timeout
-        self._link = HostLink(host, self._hear, self._forget_all)
         self._text = text
         self._clock = clock
         self._kv_bytes_per_token = kv_bytes_per_token
         self._options = options
-        self._admission = Admission(spec)
-        self._runs: dict[Ticket, Run] = {}  # that somebody waits for
-        self._by_number: dict[int, Run] = {}  # that the engine may hold something of, or that wait for room
-        self._numbers = 0
-        self._observed = Observed(spec)
+        self._held = Held(spec, host, clock, options)
         self._guided = False  # the engine can hold outputs to a form
-        self._watchdog = Watchdog(options.stall_s, lambda: self._count(_MOVES), self._link.give_up)
 
     # --- the engine's life ------------------------------------------------------------------------------------
     async def start(self) -> Capabilities:
-        said = await self._link.start(self._load_order(), self._options.load_timeout_s)
+        said = await self._held.link.start(self._load_order(), self._options.load_timeout_s)
         found = said["capabilities"]
         log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, said["version"], found)
         self._guided = found.get("guided_decoding", False)
-        self._watchdog.start()
+        self._held.watch()
         return Capabilities(self.spec.prefix_cache, local_prefill=True, pipelined_transfer=found["pipelined_transfer"])
 
     async def lost(self) -> str:
-        return await self._link.lost()
+        return await self._held.link.lost()
 
     async def close(self) -> None:
-        await self._link.close()
+        await self._held.link.close()
 
     def _load_order(self) -> dict[str, Any]:
         spec, options = self.spec, self._options
@@ -127,29 +98,19 @@ class TrtllmEngine:
             "arguments": dict(options.arguments),
         }
 
-    def _forget_all(self) -> None:
-        """The engine is gone, and with it everything on it."""
-        self._watchdog.stop()
-        for run in self._by_number.values():
-            run.tell(EngineRefused("ENGINE_LOST"))
-        self._runs.clear()
-        self._by_number.clear()
-        self._admission = Admission(self.spec)
-        self._observed.forget_cache()
-
     # --- attempts ---------------------------------------------------------------------------------------------
     async def prefill(self, request: EngineRequest, started: Callable[[], None] | None = None) -> Prefilled:
-        run = self._open(request, Kind.PREFILL)
+        run = self._held.open(request, Kind.PREFILL)
         try:
             run.prompt_ids = await self._text.prompt_ids(request)
             if run.tokens_left < 1:
-                self._release(run)
+                self._held.release(run)
                 return self._prefilled(run, {}, (), b"", FinishReason.LENGTH)
             decoder = self._text.decoder(request)
             if run.tokens_left == 1:
                 return await self._only_token(run, decoder)
             # A prompt above the transceiver's buffer can stop every transfer for good, so it is never begun.
-            self._claim(run, len(run.prompt_ids) + 1, decodes=False)
+            self._held.claim(run, len(run.prompt_ids) + 1, decodes=False)
             await run.room()
             order = {"op": "prefill", "request_id": request_id(run.ticket)}
             frame = await self._submit(run, order, Phase.COMPUTING)
@@ -157,32 +118,32 @@ class TrtllmEngine:
             if frame.body["finish"] == "stop" or decoder.stopped:
                 rest, finish = decoder.end(FinishReason.STOP)
                 text += rest
-                self._drop(run)
+                self._held.drop(run)
             return self._prefilled(run, frame.body, frame.ids, text, finish)
         except BaseException:
-            self._leave(run)
+            self._held.leave(run)
             raise
 
     async def send_kv(self, ticket: Ticket, to_instance: str, to_link: LinkSpec) -> AsyncIterator[KvPiece]:
-        run = self._runs.get(ticket)
+        run = self._held.runs.get(ticket)
         if run is None or run.phase is not Phase.PINNED:
             raise EngineRefused("UNKNOWN_TICKET")
-        self._release(run)
+        self._held.release(run)
         yield KvPiece(b"", True, self._kv_bytes(run))
 
     def reserve(self, request: EngineRequest, source_instance: str, kv_ready: bool) -> None:
-        run = self._open(request, Kind.DECODE)
+        run = self._held.open(request, Kind.DECODE)
         try:
-            self._claim(run, request.prompt_tokens + request.max_tokens, decodes=True)
+            self._held.claim(run, request.prompt_tokens + request.max_tokens, decodes=True)
         except EngineRefused:
-            self._leave(run)
+            self._held.leave(run)
             raise
 
     def kv_ready(self, ticket: Ticket) -> None:
         """Told under push only, which this engine does not do."""
 
     async def decode(self, request: EngineRequest, handed: HandedOver, fetch_kv: FetchKv) -> AsyncIterator[DecodeEvent]:
-        run, prefilled = self._runs.get(request.ticket), handed.prefilled
+        run, prefilled = self._held.runs.get(request.ticket), handed.prefilled
         if run is None:
             raise EngineAborted(0)
         try:
@@ -197,17 +158,17 @@ class TrtllmEngine:
             async for event in self._generate(run, decoder, prefilled.first_text):
                 if isinstance(event, Finished):
                     transfer = _measured(run, transfer)
-                    self._observed.transferred(handed.source_instance, transfer)
+                    self._held.observed.transferred(handed.source_instance, transfer)
                     event = event._replace(transfer=transfer)
                 yield event
         finally:
-            self._leave(run)
+            self._held.leave(run)
 
     async def local(self, request: EngineRequest) -> AsyncIterator[DecodeEvent | Prefilled]:
-        run = self._open(request, Kind.LOCAL)
+        run = self._held.open(request, Kind.LOCAL)
         try:
             run.prompt_ids = await self._text.prompt_ids(request)
-            self._claim(run, len(run.prompt_ids) + run.tokens_left, decodes=True)
+            self._held.claim(run, len(run.prompt_ids) + run.tokens_left, decodes=True)
             await run.room()
             frame = await self._submit(run, {"op": "local"}, Phase.COMPUTING)
             decoder = self._text.decoder(request)
@@ -216,56 +177,22 @@ class TrtllmEngine:
             async for event in self._generate(run, decoder, request.delivered_text + text):
                 yield event
         finally:
-            self._leave(run)
+            self._held.leave(run)
 
     def abort(self, ticket: Ticket) -> None:
-        run = self._runs.get(ticket)
-        if run is not None:
-            run.tell(EngineAborted(run.output_tokens))
-            self._drop(run)
+        self._held.abort(ticket)
 
     # --- an attempt's phases ----------------------------------------------------------------------------------
-    def _open(self, request: EngineRequest, kind: Kind) -> Run:
-        if not self._link.up:
-            raise EngineRefused("ENGINE_DOWN")
-        self._numbers += 1
-        run = Run(self._numbers, kind, request, self._clock.now_us())
-        self._runs[run.ticket] = self._by_number[run.number] = run
-        return run
-
-    def _claim(self, run: Run, tokens: int, *, decodes: bool) -> None:
-        """Let it wait for room. `EngineRefused` where there can never be enough."""
-        if run.number not in self._by_number:
-            return  # aborted or refused meanwhile, which it is told when it asks for room
-        if tokens > self._options.max_seq_tokens:
-            raise EngineRefused("TOO_LONG_FOR_ENGINE")
-        blocks = self._admission.need(tokens)
-        if blocks > self.spec.kv_blocks:
-            raise EngineRefused("KV_TOO_SMALL")
-        if blocks > self._admission.capacity:
-            raise EngineRefused("KV_SHRUNK")  # by leaks, or the engine had less memory than described
-        computes = 0 if run.kind is Kind.DECODE else len(run.prompt_ids)
-        self._admission.add(Claim(run.request.rank, run.number, blocks, computes, decodes))
-        self._pump()
-
-    def _pump(self) -> None:
-        for number in self._admission.admitted():
-            self._by_number[number].tell(None)
-
     async def _submit(self, run: Run, order: dict[str, Any], phase: Phase) -> Frame:
         """Give it to the engine and wait for the first answer."""
         call = run.request.call
         order |= {
-            "id": run.number,
             "sampling": sampling_arguments(run.request, self._text.end_token_ids),
             "response_format": response_format_of(run.request, self._guided),
             "retention": retention_of(call),
             "stream": call.stream or bool(call.sampling.stop),  # a stop text is seen only as it comes
         }
-        if run.number in self._by_number:  # else it has been told why not
-            run.phase = phase
-            run.submitted_us = self._clock.now_us()
-            self._link.send(order, run.prompt_ids)
+        self._held.submit(run, order, phase)
         return await self._said(run)
 
     async def _said(self, run: Run) -> Frame:
@@ -281,7 +208,7 @@ class TrtllmEngine:
 
     async def _only_token(self, run: Run, decoder: Decoder) -> Prefilled:
         """One token is wanted: run it to its end, as no KV has to stay."""
-        self._claim(run, len(run.prompt_ids) + 1, decodes=False)
+        self._held.claim(run, len(run.prompt_ids) + 1, decodes=False)
         await run.room()
         first = await self._submit(run, {"op": "local"}, Phase.COMPUTING)
         text = self._fed(run, decoder, first.ids)
@@ -325,7 +252,7 @@ class TrtllmEngine:
     ) -> Prefilled:
         now_us = self._clock.now_us()
         cached_tokens = body.get("cached_tokens", 0)
-        self._observed.samples.reused_tokens += cached_tokens
+        self._held.observed.samples.reused_tokens += cached_tokens
         compute_us = body.get("timing", {}).get("compute_us", now_us - run.submitted_us)
         return Prefilled(
             started_us=max(now_us - compute_us, run.arrived_us),
@@ -343,86 +270,15 @@ class TrtllmEngine:
     def _kv_bytes(self, run: Run) -> int:
         return len(run.prompt_ids) * self._kv_bytes_per_token
 
-    # --- what the engine says ---------------------------------------------------------------------------------
-    def _hear(self, frame: Frame) -> None:
-        self._watchdog.progressed()
-        if frame.body["event"] == "stats":
-            self._on_stats(frame.body)
-        elif (run := self._by_number.get(frame.body["id"])) is not None:
-            self._on_said(run, frame)
-
-    def _on_said(self, run: Run, frame: Frame) -> None:
-        event = frame.body["event"]
-        if event == "prefilled" and frame.body["finish"] in _FINISH:
-            self._admission.computed(run.number)
-            run.phase = Phase.PINNED
-            self._after(self._options.hand_off_s, self._release, run)
-            self._dropped_hand_offs += run.left
-        elif event == "first":
-            self._admission.computed(run.number)
-            run.phase = Phase.DECODING
-        elif event in ("prefilled", "ended"):
-            run.timing = frame.body.get("timing", {})
-            self._release(run)
-        run.tell(frame)
-        self._pump()
-
-    def _drop(self, run: Run) -> None:
-        """Nobody waits for it any more; what the engine holds of it comes free when the engine says so."""
-        self._forget(run)
-        if run.phase is Phase.WAITING:
-            self._release(run)
-        elif run.phase is Phase.PINNED:
-            self._dropped_hand_offs += 1
-        else:
-            self._link.send({"op": "abort", "id": run.number})
-            self._after(2 * self._options.hand_off_s, self._still_there, run)
-
-    def _leave(self, run: Run) -> None:
-        """As `_drop`, unless it has ended or is dropped already."""
-        if self._runs.get(run.ticket) is run:
-            self._drop(run)
-
-    def _forget(self, run: Run) -> None:
-        run.left = True
-        if self._runs.get(run.ticket) is run:
-            del self._runs[run.ticket]
-
-    def _release(self, run: Run) -> None:
-        """The engine holds nothing of it."""
-        if self._by_number.pop(run.number, None) is not None:
-            self._forget(run)
-            self._admission.withdraw(run.number)
-            self._pump()
-
-    def _still_there(self, run: Run) -> None:
-        if run.number in self._by_number:
-            self._link.give_up(f"an aborted request does not end: {run.ticket}")
-
-    def _after(self, delay_s: float, action: Callable[[Run], None], run: Run) -> None:
-        asyncio.get_running_loop().call_later(delay_s, action, run)
-
-    def _on_stats(self, stats: Mapping[str, Any]) -> None:
-        self._observed.take_stats(stats, self._by_number.values(), self._clock.now_us())
-        if stats["active"] <= self._count(
-            _IN_ENGINE
-        ):  # else it is older than the end of a request, whose blocks it still shows
-            self._admission.observe(stats["used_blocks"], stats["max_blocks"])
-        if self._admission.leaked_blocks * 2 > self.spec.kv_blocks:
-            self._link.give_up(f"{self._admission.leaked_blocks} KV blocks leaked")
-
-    def _count(self, phases: Collection[Phase]) -> int:
-        return sum(run.phase in phases for run in self._by_number.values())
-
+    # --- what it tells ----------------------------------------------------------------------------------------
     def load(self) -> InstanceLoad:
-        admission = self._admission
-        return self._observed.load(self._by_number.values(), admission.used_blocks, admission.capacity)
+        return self._held.load()
 
     def take_samples(self) -> Samples:
-        return self._observed.samples.take()
+        return self._held.observed.samples.take()
 
     def incidents(self) -> Incidents:
-        return self._observed.incidents(self._dropped_hand_offs, self._admission.leaked_blocks)
+        return self._held.incidents()
 
 
 async def _let_go(fetch_kv: FetchKv) -> None:
