@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hexagent.core.errors import Unsupported
-from hexagent.core.instance.telemetry import Incidents
+from hexagent.core.instance.telemetry import Incidents, SpeculationSample
 from hexagent.core.workflow.model import FinishReason
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
@@ -403,6 +403,24 @@ def test_what_newer_versions_have_is_found_and_used(tmp_path: Path) -> None:
     assert set(capabilities(newer).values()) == {True}
     assert set(capabilities(LIBRARY).values()) == {False}
     run_virtually(run())
+
+
+@pytest.mark.parametrize(("drafts", "token_us", "told"), [(0, 1_000, None), (4, 250, SpeculationSample(40, 30))])
+def test_what_a_step_accepts_of_its_drafts_is_told_and_its_time_is_shared_out(
+    drafts: int, token_us: int, told: SpeculationSample | None
+) -> None:
+    async def scene(source: Side, target: Side) -> None:
+        target.llm.faults.drafts = drafts
+        assert finished(await _all(target, request_of("a", output_tokens=40))).output_tokens == 40
+        await asyncio.sleep(0.2)
+        samples = target.engine.take_samples()
+        (decode,) = (step for step in samples.steps if not step.prefill_tokens)
+        # The first token is of the prompt's step; the one that ends the output counts as a step's.
+        assert (samples.generated_tokens, samples.speculation) == (40, told)
+        assert decode.duration_us // decode.steps == token_us
+        assert target.engine.sampled_at_us() > 0
+
+    play(scene)
 
 
 def test_gaps_of_events_are_survived_and_statistics_read_once() -> None:

@@ -211,6 +211,7 @@ async def test_a_sample_that_is_older_than_an_end_shows_no_leak() -> None:
     engine = TrtllmEngine(spec("d", Role.DECODE), ServeHost("http://127.0.0.1:1"), ByteText(), WALL_CLOCK, 1, OPTIONS)
     for active, leaked in ((1, 0), (0, 3000)):
         blocks = {"used_blocks": 3000, "max_blocks": 4000, "cached_blocks": 0, "event_gaps": 0}
+        blocks |= {"drafted_tokens": 0, "accepted_tokens": 0}
         stats = {"event": "stats", "steps": [], "active": active, **blocks}
         for _ in range(8):
             engine._held.hear(Frame(stats, ()))

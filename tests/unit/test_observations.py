@@ -8,7 +8,7 @@ from hexagent.core.errors import HexagentError, InvalidArgument, NotFound
 from hexagent.core.estimate.learner import Learner
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role
-from hexagent.core.instance.telemetry import StepSample, Telemetry, TransferSample
+from hexagent.core.instance.telemetry import SpeculationSample, StepSample, Telemetry, TransferSample
 
 NOW_US = 3_600_000_000
 SPEC = InstanceSpec(
@@ -39,6 +39,12 @@ def bad(**changes: Any) -> Telemetry:
         (bad(prefill_tokens=-5), "steps[1].prefill_tokens", "BAD_OBSERVATION"),
         (bad(mean_context=-5), "steps[1].mean_context", "BAD_OBSERVATION"),
         (bad(decode_batch=0), "steps[1]", "BAD_OBSERVATION"),
+        (
+            report(GOOD)._replace(speculation=SpeculationSample(4, -1)),
+            "speculation[0].accepted_tokens",
+            "BAD_OBSERVATION",
+        ),
+        (report(GOOD)._replace(speculation=SpeculationSample(4, 5)), "speculation", "BAD_OBSERVATION"),
         (report(transfers=(MOVED, MOVED._replace(kv_bytes=-1))), "transfers[1].kv_bytes", "BAD_OBSERVATION"),
         (report(transfers=(MOVED._replace(start_us=2 * NOW_US),)), "transfers[0].start_us", "FROM_THE_FUTURE"),
     ],

@@ -27,7 +27,7 @@ def cluster(at_s: int, tokens: int, *, epoch: int = 1, stale: bool = False) -> C
         1, 10, (at_s - 3) * US_PER_S, 0, 0, 0, 2, 0, kv_used_blocks=50, kv_cached_blocks=0, kv_free_blocks=0
     )
     steps = tokens // 10, tokens * 1_000
-    reported = ReportedView(load, 400_000, stale, 300, 100, tokens, *steps, devices)
+    reported = ReportedView(load, 400_000, stale, 300, 100, tokens, *steps, devices, 80, 60, (at_s - 1) * US_PER_S)
     spec = decodes("h100")[0]._replace(kv_blocks=200)
     instance = InstanceView(spec, True, False, reported, 0, (at_s + 2) * US_PER_S, 0, 0, PPM, 1_250_000, None, False)
     tenants = (TenantView("b", 2, 4, 5_000_000),)
@@ -44,7 +44,7 @@ def test_rates_are_of_the_time_between_two_looks() -> None:
     (row,) = viewed(cluster(100, 3_000)).instances
     assert (row["generated_tokens_per_s"], row["prefilled_tokens_per_s"], row["step_ms"]) == (200.0, 0.0, 10.0)
     assert (row["reuse_percent"], row["kv_used_percent"], row["queue_age_s"]) == (75.0, 25.0, 3.0)
-    assert row["transfer_backlog_s"] == 2.0
+    assert (row["transfer_backlog_s"], row["accepted_percent"], row["sample_age_s"]) == (2.0, 75.0, 1.0)
     assert (row["decode_time_factor"], row["telemetry_age_wall_s"], row["state"]) == (1.25, 0.4, "up")
     assert (row["temperature_celsius"], row["power_watts"], row["sm_clock_mhz"]) == (70, 300, None)
     assert viewed(cluster(100, 3_000)).cluster["events_per_s"] == 400.0

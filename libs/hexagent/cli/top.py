@@ -25,12 +25,13 @@ _INSTANCES: Final = {
     "instance": "instance", "gpu": "gpu_type", "role": "role", "state": "state", "queued": "queued_calls",
     "oldest s": "queue_age_s", "running": "running_calls", "out tok/s": "generated_tokens_per_s",
     "in tok/s": "prefilled_tokens_per_s", "step ms": "step_ms", "KV %": "kv_used_percent", "reuse %": "reuse_percent",
+    "accepted %": "accepted_percent",
 }  # fmt: skip
 _BELIEFS: Final = {
     "instance": "instance", "prefill x": "prefill_time_factor", "decode x": "decode_time_factor",
     "prefill in s": "prefill_backlog_s", "links in s": "transfer_backlog_s", "reuse wrong %": "prefix_wrong_percent",
-    "alarm": "prefix_alarm", "heard s ago": "telemetry_age_wall_s", "C": "temperature_celsius", "MHz": "sm_clock_mhz",
-    "W": "power_watts",
+    "alarm": "prefix_alarm", "heard s ago": "telemetry_age_wall_s", "sampled s ago": "sample_age_s",
+    "C": "temperature_celsius", "MHz": "sm_clock_mhz", "W": "power_watts",
 }  # fmt: skip
 _WORKFLOWS: Final = {
     "workflow": "workflow", "tenant": "tenant", "class": "class", "status": "status", "age s": "age_s",

@@ -11,7 +11,7 @@ from hexagent.core.units import PPM, US_PER_MS, US_PER_S
 from hexagent.wire.telemetry import DeviceSample
 
 _PERCENT_PPM: Final = PPM // 100
-_WORK: Final = ("generated_tokens_per_s", "prefilled_tokens_per_s", "step_ms", "reuse_percent")
+_WORK: Final = ("generated_tokens_per_s", "prefilled_tokens_per_s", "step_ms", "reuse_percent", "accepted_percent")
 
 
 def cluster_row(before: Overview, now: Overview) -> Row:
@@ -40,12 +40,14 @@ def instance_rows(before: ClusterView, now: ClusterView) -> list[Row]:
     rows: list[Row] = []
     for view in now.instances:
         known = earlier.get(view.spec.instance_id)
-        rows.append({**_state_row(view), **_load_row(view, now.at_us), **_work_row(known, view.reported, passed_s)})
+        rows.append(
+            {**_state_row(view, now.at_us), **_load_row(view, now.at_us), **_work_row(known, view.reported, passed_s)}
+        )
     return rows
 
 
-def _state_row(view: InstanceView) -> Row:
-    spec = view.spec
+def _state_row(view: InstanceView, at_us: int) -> Row:
+    spec, sampled_at_us = view.spec, view.reported.sampled_at_us if view.reported is not None else 0
     return {
         "instance": spec.instance_id,
         "gpu_type": spec.gpu_type,
@@ -58,6 +60,7 @@ def _state_row(view: InstanceView) -> Row:
         "prefix_wrong_percent": None if view.prefix_wrong_ppm is None else view.prefix_wrong_ppm / _PERCENT_PPM,
         "prefix_alarm": None if view.prefix_wrong_ppm is None else view.prefix_alarm,
         "telemetry_age_wall_s": view.reported.silent_us / US_PER_S if view.reported is not None else None,
+        "sample_age_s": max(at_us - sampled_at_us, 0) / US_PER_S if sampled_at_us else None,
         **_devices(view.reported.devices if view.reported is not None else ()),
     }
 
@@ -89,10 +92,12 @@ def _load_row(view: InstanceView, at_us: int) -> Row:
 
 
 def _work_row(before: ReportedView | None, now: ReportedView | None, passed_s: float) -> Row:
-    """Rates a second of model time since the look before, and the reuse of all its prompts."""
+    """Rates a second of model time since the look before; reuse and accepted drafts are of all it has reported."""
     row: dict[str, Value] = dict.fromkeys(_WORK)
     if now is not None and (prompts := now.reused_tokens + now.prefilled_tokens):
         row["reuse_percent"] = 100 * now.reused_tokens / prompts
+    if now is not None and now.drafted_tokens:
+        row["accepted_percent"] = 100 * now.accepted_tokens / now.drafted_tokens
     if now is not None and before is not None:
         row["generated_tokens_per_s"] = _rate(now.generated_tokens - before.generated_tokens, passed_s)
         row["prefilled_tokens_per_s"] = _rate(now.prefilled_tokens - before.prefilled_tokens, passed_s)

@@ -21,6 +21,9 @@ class ReportedView(NamedTuple):
     steps: int
     steps_us: int
     devices: tuple[DeviceSample, ...]
+    drafted_tokens: int  # by speculative decoding
+    accepted_tokens: int
+    sampled_at_us: int  # when the engine last gave statistics, 0 = never
 
 
 class InstanceView(NamedTuple):
@@ -110,4 +113,7 @@ def _reported(message: scheduler_service_pb2.InstanceView) -> ReportedView:
         steps=reported.steps,
         steps_us=reported.steps_us,
         devices=tuple(map(device_from_proto, reported.devices)),
+        drafted_tokens=reported.drafted_tokens,
+        accepted_tokens=reported.accepted_tokens,
+        sampled_at_us=reported.sampled_at_us,
     )

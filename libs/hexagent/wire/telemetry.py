@@ -6,16 +6,9 @@ from typing import NamedTuple
 from hexagent.api.worker.v1 import telemetry_pb2
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.spec import InstanceSpec
-from hexagent.core.instance.telemetry import Incidents, StepSample, Telemetry, TransferSample
+from hexagent.core.instance.telemetry import Incidents, SpeculationSample, StepSample, Telemetry, TransferSample
 from hexagent.wire.cluster import instance_from_proto, instance_to_proto
 from hexagent.wire.codec import parse, to_bytes
-
-
-class SpeculationSample(NamedTuple):
-    """Speculative decoding since the last report."""
-
-    drafted_tokens: int
-    accepted_tokens: int
 
 
 class DeviceSample(NamedTuple):
@@ -35,9 +28,9 @@ class TelemetryReport(NamedTuple):
 
     telemetry: Telemetry
     sequence: int = 0  # among the reports of its instance, from 1
-    speculation: SpeculationSample | None = None
     devices: tuple[DeviceSample, ...] = ()
     incidents: Incidents = Incidents()
+    sampled_at_us: int = 0  # model time at which the engine's last statistics came, 0 = never
 
 
 class AgentAnnouncement(NamedTuple):
@@ -55,7 +48,7 @@ class AgentAnnouncement(NamedTuple):
 # --- reports ----------------------------------------------------------------------------------------------
 def telemetry_to_proto(report: TelemetryReport) -> telemetry_pb2.InstanceTelemetry:
     telemetry = report.telemetry
-    message = telemetry_pb2.InstanceTelemetry(
+    return telemetry_pb2.InstanceTelemetry(
         event_id=f"{telemetry.instance_id}:{telemetry.at_us}:{report.sequence}",
         sequence=report.sequence,
         occurred_at_us=telemetry.at_us,
@@ -68,12 +61,9 @@ def telemetry_to_proto(report: TelemetryReport) -> telemetry_pb2.InstanceTelemet
         generated_tokens=telemetry.generated_tokens,
         devices=[device_to_proto(device) for device in report.devices],
         incidents=incidents_to_proto(report.incidents),
+        sampled_at_us=report.sampled_at_us,
+        speculation=telemetry.speculation and telemetry_pb2.SpeculationSample(**telemetry.speculation._asdict()),
     )
-    if report.speculation is not None:
-        message.speculation.drafted_tokens = report.speculation.drafted_tokens
-        message.speculation.accepted_tokens = report.speculation.accepted_tokens
-        message.speculation.SetInParent()
-    return message
 
 
 def telemetry_from_proto(message: telemetry_pb2.InstanceTelemetry) -> TelemetryReport:
@@ -91,11 +81,12 @@ def telemetry_from_proto(message: telemetry_pb2.InstanceTelemetry) -> TelemetryR
             reused_tokens=message.reused_tokens,
             prefilled_tokens=message.prefilled_tokens,
             generated_tokens=message.generated_tokens,
+            speculation=speculation,
         ),
         sequence=message.sequence,
-        speculation=speculation,
         devices=tuple(device_from_proto(device) for device in message.devices),
         incidents=Incidents(*[getattr(message.incidents, name) for name in Incidents._fields]),
+        sampled_at_us=message.sampled_at_us,
     )
 
 

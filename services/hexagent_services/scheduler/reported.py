@@ -15,14 +15,17 @@ class Reported:
     """One instance. Sums begin with the scheduler."""
 
     __slots__ = (
+        "accepted_tokens",
         "at_us",
         "devices",
+        "drafted_tokens",
         "generated_tokens",
         "heard_ns",
         "incidents",
         "load",
         "prefilled_tokens",
         "reused_tokens",
+        "sampled_at_us",
         "steps",
         "steps_us",
     )
@@ -36,6 +39,9 @@ class Reported:
         self.reused_tokens = 0
         self.prefilled_tokens = 0
         self.generated_tokens = 0
+        self.drafted_tokens = 0  # by speculative decoding
+        self.accepted_tokens = 0
+        self.sampled_at_us = 0  # model time of the engine's last statistics, 0 = it gave none
         self.steps = 0
         self.steps_us = 0
 
@@ -53,9 +59,13 @@ class Reported:
         telemetry = report.telemetry
         self.load, self.at_us, self.heard_ns = telemetry.load, telemetry.at_us, time.monotonic_ns()
         self.devices, self.incidents = report.devices, report.incidents
+        self.sampled_at_us = report.sampled_at_us
         self.reused_tokens += telemetry.reused_tokens
         self.prefilled_tokens += telemetry.prefilled_tokens
         self.generated_tokens += telemetry.generated_tokens
+        if telemetry.speculation is not None:
+            self.drafted_tokens += telemetry.speculation.drafted_tokens
+            self.accepted_tokens += telemetry.speculation.accepted_tokens
         self.steps += sum([step.steps for step in telemetry.steps])
         self.steps_us += sum([step.duration_us for step in telemetry.steps])
 

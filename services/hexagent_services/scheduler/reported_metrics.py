@@ -24,12 +24,15 @@ class ReportedMetrics:
 
     def __init__(self, metrics: Metrics, names: Sequence[str]) -> None:
         self._silent = metrics.gauge("hexagent.instance.telemetry.age", "Wall time since its last report.", names, "s")
+        self._sampled = metrics.gauge(
+            "hexagent.instance.sample.age", "Time since its engine last gave statistics.", names, "s"
+        )
         self._queued = metrics.gauge(
             "hexagent.instance.queue.age", "How long the oldest call that waits for prefill does.", names, "s"
         )
         self._tokens = metrics.gauge(
             "hexagent.instance.tokens",
-            "Tokens of prompts reused and computed, and those generated.",
+            "Tokens of prompts reused and computed, those generated, and those drafted for speculation and accepted.",
             (*names, "hexagent.state"),
             "{token}",
         )
@@ -49,9 +52,11 @@ class ReportedMetrics:
     def set(self, reported: Reported, labels: Sequence[str], now_us: int) -> None:
         """Everything of one instance as it is at model time `now_us`."""
         self._silent.set(reported.silent_us / US_PER_S, *labels)
+        if reported.sampled_at_us:
+            self._sampled.set(max(now_us - reported.sampled_at_us, 0) / US_PER_S, *labels)
         oldest_us = reported.load.oldest_queued_us or now_us
         self._queued.set(max(now_us - oldest_us, 0) / US_PER_S, *labels)
-        for state in ("reused", "prefilled", "generated"):
+        for state in ("reused", "prefilled", "generated", "drafted", "accepted"):
             self._tokens.set(getattr(reported, f"{state}_tokens"), *labels, state)
         self._steps.set(reported.steps, *labels)
         self._steps_us.set(reported.steps_us / US_PER_S, *labels)

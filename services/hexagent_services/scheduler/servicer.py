@@ -198,6 +198,9 @@ def _reported_view(reported: Reported) -> pb.ReportedView:
         steps_us=reported.steps_us,
         devices=[device_to_proto(device) for device in reported.devices],
         incidents=incidents_to_proto(reported.incidents),
+        drafted_tokens=reported.drafted_tokens,
+        accepted_tokens=reported.accepted_tokens,
+        sampled_at_us=reported.sampled_at_us,
     )
 
 

@@ -32,7 +32,8 @@ async def report_telemetry(
             if everything or load != known or any(samples):
                 last[instance_id] = (load, sequence + 1)
                 telemetry = Telemetry(instance_id, clock.now_us(), load, *samples)
-                report = TelemetryReport(telemetry, sequence + 1, devices=devices.of(instance_id))
-                reports.append(report._replace(incidents=supervisor.incidents()))
+                incidents, sampled_at_us = supervisor.incidents(), supervisor.engine.sampled_at_us()
+                devices_now = devices.of(instance_id)
+                reports.append(TelemetryReport(telemetry, sequence + 1, devices_now, incidents, sampled_at_us))
         if reports:
             bus.publish_core(subjects.telemetry(agent_id), telemetry_to_bytes(reports))

@@ -187,12 +187,11 @@ class LLM:
                 await asyncio.sleep(self.faults.step_s + tokens * self.faults.token_s)
                 if self.faults.crash:
                     raise RuntimeError("CUDA error: an illegal memory access was encountered")
-                for request in generating:
-                    self._token(request)
+                accepted = sum(self._tokens(request) - 1 for request in generating)
                 for request in contexts:
                     if request.prefilled >= len(request.prompt_ids):
                         await self._context_done(request)
-                self._record(self.now() - started_s, tokens, len(generating))
+                self._record(self.now() - started_s, tokens, len(generating), accepted)
         except Exception as error:
             for request in (*self._waiting, *self._active):
                 request.error = error
@@ -263,6 +262,14 @@ class LLM:
         elif request.streaming:
             request.told()
 
+    def _tokens(self, request: GenerationResult) -> int:
+        """What a step gives a request; its number."""
+        generated = 0
+        while not request.finished and generated <= max(0, self.faults.drafts - 1):
+            self._token(request)
+            generated += 1
+        return generated
+
     async def _pull(self, request: GenerationResult) -> None:
         """Blocks are there; the batch joins when the KV is."""
         request.times["kv_start"] = self.now()
@@ -328,7 +335,7 @@ class LLM:
         self.blocks.free(blocks)
         self.wake()
 
-    def _record(self, latency_s: float, context_tokens: int, generating: int) -> None:
+    def _record(self, latency_s: float, context_tokens: int, generating: int, accepted: int) -> None:
         self._iterations += 1
         self.blocks.lose_events = self.faults.lose_events
         if self.arguments["enable_iter_perf_stats"]:
@@ -344,5 +351,9 @@ class LLM:
                         "freeNumBlocks": self.blocks.capacity - self.blocks.used,
                     },
                     "inflightBatchingStats": {"numCtxTokens": context_tokens, "numGenRequests": generating},
+                    "specDecodingStats": {
+                        "numDraftTokens": self.faults.drafts * generating,
+                        "numAcceptedTokens": accepted,
+                    },
                 }
             )

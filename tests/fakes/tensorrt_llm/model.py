@@ -51,6 +51,7 @@ class Faults:
     blocks_on_death: bool = False  # a pull from a dead sender stops the whole engine for ever
     refuse: int = 0  # that many next requests end with a RequestError
     crash: bool = False  # the engine breaks at its next step
+    drafts: int = 0  # tokens a step drafts for each request; all but the last are accepted
     lose_events: bool = False  # some KV events are dropped
     worker: bool = False  # there is a process beside the host that nobody would end
     exit_after: int = 0  # the process ends when that many requests have come; 0 = never

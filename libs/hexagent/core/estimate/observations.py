@@ -22,6 +22,11 @@ def check_report(telemetry: Telemetry, now_us: int) -> None:
         raise _error(source, "at_us", f"{telemetry.at_us} is ahead of {now_us}", "FROM_THE_FUTURE")
     _check_rows(source, "steps", telemetry.steps, ("steps", "duration_us"))
     _check_rows(source, "transfers", telemetry.transfers, ("duration_us",))
+    if telemetry.speculation is not None:
+        _check_rows(source, "speculation", (telemetry.speculation,), ())
+        drafted, accepted = telemetry.speculation
+        if accepted > drafted:
+            raise _error(source, "speculation", f"{accepted} of {drafted} tokens are accepted", "BAD_OBSERVATION")
     for index, step in enumerate(telemetry.steps):
         if not (step.prefill_tokens or step.decode_batch):
             raise _error(source, f"steps[{index}]", "has neither prefill nor decode", "BAD_OBSERVATION")

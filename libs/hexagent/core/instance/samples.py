@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from hexagent.core.instance.io import StepDone
-from hexagent.core.instance.telemetry import StepSample, TransferSample
+from hexagent.core.instance.telemetry import SpeculationSample, StepSample, TransferSample
 
 SAMPLES_MAX = 64  # of each kind in a report; what comes later tells no more about the same second
 
@@ -16,12 +16,21 @@ class Samples(NamedTuple):
     reused_tokens: int
     prefilled_tokens: int
     generated_tokens: int
+    speculation: SpeculationSample | None
 
 
 class SampleBuffer:
     """Of one instance. `take` hands out and starts again."""
 
-    __slots__ = ("_generated_tokens", "_prefilled_tokens", "_steps", "_transfers", "reused_tokens")
+    __slots__ = (
+        "_accepted_tokens",
+        "_drafted_tokens",
+        "_generated_tokens",
+        "_prefilled_tokens",
+        "_steps",
+        "_transfers",
+        "reused_tokens",
+    )
 
     def __init__(self) -> None:
         self._start()
@@ -32,6 +41,8 @@ class SampleBuffer:
         self.reused_tokens = 0
         self._prefilled_tokens = 0
         self._generated_tokens = 0
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
 
     def step(self, done: StepDone) -> None:
         """Runs of decode steps of one batch size are taken together, prefill steps each for itself."""
@@ -51,6 +62,12 @@ class SampleBuffer:
                 StepSample(done.steps, done.duration_us, new, context, done.decode_batch, done.mean_context)
             )
 
+    def speculated(self, drafted_tokens: int, accepted_tokens: int) -> None:
+        """Besides the one token that each step gives a call."""
+        self._drafted_tokens += drafted_tokens
+        self._accepted_tokens += accepted_tokens
+        self._generated_tokens += accepted_tokens
+
     def transfer(self, sample: TransferSample) -> None:
         if len(self._transfers) < SAMPLES_MAX:
             self._transfers.append(sample)
@@ -62,6 +79,7 @@ class SampleBuffer:
             self.reused_tokens,
             self._prefilled_tokens,
             self._generated_tokens,
+            SpeculationSample(self._drafted_tokens, self._accepted_tokens) if self._drafted_tokens else None,
         )
         self._start()
         return taken

@@ -25,6 +25,13 @@ class TransferSample(NamedTuple):
     held_us: int  # how long it kept the receiver from the next one: messages and the sender's queue included
 
 
+class SpeculationSample(NamedTuple):
+    """Speculative decoding since the last report. A step gives a call one token and what it accepts of its draft."""
+
+    drafted_tokens: int
+    accepted_tokens: int
+
+
 class Incidents(NamedTuple):
     """What went wrong with an instance since its agent started."""
 
@@ -46,3 +53,4 @@ class Telemetry(NamedTuple):
     reused_tokens: int = 0  # since the last report
     prefilled_tokens: int = 0
     generated_tokens: int = 0
+    speculation: SpeculationSample | None = None  # None: nothing was drafted

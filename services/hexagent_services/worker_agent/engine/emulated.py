@@ -257,6 +257,9 @@ class EmulatedEngine:
     def take_samples(self) -> Samples:
         return self._samples.take()
 
+    def sampled_at_us(self) -> int:
+        return 0
+
     def incidents(self) -> Incidents:
         return Incidents()
 

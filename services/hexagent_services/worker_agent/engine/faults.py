@@ -173,6 +173,9 @@ class FaultyEngine:
             return samples
         return samples._replace(steps=tuple(s._replace(duration_us=round(lie * s.duration_us)) for s in samples.steps))
 
+    def sampled_at_us(self) -> int:
+        return self._inner.sampled_at_us()
+
     def incidents(self) -> Incidents:
         return self._inner.incidents()
 

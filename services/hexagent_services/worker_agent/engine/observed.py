@@ -16,6 +16,7 @@ class Observed:
 
     def __init__(self, spec: InstanceSpec) -> None:
         self.samples = SampleBuffer()
+        self.sampled_at_us = 0
         self._spec = spec
         self._cached_blocks = 0
         self._event_gaps = 0
@@ -34,9 +35,13 @@ class Observed:
         """A report of the engine host. The engine does not say how long contexts are; the agent knows."""
         contexts = [run.context for run in runs if run.phase is Phase.DECODING]
         mean_context = sum(contexts) // len(contexts) if contexts else 0
-        for duration_us, prefill_tokens, batch in stats["steps"]:
+        for duration_us, prefill_tokens, batch, accepted in stats["steps"]:
             chunks = ((prefill_tokens, 0),) if prefill_tokens else ()
+            if accepted and not chunks:  # what is learned is the time of one token of each call
+                duration_us = duration_us * batch // (batch + accepted)
             self.samples.step(StepDone(now_us, duration_us, 1, chunks, batch, mean_context if batch else 0))
+        self.samples.speculated(stats["drafted_tokens"], stats["accepted_tokens"])
+        self.sampled_at_us = now_us
         self._cached_blocks = stats["cached_blocks"]
         self._event_gaps = stats["event_gaps"]
 

@@ -175,6 +175,10 @@ class Engine(Protocol):
 
     def take_samples(self) -> Samples: ...
 
+    def sampled_at_us(self) -> int:
+        """Model time at which the engine last gave statistics; 0 = it never did, or needs none for its load."""
+        ...
+
     def incidents(self) -> Incidents:
         """Without those of its supervisor."""
         ...

@@ -277,6 +277,9 @@ class TrtllmEngine:
     def take_samples(self) -> Samples:
         return self._held.observed.samples.take()
 
+    def sampled_at_us(self) -> int:
+        return self._held.observed.sampled_at_us
+
     def incidents(self) -> Incidents:
         return self._held.incidents()
 

@@ -46,12 +46,21 @@ class Statistics:
     """What has been read and not yet sent."""
 
     def __init__(self) -> None:
-        self._steps: list[list[int]] = []
+        self._start()
+
+    def _start(self) -> None:
+        self._steps: list[list[int]] = []  # duration, prefill tokens, calls that decode, tokens accepted for these
         self._last: dict[str, int] = {}
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
 
     def take(self, iteration: dict[str, Any]) -> None:
         batch = iteration.get("inflightBatchingStats") or {}
         kv = iteration.get("kvCacheStats") or {}
+        speculation = iteration.get("specDecodingStats") or {}
+        accepted_tokens = speculation.get("numAcceptedTokens", 0)
+        self._drafted_tokens += speculation.get("numDraftTokens", 0)
+        self._accepted_tokens += accepted_tokens
         self._last = {
             "active": iteration.get("numActiveRequests", 0),
             "used_blocks": kv.get("usedNumBlocks", 0),
@@ -59,14 +68,16 @@ class Statistics:
         }
         if len(self._steps) < STEPS_MAX:
             duration_us = round(iteration.get("iterLatencyMS", 0) * 1000)
-            self._steps.append([duration_us, batch.get("numCtxTokens", 0), batch.get("numGenRequests", 0)])
+            step = [duration_us, batch.get("numCtxTokens", 0), batch.get("numGenRequests", 0), accepted_tokens]
+            self._steps.append(step)
 
     def report(self) -> dict[str, Any] | None:
         """None when nothing was read: silence says nothing about load."""
         if not self._last:
             return None
-        report = {"event": "stats", "steps": self._steps, **self._last}
-        self._steps, self._last = [], {}
+        speculation = {"drafted_tokens": self._drafted_tokens, "accepted_tokens": self._accepted_tokens}
+        report = {"event": "stats", "steps": self._steps, **self._last, **speculation}
+        self._start()
         return report
 
 

@@ -292,6 +292,9 @@ class ReportedView(_message.Message):
     STEPS_US_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     INCIDENTS_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    SAMPLED_AT_US_FIELD_NUMBER: _builtins.int
     silent_us: _builtins.int
     """Wall time since its last report, microseconds."""
     stale: _builtins.bool
@@ -306,6 +309,12 @@ class ReportedView(_message.Message):
     """Engine steps."""
     steps_us: _builtins.int
     """Model time of all of them, microseconds."""
+    drafted_tokens: _builtins.int
+    """Tokens drafted by speculative decoding."""
+    accepted_tokens: _builtins.int
+    """Of these, accepted."""
+    sampled_at_us: _builtins.int
+    """Model time at which its engine's last statistics came, microseconds; 0 = it gave none."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[_telemetry_pb2.DeviceSample]:
         """Its devices as last reported, in rank order; empty = not measured."""
@@ -326,10 +335,13 @@ class ReportedView(_message.Message):
         steps_us: _builtins.int = ...,
         devices: _abc.Iterable[_telemetry_pb2.DeviceSample] | None = ...,
         incidents: _telemetry_pb2.Incidents | None = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
+        sampled_at_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "silent_us", b"silent_us", "stale", b"stale", "steps", b"steps", "steps_us", b"steps_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "devices", b"devices", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "sampled_at_us", b"sampled_at_us", "silent_us", b"silent_us", "stale", b"stale", "steps", b"steps", "steps_us", b"steps_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -471,6 +471,7 @@ class InstanceTelemetry(_message.Message):
     SPECULATION_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     INCIDENTS_FIELD_NUMBER: _builtins.int
+    SAMPLED_AT_US_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Unique id of the report."""
     sequence: _builtins.int
@@ -485,6 +486,10 @@ class InstanceTelemetry(_message.Message):
     """Prompt tokens computed since the last report."""
     generated_tokens: _builtins.int
     """Tokens generated since the last report."""
+    sampled_at_us: _builtins.int
+    """Model time at which the engine's last statistics came, microseconds; 0 = it gave none. An engine that does not
+    iterate gives none, so what it said last may be long over.
+    """
     @_builtins.property
     def load(self) -> Global___InstanceLoad:
         """What it holds."""
@@ -499,7 +504,7 @@ class InstanceTelemetry(_message.Message):
 
     @_builtins.property
     def speculation(self) -> Global___SpeculationSample:
-        """Speculative decoding; unset = the instance has none."""
+        """Speculative decoding; unset = nothing was drafted."""
 
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceSample]:
@@ -525,10 +530,11 @@ class InstanceTelemetry(_message.Message):
         speculation: Global___SpeculationSample | None = ...,
         devices: _abc.Iterable[Global___DeviceSample] | None = ...,
         incidents: Global___Incidents | None = ...,
+        sampled_at_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents", "load", b"load", "speculation", b"speculation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "event_id", b"event_id", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "instance_id", b"instance_id", "load", b"load", "occurred_at_us", b"occurred_at_us", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "sequence", b"sequence", "speculation", b"speculation", "steps", b"steps", "transfers", b"transfers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "event_id", b"event_id", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "instance_id", b"instance_id", "load", b"load", "occurred_at_us", b"occurred_at_us", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "sampled_at_us", b"sampled_at_us", "sequence", b"sequence", "speculation", b"speculation", "steps", b"steps", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
