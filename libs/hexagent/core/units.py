@@ -4,6 +4,7 @@ US_PER_MS = 1_000
 US_PER_S = 1_000_000
 PPM = 1_000_000  # one as parts per million: factors, ratios and noise are integers in ppm
 MILLI = 1_000  # one as thousandths: SLO scales
+NEVER_US = 1 << 61  # later than any time
 
 
 def ceil_div(a: int, b: int) -> int:

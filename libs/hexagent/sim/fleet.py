@@ -37,11 +37,10 @@ from hexagent.core.instance.samples import SampleBuffer
 from hexagent.core.instance.spec import PROFILES, ClusterSpec, HandOff, InstanceSpec, Role
 from hexagent.core.instance.telemetry import Telemetry, TransferSample
 from hexagent.core.scheduling.events import CallProgress, Phase
-from hexagent.core.units import PPM
+from hexagent.core.units import NEVER_US, PPM
 from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus, SegmentRef
 from hexagent.sim.conditions import Conditions
 
-NEVER_US = 1 << 62
 Schedule = Callable[..., None]  # (at_us, action, *arguments)
 
 

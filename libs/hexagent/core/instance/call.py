@@ -93,31 +93,28 @@ class Call:
 class RankedQueue:
     """Calls by (rank, order of arrival). A sorted list: queues are short and moves are rare."""
 
-    __slots__ = ("_entries",)
+    __slots__ = ("entries",)
 
     def __init__(self) -> None:
-        self._entries: list[tuple[int, int, Call]] = []
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        self.entries: list[tuple[int, int, Call]] = []
 
     @property
     def head(self) -> Call:
-        return self._entries[0][2]
+        return self.entries[0][2]
 
     @property
     def head_key(self) -> tuple[int, int]:
-        rank, seq, _ = self._entries[0]
+        rank, seq, _ = self.entries[0]
         return rank, seq
 
     def add(self, call: Call) -> None:
-        insort(self._entries, (call.rank, call.seq, call))
+        insort(self.entries, (call.rank, call.seq, call))
 
     def pop(self) -> Call:
-        return self._entries.pop(0)[2]
+        return self.entries.pop(0)[2]
 
     def remove(self, call: Call) -> None:
-        del self._entries[bisect_left(self._entries, (call.rank, call.seq, call))]
+        del self.entries[bisect_left(self.entries, (call.rank, call.seq, call))]
 
 
 class Residents:

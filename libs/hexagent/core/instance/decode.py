@@ -14,33 +14,30 @@ class DecodeBatch:
     is skipped.
     """
 
-    __slots__ = ("_context_offset", "_finish", "_grow", "_members", "block_tokens", "shared", "steps")
+    __slots__ = ("_context_offset", "_finish", "block_tokens", "grow", "members", "shared", "steps")
 
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
         self.steps = 0  # decode steps of the instance so far
         self.shared = 0  # their times, each divided by the calls that got a token, in parts of a microsecond
-        self._members: dict[int, Call] = {}  # by seq, in order of joining
+        self.members: dict[int, Call] = {}  # by seq, in order of joining
         self._context_offset = 0  # sum of contexts = this + members x steps
-        self._finish: list[tuple[int, int]] = []
-        self._grow: list[tuple[int, int]] = []
-
-    def __len__(self) -> int:
-        return len(self._members)
+        self._finish: list[tuple[int, int]] = []  # heap
+        self.grow: list[tuple[int, int]] = []  # heap, empty where nobody outgrows what was reserved
 
     @property
     def lead(self) -> Call:
         """The member whose noise a step takes: the one that joined first."""
-        return next(iter(self._members.values()))
+        return next(iter(self.members.values()))
 
     @property
     def youngest(self) -> Call:
         """The member that arrived last: the first to give way."""
-        return self._members[max(self._members)]
+        return self.members[max(self.members)]
 
     @property
     def mean_context(self) -> int:
-        return self._context_offset // len(self._members) + self.steps
+        return self._context_offset // len(self.members) + self.steps
 
     def generated(self, call: Call) -> int:
         """Tokens at the last step boundary."""
@@ -55,14 +52,14 @@ class DecodeBatch:
         call.join_step = self.steps
         call.shared -= self.shared
         call.finish_step = self.steps + call.work.output_tokens - call.generated
-        self._members[call.seq] = call
+        self.members[call.seq] = call
         self._context_offset += call.context - self.steps
         heappush(self._finish, (call.finish_step, call.seq))
         self.watch_growth(call)
 
     def leave(self, call: Call) -> None:
         """`call` keeps the count of the last step boundary."""
-        del self._members[call.seq]
+        del self.members[call.seq]
         self._context_offset -= call.context - call.join_step
         call.generated += self.steps - call.join_step
         call.shared += self.shared
@@ -74,45 +71,47 @@ class DecodeBatch:
         room = call.holding.blocks * self.block_tokens
         call.grow_step = call.join_step + room - call.context + 1
         if call.grow_step < call.finish_step:
-            heappush(self._grow, (call.grow_step, call.seq))
+            heappush(self.grow, (call.grow_step, call.seq))
 
     def steps_to_change(self, limit: int) -> int:
         """Steps until a member ends or needs a block, at most `limit`."""
         self._drop_stale()
         limit = min(limit, self._finish[0][0] - self.steps)
-        if self._grow:
-            limit = min(limit, self._grow[0][0] - self.steps)
+        if self.grow:
+            limit = min(limit, self.grow[0][0] - self.steps)
         return limit
 
     def pop_finished(self) -> list[Call]:
         """Members with all their tokens, out of the batch, in order of arrival."""
         finished: list[Call] = []
-        self._drop_stale()
         while self._finish and self._finish[0][0] <= self.steps:
-            call = self._members[heappop(self._finish)[1]]
-            self.leave(call)
-            finished.append(call)
-            self._drop_stale()
+            step, seq = heappop(self._finish)
+            call = self.members.get(seq)
+            if call is not None and call.finish_step == step:
+                self.leave(call)
+                finished.append(call)
         return finished
 
     def pop_growing(self) -> Call | None:
         """A member that cannot take the next step without another block."""
-        self._drop_stale()
-        if self._grow and self._grow[0][0] <= self.steps:
-            return self._members[heappop(self._grow)[1]]
+        while self.grow and self.grow[0][0] <= self.steps:
+            step, seq = heappop(self.grow)
+            call = self.members.get(seq)
+            if call is not None and call.grow_step == step:
+                return call
         return None
 
     def _drop_stale(self) -> None:
         """Leave a member's entry, or nothing, at the top of both heaps."""
         while self._finish:
             step, seq = self._finish[0]
-            call = self._members.get(seq)
+            call = self.members.get(seq)
             if call is not None and call.finish_step == step:
                 break
             heappop(self._finish)
-        while self._grow:
-            step, seq = self._grow[0]
-            call = self._members.get(seq)
+        while self.grow:
+            step, seq = self.grow[0]
+            call = self.members.get(seq)
             if call is not None and call.grow_step == step:
                 break
-            heappop(self._grow)
+            heappop(self.grow)

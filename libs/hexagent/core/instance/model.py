@@ -28,6 +28,7 @@ from hexagent.core.instance.spec import EngineProfile, InstanceSpec, Role
 from hexagent.core.instance.steps import StepEngine
 from hexagent.core.instance.times import StepTimes, TrueTimes
 from hexagent.core.instance.transfer import Sender
+from hexagent.core.units import NEVER_US
 
 _PHASES = tuple(Phase)
 _WAITS_TO_BE_SENT = (Phase.QUEUED, Phase.PREFILLING, Phase.PINNED)
@@ -89,10 +90,8 @@ class InstanceModel:
 
     def next_due_us(self) -> int | None:
         """When `advance` has something to do, if nothing else happens before; None = never."""
-        step, sent = self._engine.step, self._sender.due_us
-        if step is None:
-            return sent
-        return step.end_us if sent is None else min(step.end_us, sent)
+        due_us = self._due_us()
+        return None if due_us == NEVER_US else due_us
 
     def generated(self, ticket: Ticket, now_us: int) -> int:
         """Output tokens of a call so far, the first one included; 0 if it is not here."""
@@ -132,9 +131,13 @@ class InstanceModel:
         )
 
     # --- time ---------------------------------------------------------------------------------------------
+    def _due_us(self) -> int:
+        step, sent_us = self._engine.step, self._sender.due_us
+        return sent_us if step is None or sent_us < step.end_us else step.end_us
+
     def _drain(self, now_us: int, out: list[InstanceEffect]) -> None:
         engine, sender = self._engine, self._sender
-        while (due_us := self.next_due_us()) is not None and due_us <= now_us:
+        while (due_us := self._due_us()) <= now_us:
             self._now_us = due_us
             while sender.due_us == due_us:
                 self._end_transfer(due_us, out)
@@ -150,11 +153,12 @@ class InstanceModel:
         """Start whatever can start now."""
         again = True
         while again:
-            if self._waiting:
+            if self._waiting.entries:
                 self._admit(now_us, out)
             if self._ready and self._pulling is None:
                 self._pull(now_us, out)
-            self._sender.start(now_us)
+            if self._sender.queue:
+                self._sender.start(now_us)
             again = self._engine.step is None and self._engine.form(now_us, out)
 
     # --- inputs -------------------------------------------------------------------------------------------
@@ -289,8 +293,8 @@ class InstanceModel:
     def _admit(self, now_us: int, out: list[InstanceEffect]) -> None:
         """Reserve blocks for waiting calls in order, as far as they go."""
         queue = self._engine.queue
-        while self._waiting:
-            if self._engine.head_blocked and queue and queue.head_key < self._waiting.head_key:
+        while self._waiting.entries:
+            if self._engine.head_blocked and queue.entries and queue.head_key < self._waiting.head_key:
                 return
             call = self._waiting.head
             if not self._residents.seat(call, decodes=True):
@@ -321,5 +325,5 @@ class InstanceModel:
     def _drop(self, call: Call, now_us: int) -> None:
         """Free what `call` holds; a waiting prefill may fit now, so a run of decode steps gives way."""
         self._residents.drop(call)
-        if self._engine.queue:
+        if self._engine.queue.entries:
             self._engine.cut(now_us)

@@ -152,11 +152,11 @@ class StepEngine:
             for call in self._joining:
                 freed |= not self._start_decode(call, now_us, out)
             self._joining.clear()
-        batch = len(self.batch)
-        if batch:
+        if self.batch.grow:
             freed |= self._grow(now_us, out)
-            batch = len(self.batch)
-        parts = self._next_parts(batch, now_us, out)
+        batch = len(self.batch.members)
+        self.head_blocked = False
+        parts = self._next_parts(batch, now_us, out) if self._active or self.queue.entries else []
         if not parts and not batch:
             return freed
         context = self.batch.mean_context if batch else 0
@@ -194,10 +194,7 @@ class StepEngine:
 
         At least one token, so that prefill never starves behind a batch as large as the budget.
         """
-        self.head_blocked = False
         parts: list[tuple[Call, int]] = []
-        if not self._active and not self.queue:
-            return parts
         budget = max(1, self._spec.max_step_tokens - batch)
         for call in self._active:
             new = min(budget, call.target - call.prefilled)
@@ -205,9 +202,9 @@ class StepEngine:
                 parts.append((call, new))
                 budget -= new
         del self._active[: len(parts)]
-        while budget and self.queue and len(parts) < self._spec.max_batch:
+        while budget and self.queue.entries and len(parts) < self._spec.max_batch:
             call = self.queue.head
-            if self._waiting and self._waiting.head_key < self.queue.head_key:
+            if self._waiting.entries and self._waiting.head_key < self.queue.head_key:
                 break
             if not self._start_prefill(call, now_us, out):
                 self.head_blocked = True

@@ -22,6 +22,7 @@ class Call:
         "lora",
         "max_tokens",
         "model",
+        "order",
         "output_q50",
         "output_q90",
         "output_q99",
@@ -58,9 +59,14 @@ class Call:
         self.output_q90 = 1
         self.output_q99 = 1
         self.ready_us = 0
+        self.order = (0, call_id)  # first come first served; the tie-break of every policy
         self.path_us = 0  # the workflow's `Service.path_us` when the call became ready
         self.attempts = 0
         self._chain: tuple[PrefixSegment, ...] = ()
+
+    def become_ready(self, now_us: int) -> None:
+        self.ready_us = now_us
+        self.order = (now_us, self.call_id)
 
     @property
     def chain(self) -> tuple[PrefixSegment, ...]:
@@ -81,8 +87,3 @@ class Call:
     def mean_context(self) -> int:
         """Tokens of context of an average decode step."""
         return self.prompt_tokens + self.output_q50 // 2
-
-    @property
-    def order(self) -> tuple[int, CallId]:
-        """First come first served; the tie-break of every policy."""
-        return (self.ready_us, self.call_id)

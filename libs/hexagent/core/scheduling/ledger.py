@@ -199,9 +199,8 @@ class Ledger:
         self.changed.clear()
         return changed
 
-    def _change(self, *instances: Instance) -> None:
-        for instance in instances:
-            self.changed[instance.spec.instance_id] = instance
+    def _change(self, instance: Instance) -> None:
+        self.changed[instance.spec.instance_id] = instance
 
     def dispatched(self, attempt: Attempt, prefill_end_us: int, transfer_us: int) -> None:
         prefill, call = attempt.prefill, attempt.call
@@ -249,19 +248,22 @@ class Ledger:
         sender, receiver = attempt.prefill.sender, attempt.decode.receiver
         transfer = Transfer(attempt.ticket, sender, attempt.prefill_end_us, attempt.transfer_us)
         sender.pending[attempt.ticket] = receiver.pending[attempt.ticket] = transfer
+        self._change(attempt.prefill)
         self._predict_arrivals(attempt.decode)
 
     def _forget_kv(self, attempt: Attempt) -> None:
         if attempt.local:
             attempt.decode.local_us -= attempt.transfer_us
+            self._change(attempt.decode)
             return
         del attempt.prefill.sender.pending[attempt.ticket], attempt.decode.receiver.pending[attempt.ticket]
         self._change(attempt.prefill)
         self._predict_arrivals(attempt.decode)
 
     def _predict_arrivals(self, decode: Instance) -> None:
-        decode.receiver.predict()
-        self._change(decode, *[self.attempts[ticket].prefill for ticket in decode.receiver.pending])
+        self._change(decode)
+        for ticket in decode.receiver.predict():
+            self._change(self.attempts[ticket].prefill)
 
     def prefill_ended(self, attempt: Attempt, at_us: int) -> None:
         """The slot is free; the prompt stays pinned until `kv_left`."""
@@ -304,7 +306,6 @@ class Ledger:
     def kv_left(self, attempt: Attempt) -> None:
         """The decode side has the KV, or nobody needs it."""
         if attempt.phase < Phase.DECODING:
-            self._change(attempt.prefill, attempt.decode)
             if not attempt.local:
                 attempt.prefill.pinned_tokens -= attempt.call.prompt_tokens
             self._forget_kv(attempt)

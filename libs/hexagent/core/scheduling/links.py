@@ -50,11 +50,15 @@ class Sender:
         """When one of its receiver's can begin: those that were asked for earlier go first."""
         if len(self.pending) <= self.servers:  # no more than itself and one less than would keep it waiting
             return transfer.asked_us
-        asked = (transfer.asked_us, transfer.ticket)
-        ahead = [t.arrives_us for t in self.pending.values() if (t.asked_us, t.ticket) < asked]
+        asked_us, ticket = transfer.asked_us, transfer.ticket
+        ahead = [
+            t.arrives_us
+            for t in self.pending.values()
+            if t.asked_us < asked_us or (t.asked_us == asked_us and t.ticket < ticket)
+        ]
         if len(ahead) < self.servers:
-            return transfer.asked_us
-        return max(sorted(ahead)[-self.servers], transfer.asked_us)
+            return asked_us
+        return max(sorted(ahead)[-self.servers], asked_us)
 
     @property
     def backlog(self) -> Backlog:
@@ -75,12 +79,18 @@ class Receiver:
         self.last_us = 0  # the latest arrival
         self.backlog = Backlog()
 
-    def predict(self) -> None:
-        """When each transfer arrives, and the backlog, after a change at either end."""
+    def predict(self) -> list[Ticket]:
+        """When each transfer arrives, and the backlog, after a change at either end; those that arrive at another time
+        than was predicted before."""
+        moved: list[Ticket] = []
         free_us, busy_us = self.last_us, 0
         for transfer in sorted(self.pending.values(), key=_order):
             transfer.asked_us = max(free_us, transfer.ready_us)
-            transfer.arrives_us = transfer.source.begins_us(transfer) + transfer.duration_us
-            busy_us += transfer.arrives_us - transfer.asked_us
-            free_us = transfer.arrives_us
+            arrives_us = transfer.source.begins_us(transfer) + transfer.duration_us
+            if arrives_us != transfer.arrives_us:
+                transfer.arrives_us = arrives_us
+                moved.append(transfer.ticket)
+            busy_us += arrives_us - transfer.asked_us
+            free_us = arrives_us
         self.backlog = Backlog(free_us, busy_us)
+        return moved

@@ -21,7 +21,7 @@ from hexagent.core.workflow.events import (
     WorkflowStarted,
     workflow_of,
 )
-from hexagent.core.workflow.graph import NEVER, GraphDelta, Node, WorkflowGraph
+from hexagent.core.workflow.graph import NEVER, NOTHING, GraphDelta, Node, WorkflowGraph
 from hexagent.core.workflow.horizon import Horizon
 from hexagent.core.workflow.model import CallOutcome, NodeStatus, WorkflowStatus
 
@@ -126,7 +126,7 @@ class Change(NamedTuple):
 NO_CHANGE = Change()
 
 
-def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str, own: OwnOutputs = NO_OUTPUTS) -> int:
+def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str) -> int:
     """A node's part of the horizon: true lengths or run time once finished, predictions before."""
     if node.spec.call is None:
         if node.status is NodeStatus.SUCCEEDED and node.started_us != NEVER:
@@ -136,7 +136,7 @@ def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str, own: Own
     call, outcome = node.spec.call, node.outcome
     if node.status is NodeStatus.SUCCEEDED and outcome is not None:
         return estimator.solo_us(call.model, outcome.prompt_tokens, outcome.output_tokens)
-    features = CallFeatures(workflow_class, node.spec.role, call.prompt_tokens, node.spec.round, own)
+    features = CallFeatures(workflow_class, node.spec.role, call.prompt_tokens, node.spec.round)
     length = estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
     return estimator.solo_us(call.model, call.prompt_tokens, length.q50)
 
@@ -194,7 +194,10 @@ class Projection:
         workflow.horizon_us = self._horizons.us[workflow.place] = workflow.horizon.total_us()
         if roles:
             self.work.deepened(workflow.trail, roles, workflow.horizon_us, workflow.revealed_calls)
-        return self._change(workflow, delta, now_us)
+        if delta is NOTHING:
+            return NO_CHANGE
+        # What is ready as it is revealed has its prediction.
+        return self._change(workflow, delta, now_us, predict=not isinstance(event, NodesRevealed))
 
     def _note_terms(self, workflow: Workflow) -> None:
         spec = workflow.graph.spec
@@ -207,27 +210,22 @@ class Projection:
         if node.index < len(workflow.horizon):
             return  # revealed before
         workflow.revealed(node, roles)
-        cost_us = self._cost_us(workflow, node)
-        workflow.horizon.add(node.index, node.parents, node.spec.join, cost_us)
         spec = node.spec.call
-        if spec is not None:
+        if spec is None:
+            cost_us = solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class)
+        else:
             call_id = CallId(workflow.graph.workflow_id, node.node_id)
             call = Call(call_id, node.index, workflow, node.spec.role, spec.model, spec.prompt_tokens, spec.max_tokens)
             call.lora, call.cache_salt = spec.lora, spec.cache_salt
             call.round = node.spec.round
             call.expected_output_tokens = spec.expected_output_tokens
+            call.output_q50, call.output_q90, call.output_q99 = self._length(call)
             workflow.calls[node.node_id] = call
+            cost_us = self._estimator.solo_us(call.model, call.prompt_tokens, call.output_q50)
+        workflow.horizon.add(node.index, node.parents, node.spec.join, cost_us)
 
-    def _cost_us(self, workflow: Workflow, node: Node) -> int:
-        oracle, call = self._estimator.oracle, node.spec.call
-        if oracle is None or call is None or not node.open:
-            own = workflow.own_outputs(node.spec.role)
-            return solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class, own)
-        output_tokens = oracle.output_tokens(CallId(workflow.graph.workflow_id, node.node_id))
-        return self._estimator.solo_us(call.model, call.prompt_tokens, output_tokens)
-
-    def _lengths(self, call: Call) -> PredictedLength:
-        """What it may generate."""
+    def _length(self, call: Call) -> PredictedLength:
+        """What it may generate, by what is known now."""
         oracle, workflow = self._estimator.oracle, call.workflow
         if oracle is not None:
             output_tokens = oracle.output_tokens(call.call_id)
@@ -241,15 +239,18 @@ class Projection:
         if node is None or node.open:
             return
         if node.status is NodeStatus.SUCCEEDED:
-            workflow.horizon.set_cost(node.index, self._cost_us(workflow, node))
+            cost_us = solo_cost_us(node, self._estimator, workflow.graph.spec.workflow_class)
+            workflow.horizon.set_cost(node.index, cost_us)
         else:
             workflow.horizon.exclude(node.index)
 
-    def _change(self, workflow: Workflow, delta: GraphDelta, now_us: int) -> Change:
-        ended = tuple(workflow.calls.pop(n) for n in delta.closed if n in workflow.calls)
-        ready = tuple(workflow.calls[n] for n in delta.ready if n in workflow.calls)
+    def _change(self, workflow: Workflow, delta: GraphDelta, now_us: int, predict: bool) -> Change:
+        calls = workflow.calls
+        ended = tuple([calls.pop(node_id) for node_id in delta.closed if node_id in calls])
+        ready = tuple([calls[node_id] for node_id in delta.ready if node_id in calls])
         for call in ready:
-            call.ready_us = now_us
+            call.become_ready(now_us)
             call.path_us = workflow.service.path_us
-            call.output_q50, call.output_q90, call.output_q99 = self._lengths(call)
+            if predict:
+                call.output_q50, call.output_q90, call.output_q99 = self._length(call)
         return Change(ready, ended)
