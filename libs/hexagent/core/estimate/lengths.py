@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 from hexagent.core.estimate.features import VIEWS, CallFeatures
-from hexagent.core.estimate.quantiles import RunningQuantiles
+from hexagent.core.estimate.quantiles import WINDOW, RunningQuantiles
 from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot, ToolQuantiles
 from hexagent.core.units import PPM, ceil_div
 
@@ -28,6 +28,8 @@ BUCKET_ROWS_MAX: Final = 1_000  # of a snapshot, which every scheduler reads twi
 TRUSTED_SAMPLES: Final = 5  # below this a group's own quantiles are noise and the next wider group answers
 PRIOR: Final = (100, 300, 600)  # tokens, before anything was observed
 PERCENTS: Final = (50, 90, 99)
+# Where the quantiles of PERCENTS stand among so many values in ascending order, see `RunningQuantiles.quantile`.
+_RANKS: Final = [[min(ceil_div((n + 1) * percent, 100), n) - 1 for percent in PERCENTS] for n in range(WINDOW + 1)]
 _HAZARDS_PPM: Final = (0, 693_147, 2_302_585, 4_605_170)  # -ln P(L > x) at 0 and at the quantiles of PERCENTS
 # The same in the middle of each tenth: -ln(0.95), -ln(0.85), ... -ln(0.05).
 _TENTHS_PPM: Final = (
@@ -123,7 +125,7 @@ class _View:
             factor_ppm = self.factor_ppm(bucket, all_calls)
             if self.scores.count >= TRUSTED_SAMPLES:
                 _charge(self.losses, self.scores, factor_ppm, output_tokens)
-            self.scores.add(ceil_div(output_tokens * PPM, factor_ppm))
+            self.scores.add(-(-output_tokens * PPM // factor_ppm))
         if bucket in self.buckets or len(self.buckets) < BUCKETS_MAX:
             self.buckets[bucket].add(output_tokens)
 
@@ -181,8 +183,10 @@ class _Role:
 
 def _charge(losses: list[int], scores: RunningQuantiles, factor_ppm: int, value: int) -> None:
     """Add the pinball loss of each of `PERCENTS`, in hundredths of a token, and forget some of the older ones."""
-    for place, (percent, score) in enumerate(zip(PERCENTS, scores.quantiles(PERCENTS), strict=True)):
-        miss = value - score * factor_ppm // PPM
+    values = scores.ascending
+    ranks = _RANKS[len(values)]
+    for place, percent in enumerate(PERCENTS):
+        miss = value - values[ranks[place]] * factor_ppm // PPM
         cost = percent * miss if miss > 0 else (percent - 100) * miss
         losses[place] += cost - losses[place] // FORGET
 
@@ -230,8 +234,9 @@ def _row(workflow_class: str, role: str, lengths: RunningQuantiles) -> LengthQua
 
 def _three(values: RunningQuantiles) -> tuple[int, int, int]:
     """Those of `PERCENTS`."""
-    q50, q90, q99 = values.quantiles(PERCENTS)
-    return q50, q90, q99
+    ascending = values.ascending
+    r50, r90, r99 = _RANKS[len(ascending)]
+    return ascending[r50], ascending[r90], ascending[r99]
 
 
 class LengthTable:

@@ -34,7 +34,7 @@ class Levels:
         self._counts: _Ints = np.zeros((DEPTH_MAX + 1, ROLES_MAX, ROLES_MAX + 1), dtype=np.int64)
         self._total = 0
         self._new = 0  # counts since the answer was computed
-        self._quantiles: _Ints | None = None  # [depth, role, one of PERCENTS]
+        self._quantiles: list[list[list[int]]] = []  # [depth][role][one of PERCENTS], once they were asked for
 
     def went_on(self, depth: int, role: str, next_role: str) -> None:
         """From the level `depth`, 1 and up, there was a next one."""
@@ -46,13 +46,10 @@ class Levels:
 
     def further(self, depth: int, role: str) -> tuple[int, ...]:
         """Levels after this one, at `PERCENTS`; the median never goes deeper than anyone has been."""
-        if self._quantiles is None or self._new * STALE > self._total:
-            self._quantiles = self._computed()
+        if not self._quantiles or self._new * STALE > self._total:
+            self._quantiles = self._computed().tolist()
             self._new = 0
-        further: tuple[int, ...] = tuple(
-            self._quantiles[min(depth, len(self._quantiles) - 1), self._place(role)].tolist()
-        )
-        return further
+        return tuple(self._quantiles[min(depth, len(self._quantiles) - 1)][self._place(role)])
 
     def _count(self, depth: int, role: str, target: int) -> None:
         self._counts[min(depth, DEPTH_MAX), self._place(role), target] += 1

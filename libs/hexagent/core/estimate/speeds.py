@@ -1,5 +1,6 @@
 """Learned speed of each instance against its table, one factor a regime."""
 
+from bisect import bisect_left, insort
 from collections import defaultdict, deque
 
 from hexagent.core.estimate.snapshot import SpeedFactor
@@ -17,23 +18,27 @@ class Factor:
     """Median of the last measured-over-predicted ratios, in ppm: an outlier moves it by no more than any other
     observation. It starts again from the latest ones when the speed changes."""
 
-    __slots__ = ("_ratios", "observations", "ppm")
+    __slots__ = ("_ascending", "_ratios", "observations", "ppm")
 
     def __init__(self) -> None:
-        self._ratios: deque[int] = deque(maxlen=WINDOW)
+        self._ratios: deque[int] = deque()  # the latest WINDOW
+        self._ascending: list[int] = []  # the same
         self.observations = 0
         self.ppm = PPM
 
     def observe(self, measured_us: int, predicted_us: int) -> None:
-        ratio = measured_us * PPM // max(predicted_us, 1)
-        self._ratios.append(min(max(ratio, LOWEST_PPM), HIGHEST_PPM))
+        ratio = min(max(measured_us * PPM // max(predicted_us, 1), LOWEST_PPM), HIGHEST_PPM)
+        if len(self._ratios) == WINDOW:
+            del self._ascending[bisect_left(self._ascending, self._ratios.popleft())]
+        self._ratios.append(ratio)
+        insort(self._ascending, ratio)
         self.observations += 1
         if len(self._ratios) > CHANGED:
             latest = list(self._ratios)[-CHANGED:]
             beyond = min(latest) > self.ppm or max(latest) < self.ppm
-            if beyond and abs(_median(latest) - self.ppm) * PPM > CHANGED_PPM * self.ppm:
-                self._ratios = deque(latest, WINDOW)
-        self.ppm = _median(self._ratios)
+            if beyond and abs(_median(sorted(latest)) - self.ppm) * PPM > CHANGED_PPM * self.ppm:
+                self._ratios, self._ascending = deque(latest), sorted(latest)
+        self.ppm = _median(self._ascending)
 
 
 class SpeedLearner:
@@ -72,6 +77,6 @@ class SpeedLearner:
         )
 
 
-def _median(ratios: "deque[int] | list[int]") -> int:
+def _median(ascending: list[int]) -> int:
     """The lower of the two middle ones where there are two."""
-    return sorted(ratios)[(len(ratios) - 1) // 2]
+    return ascending[(len(ascending) - 1) // 2]

@@ -3,7 +3,7 @@
 The tracker, which owns the truth, and the scheduler, which projects it, run this same code over the same events.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hexagent.core.errors import NotFound
 from hexagent.core.ids import CallId
@@ -20,6 +20,7 @@ from hexagent.core.workflow.events import (
 from hexagent.core.workflow.model import LIVE, TERMINAL, CallOutcome, NodeKind, NodeSpec, NodeStatus, WorkflowStatus
 
 NEVER = -1  # of a time: it did not happen
+STATUSES: Final = max(NodeStatus) + 1
 
 
 class GraphDelta(NamedTuple):
@@ -50,6 +51,7 @@ class Node:
         "message",
         "met",
         "needed",
+        "node_id",
         "outcome",
         "parents",
         "prefill_instance",
@@ -64,6 +66,7 @@ class Node:
 
     def __init__(self, index: int, spec: NodeSpec, parents: tuple[int, ...], revealed_us: int) -> None:
         self.index = index  # reveal order, which is a topological order
+        self.node_id = spec.node_id
         self.spec = spec
         self.parents = parents
         self.children: list[int] = []  # ascending
@@ -82,10 +85,6 @@ class Node:
         self.reason = ""
         self.message = ""
         self.outcome: CallOutcome | None = None  # of a finished call
-
-    @property
-    def node_id(self) -> str:
-        return self.spec.node_id
 
     @property
     def open(self) -> bool:
@@ -123,7 +122,7 @@ class WorkflowGraph:
         self.finished_us = NEVER
         self.nodes: list[Node] = []  # by index
         self.rounds: dict[str, int] = {}  # last revealed round of each template
-        self.counts = [0] * (max(NodeStatus) + 1)  # nodes by status
+        self.counts = [0] * STATUSES  # nodes by status
         self._by_id: dict[str, Node] = {}
 
     @property
@@ -233,7 +232,8 @@ class WorkflowGraph:
                 ready.append(node)
             elif node.hopeless:
                 doomed.append((node.node_id, self._lost_parent(node)))
-        return GraphDelta(tuple([node.node_id for node in ready]), self._losers(ready), tuple(doomed))
+        node_ids = tuple([node.node_id for node in ready])
+        return GraphDelta(node_ids, self._losers(ready) if ready else (), tuple(doomed))
 
     def _add(self, spec: NodeSpec, at_us: int) -> Node:
         index = len(self.nodes)
@@ -271,13 +271,12 @@ class WorkflowGraph:
                 # Only the failure that takes the last hope names the child, so each is named once.
                 if child.hopeless and len(child.parents) - child.lost == child.needed - 1:
                     doomed.append((child.node_id, node.node_id))
-        losers = self._losers(released + ready)
+        released += ready
+        losers = self._losers(released) if released else ()
         return GraphDelta(tuple([child.node_id for child in ready]), losers, tuple(doomed), (node.node_id,))
 
     def _losers(self, released: list[Node]) -> tuple[str, ...]:
         """Open ancestors that lost their use because the `released` nodes wait for no parent any more."""
-        if not released:
-            return ()
         losers: dict[int, None] = {}
         rest = released
         while rest:

@@ -51,7 +51,8 @@ class Horizon:
         heappush(self._latest, (-start - cost_us, node))
         for parent in parents:
             self._children[parent].append(node)
-            self._forget_below(parent)
+            if self._below[parent] != _DIRTY:
+                self._forget_below(parent)
 
     def set_cost(self, node: int, cost_us: int) -> None:
         """The node costs `cost_us` from now on: a better estimate, or what it really took."""
@@ -59,11 +60,12 @@ class Horizon:
         if change == 0:
             return
         self._cost[node] = cost_us
-        self._forget_below(node)
+        if self._below[node] != _DIRTY:
+            self._forget_below(node)
         old = self._finish[node]
         self._finish[node] = old + change
         self._remember(node)
-        if not self._excluded[node]:
+        if self._children[node] and not self._excluded[node]:
             self._propagate(node, old, old + change)
 
     def exclude(self, node: int) -> None:
@@ -72,7 +74,8 @@ class Horizon:
             return
         self._excluded[node] = True
         for parent in self._parents[node]:
-            self._forget_below(parent)
+            if self._below[parent] != _DIRTY:
+                self._forget_below(parent)
         # One parent less moves no k-th smallest finish before its own, and no maximum after it.
         finish = self._finish[node]
         self._update(
@@ -216,10 +219,8 @@ class Horizon:
                     heappush(waiting, child)
 
     def _forget_below(self, node: int) -> None:
-        """The path below `node` changed; ancestors of an unknown one are unknown already."""
+        """The path below `node`, which was known, changed; ancestors of an unknown one are unknown already."""
         below = self._below
-        if below[node] == _DIRTY:
-            return
         below[node] = _DIRTY
         stack = [node]
         while stack:

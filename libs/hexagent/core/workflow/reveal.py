@@ -19,20 +19,21 @@ def validate_reveal(graph: WorkflowGraph, nodes: Sequence[NodeSpec], limits: Lim
     """
     _check_sizes(graph, nodes, limits)
     position: dict[str, int] = {}  # first place of each id in the reveal
+    fresh: list[int] = []  # those of nodes that the graph does not have
     for i, node in enumerate(nodes):
-        known = graph.find(node.node_id)
         if node.node_id in position:
             _check_same(nodes[position[node.node_id]], node, i)
             continue
         position[checked_id(node.node_id, f"nodes[{i}].node_id")] = i
+        known = graph.find(node.node_id)
         if known is not None:
             _check_same(known.spec, node, i)
             continue
         _check_node(node, f"nodes[{i}]", limits)
-    for i in position.values():
-        if graph.find(nodes[i].node_id) is None:
-            _check_parents(graph, nodes, position, i)
-    _check_rounds(graph, nodes, position)
+        fresh.append(i)
+    for i in fresh:
+        _check_parents(graph, nodes, position, i)
+    _check_rounds(graph, nodes, fresh)
     return _sorted(nodes, position)
 
 
@@ -41,8 +42,9 @@ def _check_sizes(graph: WorkflowGraph, nodes: Sequence[NodeSpec], limits: Limits
         raise _bad("NO_NODES", "nodes", "a reveal must name at least one node")
     if len(nodes) > limits.nodes_per_reveal:
         raise _over("TOO_MANY_NODES", "nodes", len(nodes), limits.nodes_per_reveal, "nodes in one reveal")
-    new = sum(1 for node in nodes if graph.find(node.node_id) is None)
-    total = len(graph.nodes) + new
+    total = len(graph.nodes) + len(nodes)
+    if total > limits.nodes_per_workflow:
+        total -= sum(1 for node in nodes if graph.find(node.node_id) is not None)
     if total > limits.nodes_per_workflow:
         raise ResourceExhausted(
             f"workflow {graph.workflow_id} would have {total} nodes, the limit is {limits.nodes_per_workflow}",
@@ -50,7 +52,7 @@ def _check_sizes(graph: WorkflowGraph, nodes: Sequence[NodeSpec], limits: Limits
             field="nodes",
             details={"limit": str(limits.nodes_per_workflow)},
         )
-    payload = sum(len(node.call.payload) for node in nodes if node.call is not None)
+    payload = sum([len(node.call.payload) for node in nodes if node.call is not None])
     if payload > limits.payload_bytes_per_reveal:
         raise _over("PAYLOAD_TOO_LARGE", "nodes", payload, limits.payload_bytes_per_reveal, "payload bytes")
 
@@ -67,14 +69,15 @@ def _check_same(known: NodeSpec, node: NodeSpec, i: int) -> None:
 
 def _check_node(node: NodeSpec, path: str, limits: Limits) -> None:
     """What can be judged about a node without looking at others."""
-    for name, value in (("role", node.role), ("template", node.template)):
-        if value:
-            checked_id(value, f"{path}.{name}")
+    if node.role:
+        checked_id(node.role, f"{path}.role")
+    if node.template:
+        checked_id(node.template, f"{path}.template")
     if node.round < 0 or (node.round and not node.template):
         raise _bad("BAD_ROUND", f"{path}.round", "a round is >= 0 and belongs to a template")
     if len(node.after) > limits.parents_per_node:
         raise _over("TOO_MANY_PARENTS", f"{path}.after", len(node.after), limits.parents_per_node, "parents")
-    if any(a >= b for a, b in pairwise(node.after)):
+    if len(node.after) > 1 and any(a >= b for a, b in pairwise(node.after)):
         raise _bad("BAD_PARENTS", f"{path}.after", "parents must be sorted, each named once")
     _check_join(node, path)
     if node.kind is NodeKind.CALL and node.call is not None and node.tool is None:
@@ -97,17 +100,17 @@ def _check_join(node: NodeSpec, path: str) -> None:
 def _check_call(node: NodeSpec, call: CallSpec, path: str, limits: Limits) -> None:
     if not call.model:
         raise _bad("BAD_MODEL", f"{path}.model", "a call names its model")
-    _check_tokens(call.max_tokens, f"{path}.max_tokens", limits.max_tokens, least=1)
-    _check_tokens(call.expected_output_tokens, f"{path}.expected_output_tokens", limits.max_tokens)
+    _check_tokens(call.max_tokens, path, "max_tokens", limits.max_tokens, least=1)
+    _check_tokens(call.expected_output_tokens, path, "expected_output_tokens", limits.max_tokens)
     # Outputs still to come may be all there is, so an estimate of zero is right with segments only.
     least = 0 if call.segments else 1
-    _check_tokens(call.prompt_tokens, f"{path}.prompt_tokens", limits.prompt_tokens, least)
+    _check_tokens(call.prompt_tokens, path, "prompt_tokens", limits.prompt_tokens, least)
     if len(call.segments) > limits.segments_per_prompt:
         raise _over("TOO_MANY_SEGMENTS", f"{path}.segments", len(call.segments), limits.segments_per_prompt, "segments")
     guaranteed = node.join.needed(len(node.after)) == len(node.after)
     for j, segment in enumerate(call.segments):
         if segment.tokens < 0 or segment.tokens > limits.prompt_tokens:
-            _check_tokens(segment.tokens, f"{path}.segments[{j}].tokens", limits.prompt_tokens)
+            _check_tokens(segment.tokens, f"{path}.segments[{j}]", "tokens", limits.prompt_tokens)
         if bool(segment.digest) == bool(segment.output_of):
             raise _bad("BAD_SEGMENT", f"{path}.segments[{j}]", "a segment has either a digest or `output_of`")
         if not segment.output_of:
@@ -127,13 +130,13 @@ def _check_call(node: NodeSpec, call: CallSpec, path: str, limits: Limits) -> No
             )
 
 
-def _check_tokens(tokens: int, field: str, most: int, least: int = 0) -> None:
+def _check_tokens(tokens: int, path: str, name: str, most: int, least: int = 0) -> None:
     if tokens < 0:
-        raise _bad("NEGATIVE_TOKENS", field, f"tokens cannot be negative; got {tokens}")
+        raise _bad("NEGATIVE_TOKENS", f"{path}.{name}", f"tokens cannot be negative; got {tokens}")
     if tokens < least:
-        raise _bad("ZERO_TOKENS", field, f"must be at least {least} token")
+        raise _bad("ZERO_TOKENS", f"{path}.{name}", f"must be at least {least} token")
     if tokens > most:
-        raise _over("TOO_MANY_TOKENS", field, tokens, most, "tokens")
+        raise _over("TOO_MANY_TOKENS", f"{path}.{name}", tokens, most, "tokens")
 
 
 def _check_tool(tool: ToolSpec, path: str, limits: Limits) -> None:
@@ -170,11 +173,13 @@ def _check_parents(graph: WorkflowGraph, nodes: Sequence[NodeSpec], position: Ma
             )
 
 
-def _check_rounds(graph: WorkflowGraph, nodes: Sequence[NodeSpec], position: Mapping[str, int]) -> None:
+def _check_rounds(graph: WorkflowGraph, nodes: Sequence[NodeSpec], fresh: Sequence[int]) -> None:
     """Rounds of a template follow each other: 0 or 1 first, then the last revealed one or the next."""
+    rounds = sorted([(nodes[i].round, i) for i in fresh if nodes[i].template])
+    if not rounds:
+        return
     last = dict(graph.rounds)
-    new = [i for i in position.values() if nodes[i].template and graph.find(nodes[i].node_id) is None]
-    for i in sorted(new, key=lambda i: (nodes[i].round, i)):
+    for _, i in rounds:
         node = nodes[i]
         before = last.get(node.template)
         lowest, highest = (0, 1) if before is None else (before, before + 1)
@@ -190,6 +195,8 @@ def _check_rounds(graph: WorkflowGraph, nodes: Sequence[NodeSpec], position: Map
 
 def _sorted(nodes: Sequence[NodeSpec], position: Mapping[str, int]) -> tuple[NodeSpec, ...]:
     """Parents before children, earlier places first; InvalidArgument CYCLE if that cannot be."""
+    if position.keys().isdisjoint([parent for node in nodes for parent in node.after]):
+        return tuple([nodes[i] for i in position.values()])
     waits: dict[int, int] = {}  # place -> parents in this reveal that are not out yet
     children: dict[int, list[int]] = {}
     for i in position.values():

@@ -123,8 +123,8 @@ class Tracker:
 
     def _record(self, workflow_id: str, command: Command, request_id: str) -> WorkflowRecord | None:
         """The live workflow a command is about; None when the command was answered before."""
-        record = self.history.record(workflow_id)
         if request_id:
+            record = self.history.record(workflow_id)
             answered = record.requests.get(checked_id(request_id, "request_id"))
             if answered is not None:
                 check_repetition(command, request_id, answered)
