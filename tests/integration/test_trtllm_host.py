@@ -156,6 +156,13 @@ async def test_each_engine_is_seen_with_its_gpu(stack: LocalStack) -> None:
     await until(seen)
 
 
+async def test_a_scheduler_can_read_what_a_change_of_role_costs(stack: LocalStack) -> None:
+    prefill, decode = [(await view_of(stack, name)).instance.flip for name in ("p-h100-0", DECODE[0])]
+    assert (prefill.way, prefill.cost_us) == (enums_pb2.FLIP_WAY_OVERLAP_OFF, 0)
+    assert decode.way == enums_pb2.FLIP_WAY_RESTART
+    assert 10_000 < decode.cost_us < 60_000_000
+
+
 async def test_an_engine_that_does_not_load_is_down_until_an_operator_opens_it(stack: LocalStack) -> None:
     async def quarantined() -> bool:
         return "quarantined after 2 failures" in (await view_of(stack, BROKEN)).down_reason

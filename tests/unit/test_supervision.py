@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from hexagent.core.errors import Unavailable
-from hexagent.core.instance.spec import Role
+from hexagent.core.instance.spec import FlipWay, Role, RoleFlip
 from hexagent_services.worker_agent.engine.port import Capabilities, Engine
 from hexagent_services.worker_agent.engine.supervision import LOADING, Quarantine, Supervisor
 from tests.contract.engines import spec
@@ -24,7 +24,8 @@ class Scripted:
     def __init__(self, *errors: Exception | None, default: Exception | None = None) -> None:
         self.starts: list[float] = []
         self.closed = 0
-        self.found = Capabilities(block_reuse=True, local_prefill=True, pipelined_transfer=True)
+        flip = RoleFlip(FlipWay.RESTART, 95_000_000)
+        self.found = Capabilities(block_reuse=True, local_prefill=True, pipelined_transfer=True, flip=flip)
         self._errors = list(errors)
         self._default = default
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -72,9 +73,11 @@ def test_one_that_does_not_load_is_down_and_tried_again(error: Exception) -> Non
         await asyncio.sleep(0.1)
         assert supervisor.cause
         assert str(error) in supervisor.cause
+        assert supervisor.spec.flip is None
         await asyncio.sleep(3)
         assert engine.starts == pytest.approx([0.0, 0.5, 2.5])
         assert (supervisor.cause, supervisor.restarts, told[-1], len(told)) == ("", 2, "", 3)
+        assert supervisor.spec.flip == engine.found.flip
 
     play(scene, error, error)
 

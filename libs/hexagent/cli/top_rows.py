@@ -54,6 +54,8 @@ def _state_row(view: InstanceView, at_us: int) -> Row:
         "tp": spec.tp,
         "role": spec.role.name.lower(),
         "model": spec.model,
+        "flip_way": spec.flip and spec.flip.way.name.lower(),
+        "flip_cost_s": spec.flip and spec.flip.cost_us / US_PER_S,
         "state": _state(view),
         "prefill_time_factor": view.prefill_ppm / PPM,
         "decode_time_factor": view.decode_ppm / PPM,

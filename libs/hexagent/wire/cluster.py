@@ -7,9 +7,11 @@ from hexagent.api.worker.v1 import cluster_pb2, telemetry_pb2
 from hexagent.core.instance.spec import (
     AdmissionSpec,
     ClusterSpec,
+    FlipWay,
     InstanceSpec,
     LinkSpec,
     Role,
+    RoleFlip,
     Speculation,
     TenantSpec,
     TextSpec,
@@ -47,6 +49,7 @@ def instance_to_proto(spec: InstanceSpec) -> telemetry_pb2.InstanceDescription:
         agent_id=spec.agent_id,
         address=spec.address,
         speculation=spec.speculation and telemetry_pb2.SpeculationDescription(**spec.speculation._asdict()),
+        flip=spec.flip and flip_to_proto(spec.flip),
     )
 
 
@@ -69,7 +72,16 @@ def instance_from_proto(message: telemetry_pb2.InstanceDescription) -> InstanceS
         agent_id=message.agent_id,
         address=message.address,
         speculation=speculation_from_proto(message.speculation) if message.HasField("speculation") else None,
+        flip=flip_from_proto(message.flip) if message.HasField("flip") else None,
     )
+
+
+def flip_to_proto(flip: RoleFlip) -> telemetry_pb2.RoleFlipDescription:
+    return telemetry_pb2.RoleFlipDescription(way=enums_pb2.FlipWay.ValueType(flip.way), cost_us=flip.cost_us)
+
+
+def flip_from_proto(message: telemetry_pb2.RoleFlipDescription) -> RoleFlip:
+    return RoleFlip(enum_of(FlipWay, message.way, "instance.flip.way"), message.cost_us)
 
 
 def speculation_from_proto(message: telemetry_pb2.SpeculationDescription) -> Speculation:

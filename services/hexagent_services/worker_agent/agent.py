@@ -20,7 +20,6 @@ class Agent:
         clock: Clock,
     ) -> None:
         self.agent_id = agent_id
-        self.instances = tuple(supervisor.spec for supervisor in supervisors.values())
         self.attempts = attempts
         self.reports = reports
         self.cordoned: set[str] = set()  # instances that get no new calls, as the schedulers have said
@@ -63,6 +62,10 @@ class Agent:
         for supervisor in self._supervisors.values():
             if supervisor.cause or self.draining:
                 self.reports.instance(supervisor.spec, self._clock.now_us(), supervisor.cause)
+
+    @property
+    def instances(self) -> tuple[InstanceSpec, ...]:
+        return tuple(supervisor.spec for supervisor in self._supervisors.values())
 
     @property
     def up(self) -> tuple[InstanceSpec, ...]:

@@ -30,15 +30,16 @@ class EngineProfile(NamedTuple):
     local_prefill: bool  # an instance can do both phases of a call, whatever its role
     pipelined_transfer: bool  # KV moves while prefill runs
     send_concurrency: int  # transfers an instance sends at a time
+    overlapped_context: bool  # prompts to be handed over run under the overlap scheduler, which decoding wants
 
 
 PROFILES: dict[str, EngineProfile] = {
     p.name: p
     for p in (
-        EngineProfile("trtllm-1.2.1", HandOff.PULL, True, True, True, False, 1),
-        EngineProfile("trtllm-1.3", HandOff.PULL, True, True, True, True, 1),
-        EngineProfile("push", HandOff.PUSH, False, True, False, False, 1),
-        EngineProfile("ideal", HandOff.PULL, False, True, True, True, 4),
+        EngineProfile("trtllm-1.2.1", HandOff.PULL, True, True, True, False, 1, False),
+        EngineProfile("trtllm-1.3", HandOff.PULL, True, True, True, True, 1, True),
+        EngineProfile("push", HandOff.PUSH, False, True, False, False, 1, True),
+        EngineProfile("ideal", HandOff.PULL, False, True, True, True, 4, True),
     )
 }
 
@@ -68,6 +69,19 @@ class Speculation(NamedTuple):
         return kept
 
 
+class FlipWay(IntEnum):
+    """How an instance comes to serve the other role as well."""
+
+    MIX = 1  # it takes calls of either at any time
+    OVERLAP_OFF = 2  # so it does, but its decode steps hide none of the host's work
+    RESTART = 3
+
+
+class RoleFlip(NamedTuple):
+    way: FlipWay
+    cost_us: int  # model time in which it serves nothing
+
+
 class InstanceSpec(NamedTuple):
     instance_id: str
     gpu_type: str  # a100, h100, h200, ...
@@ -86,6 +100,7 @@ class InstanceSpec(NamedTuple):
     agent_id: str = ""
     address: str = ""  # host:port of the agent's gRPC server
     speculation: Speculation | None = None
+    flip: RoleFlip | None = None  # as found when its engine was started; None = not known
 
     @property
     def kv_tokens(self) -> int:

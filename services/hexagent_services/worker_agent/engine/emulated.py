@@ -30,7 +30,7 @@ from hexagent.core.instance.io import DecodeStarted as ModelDecodeStarted
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.samples import SampleBuffer, Samples
-from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec, Role
+from hexagent.core.instance.spec import PROFILES, FlipWay, InstanceSpec, LinkSpec, Role, RoleFlip
 from hexagent.core.instance.telemetry import Incidents, TransferSample
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import ModelClock
@@ -179,7 +179,8 @@ class EmulatedEngine:
     async def start(self) -> Capabilities:
         profile = PROFILES[self.spec.profile]
         reuse = profile.block_reuse and self.spec.prefix_cache
-        return Capabilities(reuse, profile.local_prefill, profile.pipelined_transfer)
+        flip = RoleFlip(FlipWay.MIX, 0)  # the model asks no instance for its role
+        return Capabilities(reuse, profile.local_prefill, profile.pipelined_transfer, flip)
 
     async def lost(self) -> str:
         """An emulated engine dies with its agent only."""

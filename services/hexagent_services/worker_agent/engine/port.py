@@ -14,7 +14,7 @@ from hexagent.api.common.v1 import call_pb2
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import InstanceLoad, PrefixSegment
 from hexagent.core.instance.samples import Samples
-from hexagent.core.instance.spec import InstanceSpec, LinkSpec
+from hexagent.core.instance.spec import InstanceSpec, LinkSpec, RoleFlip
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.workflow.model import FinishReason
 
@@ -39,6 +39,7 @@ class Capabilities(NamedTuple):
     block_reuse: bool
     local_prefill: bool
     pipelined_transfer: bool
+    flip: RoleFlip | None = None  # None: not known
 
 
 class Prefilled(NamedTuple):

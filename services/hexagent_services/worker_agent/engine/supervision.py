@@ -11,7 +11,7 @@ from hexagent.core.errors import HexagentError, InvalidArgument
 from hexagent.core.instance.spec import PROFILES, InstanceSpec
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.runtime.logs import fields
-from hexagent_services.worker_agent.engine.port import Engine
+from hexagent_services.worker_agent.engine.port import Capabilities, Engine
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ class Quarantine(NamedTuple):
     lasts_s: float = 1800.0
 
 
-async def bring_up(engine: Engine) -> None:
-    """Start an engine. `InvalidArgument` (PROFILE_PROMISES_MORE) where the profile names what it cannot do."""
+async def bring_up(engine: Engine) -> Capabilities:
+    """Start an engine; what it can do. `InvalidArgument` (PROFILE_PROMISES_MORE) where the profile names more."""
     found, profile = await engine.start(), PROFILES[engine.spec.profile]
     promised = {
         "block_reuse": profile.block_reuse and engine.spec.prefix_cache,
@@ -43,6 +43,7 @@ async def bring_up(engine: Engine) -> None:
             reason="PROFILE_PROMISES_MORE",
             field="engine_profile",
         )
+    return found
 
 
 class Supervisor:
@@ -52,7 +53,7 @@ class Supervisor:
     """
 
     def __init__(self, engine: Engine, changed: Callable[[InstanceSpec, str], None], quarantine: Quarantine) -> None:
-        self.spec: Final = engine.spec
+        self.spec = engine.spec  # with what is known of the engine since it was last started
         self.cause = LOADING  # why it is down, "" = it runs
         self.restarts = 0  # starts behind the first one
         self.quarantines = 0
@@ -85,12 +86,13 @@ class Supervisor:
     async def _start(self) -> str:
         """Why the engine does not start; "" when it runs."""
         try:
-            await bring_up(self.engine)
+            found = await bring_up(self.engine)
         except HexagentError as error:
             return f"engine does not start: {error.message}"
         except Exception as error:  # such as a program that cannot be executed; the agent and its other engines go on
             log.exception("an engine does not start", extra=fields(instance_id=self.spec.instance_id))
             return f"engine does not start: {error!r}"
+        self.spec = self.spec._replace(flip=found.flip)
         return ""
 
     async def _pause(self, failure: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.samples import Samples
-from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec
+from hexagent.core.instance.spec import PROFILES, FlipWay, InstanceSpec, LinkSpec, Role, RoleFlip
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import Clock
@@ -66,12 +66,23 @@ class TrtllmEngine:
 
     # --- the engine's life ------------------------------------------------------------------------------------
     async def start(self) -> Capabilities:
+        began_us = self._clock.now_us()
         said = await self._held.link.start(self._load_order(), self._options.load_timeout_s)
         found = said["capabilities"]
         log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, said["version"], found)
         self._guided = found.get("guided_decoding", False)
         self._held.watch()
-        return Capabilities(self.spec.prefix_cache, local_prefill=True, pipelined_transfer=found["pipelined_transfer"])
+        flip = self._flip(self._clock.now_us() - began_us)
+        return Capabilities(self.spec.prefix_cache, True, found["pipelined_transfer"], flip)
+
+    def _flip(self, load_us: int) -> RoleFlip:
+        """Of an engine that took so long to load: the overlap scheduler is what prompts for a hand-off may not have,
+        and what decoding is slower without."""
+        prefills = self.spec.role is Role.PREFILL
+        overlap = not self._options.arguments.get("disable_overlap_scheduler", prefills)
+        if overlap and not (prefills or PROFILES[self.spec.profile].overlapped_context):
+            return RoleFlip(FlipWay.RESTART, load_us)
+        return RoleFlip(FlipWay.MIX if overlap or not prefills else FlipWay.OVERLAP_OFF, 0)
 
     async def lost(self) -> str:
         return await self._held.link.lost()

@@ -232,6 +232,34 @@ HAND_OFF_PUSH: HandOff.ValueType  # 2
 """Decode is bound, and its blocks are reserved, when prefill starts; KV follows at prefill end."""
 Global___HandOff: _TypeAlias = HandOff  # noqa: Y015
 
+class _FlipWay:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FlipWayEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlipWay.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FLIP_WAY_UNSPECIFIED: _FlipWay.ValueType  # 0
+    """Never sent; refused with INVALID_ARGUMENT."""
+    FLIP_WAY_MIX: _FlipWay.ValueType  # 1
+    """It takes calls of either role at any time."""
+    FLIP_WAY_OVERLAP_OFF: _FlipWay.ValueType  # 2
+    """So it does, but without the overlap scheduler: its decode steps hide none of the host's work."""
+    FLIP_WAY_RESTART: _FlipWay.ValueType  # 3
+    """Its engine has to be started again."""
+
+class FlipWay(_FlipWay, metaclass=_FlipWayEnumTypeWrapper):
+    """How an instance comes to serve the other role as well."""
+
+FLIP_WAY_UNSPECIFIED: FlipWay.ValueType  # 0
+"""Never sent; refused with INVALID_ARGUMENT."""
+FLIP_WAY_MIX: FlipWay.ValueType  # 1
+"""It takes calls of either role at any time."""
+FLIP_WAY_OVERLAP_OFF: FlipWay.ValueType  # 2
+"""So it does, but without the overlap scheduler: its decode steps hide none of the host's work."""
+FLIP_WAY_RESTART: FlipWay.ValueType  # 3
+"""Its engine has to be started again."""
+Global___FlipWay: _TypeAlias = FlipWay  # noqa: Y015
+
 class _Phase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015

@@ -42,6 +42,7 @@ class InstanceDescription(_message.Message):
     AGENT_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     SPECULATION_FIELD_NUMBER: _builtins.int
+    FLIP_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Id, unique in the cluster."""
     gpu_type: _builtins.str
@@ -80,6 +81,10 @@ class InstanceDescription(_message.Message):
     def speculation(self) -> Global___SpeculationDescription:
         """Speculative decoding; unset = none."""
 
+    @_builtins.property
+    def flip(self) -> Global___RoleFlipDescription:
+        """What it takes to serve the other role as well; unset = not known, as before its engine runs."""
+
     def __init__(
         self,
         *,
@@ -100,14 +105,41 @@ class InstanceDescription(_message.Message):
         agent_id: _builtins.str = ...,
         address: _builtins.str = ...,
         speculation: Global___SpeculationDescription | None = ...,
+        flip: Global___RoleFlipDescription | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["link", b"link", "speculation", b"speculation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flip", b"flip", "link", b"link", "speculation", b"speculation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_id", b"agent_id", "block_tokens", b"block_tokens", "gpu_type", b"gpu_type", "instance_id", b"instance_id", "kv_blocks", b"kv_blocks", "kv_precision", b"kv_precision", "link", b"link", "max_batch", b"max_batch", "max_step_tokens", b"max_step_tokens", "model", b"model", "precision", b"precision", "prefix_cache", b"prefix_cache", "profile", b"profile", "role", b"role", "speculation", b"speculation", "tp", b"tp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_id", b"agent_id", "block_tokens", b"block_tokens", "flip", b"flip", "gpu_type", b"gpu_type", "instance_id", b"instance_id", "kv_blocks", b"kv_blocks", "kv_precision", b"kv_precision", "link", b"link", "max_batch", b"max_batch", "max_step_tokens", b"max_step_tokens", "model", b"model", "precision", b"precision", "prefix_cache", b"prefix_cache", "profile", b"profile", "role", b"role", "speculation", b"speculation", "tp", b"tp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceDescription: _TypeAlias = InstanceDescription  # noqa: Y015
+
+@_typing.final
+class RoleFlipDescription(_message.Message):
+    """What a change of role costs an instance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAY_FIELD_NUMBER: _builtins.int
+    COST_US_FIELD_NUMBER: _builtins.int
+    way: _enums_pb2.FlipWay.ValueType
+    """How it is done."""
+    cost_us: _builtins.int
+    """Model time in which the instance serves nothing, microseconds."""
+    def __init__(
+        self,
+        *,
+        way: _enums_pb2.FlipWay.ValueType = ...,
+        cost_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_us", b"cost_us", "way", b"way"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleFlipDescription: _TypeAlias = RoleFlipDescription  # noqa: Y015
 
 @_typing.final
 class LinkDescription(_message.Message):
