@@ -13,8 +13,8 @@ from hexagent.sim.experiment import paper
 from hexagent.sim.experiment.bootstrap import interval, required_scales, resampled_scales
 from hexagent.sim.experiment.cell import LOAD_RANGE, Cell, check_cell, cluster_of, workload_of
 from hexagent.sim.experiment.load import at_rate, capacity
-from hexagent.sim.experiment.policies import POLICIES, ours, published, strong
-from hexagent.sim.experiment.pooling import mean_share, pooled, reduction, underloaded
+from hexagent.sim.experiment.policies import POLICIES, every, ours, published, strong
+from hexagent.sim.experiment.pooling import Pooled, gap_closed, mean_share, pooled, reduction, underloaded
 from hexagent.sim.experiment.run import Bound, Outcome, Run, bound_req95, judged, row_of, world_of
 from hexagent.sim.metrics import WorkflowRow, required_scale
 from hexagent.sim.workloads.generators import GENERATORS, generate
@@ -192,7 +192,24 @@ def test_baselines_are_told_apart() -> None:
     names = POLICIES["full"]
     assert len(published(names)) == 4
     assert len(strong(names)) == 8
-    assert ours(names) == ["hexagent", "hexagent:cache-aware", "hexagent-plus", "clairvoyant"]
+    assert ours(names) == ["hexagent", "hexagent:cache-aware", "hexagent-plus", "hexagent-plus+hints", "clairvoyant"]
+    assert len(every(names)) == len(names) - len(ours(names)) == 11
+
+
+def test_clients_hint_under_a_policy_whose_name_says_so() -> None:
+    assert Run(CELL, "fcfs:least-loaded+hints", 1).order == "fcfs+hints"
+    hinted = Run(CELL._replace(workflows=2, hints=0.5), "hexagent-plus+hints", 1)
+    assert (hinted.order, hinted.dispatch) == ("hexagent-plus+hints", "keeping")
+    same = Run(hinted.cell._replace(hints=0.1), "hexagent-plus", 1)
+    none = Run(hinted.cell._replace(hints=-1.0), "hexagent-plus", 1)
+    said = []
+    for run in (hinted, same, none):
+        world = world_of(run)
+        rows = world.run().rows
+        said.append([world.tracker.history.record(row.workflow).graph.spec.hints.total_solo_us for row in rows])
+    assert said[0] == said[1]
+    assert all(said[0])
+    assert not any(said[2])
 
 
 # --- bootstrap and pooling ------------------------------------------------------------------------------------------
@@ -243,6 +260,19 @@ def test_policies_are_compared_over_the_workflows_that_all_of_them_have_run() ->
     assert underloaded(pooled(CELL, outcomes)) is True
 
 
+def one_policy_each(**stretches: list[float]) -> Pooled:
+    return pooled(CELL, {name: [outcome(Run(CELL, name, 1), values)] for name, values in stretches.items()})
+
+
+def test_a_cell_counts_for_the_gap_by_what_there_is_to_gain_in_it() -> None:
+    much = one_policy_each(hexagent=[4.0], atlas=[3.0], clairvoyant=[2.0])  # a quarter of a half
+    little = one_policy_each(hexagent=[1.0], atlas=[1.02], clairvoyant=[0.99])
+    gap = gap_closed([much, little], "atlas", 95)
+    assert gap is not None
+    assert gap == pytest.approx([(0.25 - 0.02) / (0.5 + 0.01)] * 3)
+    assert gap_closed([little], "atlas", 95) is None
+
+
 # --- the paper ------------------------------------------------------------------------------------------------------
 def test_signs_are_compared_with_the_paper_s_table() -> None:
     cell = CELL._replace(cluster="hetero-1")
@@ -269,3 +299,22 @@ def test_the_paper_s_evaluation_is_two_models_two_clusters_four_workloads() -> N
         check_cell(cell)
         if cell == Cell(*cell[:5]):
             assert len(seeds) * GENERATORS[cell.workload].workflows >= paper.FULL_POOL
+
+
+def test_of_a_trace_as_many_workflows_are_cells_as_have_so_many_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = '{{"id": {n}, "deps": [], "kind": "a", "prompt": 500, "output": 3}}'
+    nodes = ", ".join(node.format(n=n) for n in range(3))
+    for name, workflows in (("many", 4), ("one", 1)):
+        line = f'{{"id": "{{n}}", "nodes": [{nodes}]}}\n'.replace("{n}", "w%d")
+        (tmp_path / f"{name}.jsonl").write_text("".join(line % n for n in range(workflows)))
+    traces = sorted(tmp_path.glob("*.jsonl"))
+    monkeypatch.setattr(paper, "TRACE_CALLS", 8)
+    found = paper.recorded("full", "ideal", (101,), traces)
+    assert [(cell.workload, cell.workflows) for cell, _ in found] == [("many", 2), ("one", 1)]
+    for cell, _ in found:
+        check_cell(cell)
+        assert (cell.world, cell.engine_profile) == ("full", "ideal")
+    monkeypatch.setattr(paper, "TRACE_CALLS", 2)
+    assert [cell.workflows for cell, _ in paper.recorded("full", "ideal", (101,), traces)] == [1, 1]

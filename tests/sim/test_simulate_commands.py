@@ -15,7 +15,7 @@ from hexagent.cli.simulate import sweep
 from hexagent.cli.simulate.axes import seeds
 from hexagent.cli.simulate.execute import execute
 from hexagent.cli.simulate.store import Store, code_digest, determinants
-from hexagent.cli.simulate.tables import headline_rows, markdown, sections
+from hexagent.cli.simulate.tables import gap_rows, headline_rows, markdown, sections
 from hexagent.core.errors import InvalidArgument
 from hexagent.sim.experiment import paper
 from hexagent.sim.experiment.cell import Cell
@@ -97,15 +97,17 @@ def test_the_paper_s_evaluation_runs_in_several_processes(tmp_path: Path, monkey
         paper,
         "experiments",
         lambda world, profile, seeds, pool, full: [
-            Experiment(Cell("llama-3.1-70b", "hetero-1", "bfcl", world, workflows=3), seeds)
+            Experiment(Cell("llama-3.1-70b", "hetero-1", "bfcl", world, profile, workflows=3), seeds)
         ],
     )
     rows = tmp_path / "rows.json"
-    command = ["bench", "paper", "--world", "both", "--seeds", "101", "--processes", "2"]
+    command = ["bench", "paper", "--world", "both", "--engine-profile", "trtllm-1.2.1,ideal", "--seeds", "101"]
+    command += ["--processes", "2", "--policies", "fcfs:least-loaded,hexagent,hexagent-plus+hints,clairvoyant"]
     assert run_command([*command, "--out", str(tmp_path / "out"), "--json", str(rows)]) == 0
     written = rows_of(rows)
-    assert [row["world"] for row in written].count("full") > 10
-    assert {"clairvoyant", "hexagent", "aggregated", "atlas"} <= {row["policy"] for row in written}
+    settings = [(row["world"], row["engine_profile"]) for row in written[::4]]
+    assert settings == [("policy-only", "trtllm-1.2.1"), ("full", "trtllm-1.2.1"), ("full", "ideal")]
+    assert [row["policy"] for row in written[:4]] == ["fcfs", "hexagent", "hexagent-plus+hints", "clairvoyant"]
     assert all(row["seed"] == 101 for row in written)
 
 
@@ -153,20 +155,17 @@ def test_the_headline_stands_beside_the_paper_s() -> None:
         for cell, each in zip(cells, scales, strict=True)
     ]
     *_, ours, theirs = headline_rows(pools)
-    assert (ours["policy"], ours["cells"], ours["mean95"], ours["largest99"]) == (
-        "hexagent",
-        2,
-        "-37.5% [-37.5%, -37.5%]",
-        "-50.0%",
-    )
-    assert [theirs[name] for name in ("mean95", "mean99", "largest95", "largest99")] == [
+    names = ("policy", "cells", "mean95", "mean100", "most99", "least99")
+    both = "-37.5% [-37.5%, -37.5%]"
+    assert [ours[name] for name in names] == ["hexagent", 2, both, both, "-50.0%", "-25.0%"]
+    assert [theirs[name] for name in ("mean95", "mean99", "most95", "most99")] == [
         "-20.1%",
         "-33.0%",
         "-45.0%",
         "-80.5%",
     ]
     text = markdown(sections(pools))
-    assert "| policy | bfcl |\n| --- | --- |\n| fcfs:least-loaded | 4.00 / 4.00 |" in text
+    assert "| policy | bfcl |\n| --- | --- |\n| fcfs:least-loaded | 4.00 / 4.00 / 4.00 |" in text
 
 
 def test_the_headline_is_said_without_underloaded_cells_too() -> None:
@@ -176,9 +175,26 @@ def test_the_headline_is_said_without_underloaded_cells_too() -> None:
         pooled(cell, {p: [outcome(Run(cell, p, 1), values)] for p, values in [*scales, ("clairvoyant", [best])]})
         for cell, best in zip(cells, (1.9, 1.0), strict=True)
     ]
-    counts = {(row["policy"], row["setting"]): row["cells"] for row in headline_rows(pools)}
-    assert counts["hexagent", "default"] == 2
-    assert counts["hexagent", "default, loaded cells"] == 1
+    parts = {part.title.partition(": ")[2]: part.rows for part in sections(pools) if "Change" in part.title}
+    counts = {setting: [row["cells"] for row in rows if row["policy"] == "hexagent"] for setting, rows in parts.items()}
+    assert counts == {"default": [2, 2, 2], "default, loaded cells": [1, 1, 1]}
+
+
+def test_the_gap_is_said_of_loaded_cells() -> None:
+    scales = {"fcfs:least-loaded": 5.0, "hexagent": 4.0, "hexagent-plus": 3.0, "clairvoyant": 2.0}
+    cells = [CELL._replace(cluster="hetero-1", workflows=0, world=world) for world in ("policy-only", "full")]
+    recorded = CELL._replace(cluster="hetero-1", trace="t.jsonl", load=2.0)
+    pools = [
+        pooled(cell, {policy: [outcome(Run(cell, policy, 1), [value])] for policy, value in scales.items()})
+        for cell in (*cells, recorded)
+    ]
+    rows = gap_rows(pools)
+    assert [(row["setting"], row["cells"], row["closed95"]) for row in rows] == [
+        (setting, 1, "50% [50%, 50%]") for setting in ("default", "full", "recorded traces")
+    ]
+    calm = {**scales, "hexagent": 2.1, "hexagent-plus": 2.0}
+    pool = pooled(cells[0], {policy: [outcome(Run(cells[0], policy, 1), [value])] for policy, value in calm.items()})
+    assert gap_rows([pool]) == []
 
 
 @pytest.mark.parametrize(("text", "expected"), [("3", (3,)), ("1-3", (1, 2, 3)), ("7,1-2, 2", (1, 2, 7))])
@@ -234,6 +250,11 @@ def test_help_has_examples_and_says_which_seeds_are_for_what(command: str, capsy
     assert f"hexagent {command}" in shown
     assert "Examples" in shown
     assert "1-99 are for tuning" in shown
+
+
+def test_a_folder_without_traces_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["bench", "paper", "--traces", str(tmp_path)]) == EXIT_USAGE
+    assert f"--traces: no *.jsonl in {tmp_path}" in capsys.readouterr().err
 
 
 def test_bench_paper_knows_its_worlds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from hexagent.cli.replay import profile_text
 from hexagent.cli.simulate.options import Axes
 from hexagent.core.policy.profile import parse_profile
 from hexagent.sim.experiment.cell import Cell, check_cell, cluster_of
-from hexagent.sim.experiment.policies import POLICIES
+from hexagent.sim.experiment.policies import POLICIES, unhinted
 from hexagent.sim.workloads.model import Workload
 from hexagent.sim.world import World
 
@@ -62,8 +62,16 @@ def policies(text: str, cell: Cell, option: str = "--policies") -> tuple[str, ..
     names = words(text, option)
     with options_named({"policy": option}):
         for name in names:
-            World(cluster_of(cell), Workload("none", "", ()), name, 0)
+            World(cluster_of(cell), Workload("none", "", ()), unhinted(name), 0)
     return names
+
+
+def trace_files(folder: Path | None) -> tuple[Path, ...]:
+    """The traces in it, by name."""
+    files = tuple(sorted(folder.glob("*.jsonl"))) if folder is not None else ()
+    if folder is not None and not files:
+        raise usage("--traces", f"no *.jsonl in {folder}")
+    return files
 
 
 def seeds(text: str) -> tuple[int, ...]:

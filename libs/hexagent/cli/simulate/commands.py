@@ -6,8 +6,8 @@ from typing import Annotated, Final
 
 import typer
 
-from hexagent.cli.options import Json, examples
-from hexagent.cli.simulate.options import Axes, EngineProfile, takes_axes
+from hexagent.cli.options import Json, examples, words
+from hexagent.cli.simulate.options import Axes, takes_axes
 
 sim = typer.Typer(
     name="sim", help="Run scheduling policies in the simulator: no GPU, no services.", no_args_is_help=True
@@ -15,7 +15,8 @@ sim = typer.Typer(
 
 PAPER_EXAMPLES: Final = examples(
     "hexagent bench paper",
-    "hexagent bench paper --world both --pool 1000 --json rows.json",
+    "hexagent bench paper --world both --engine-profile trtllm-1.2.1,ideal --traces DIR --json rows.json",
+    "hexagent bench paper --pool 1000 --policies atlas,hexagent,hexagent-plus,clairvoyant",
     "hexagent bench paper --full --out results      (again after Ctrl-C: it goes on)",
 )
 
@@ -104,6 +105,7 @@ def bench_paper(
         bool,
         typer.Option("--full", help="Also --pool 5000, homogeneous clusters, arrivals, loads, noise, links."),
     ] = False,
+    names: Annotated[str, typer.Option("--policies", help="Comma-separated; default: all of the world.")] = "",
     seed_list: Annotated[str, typer.Option("--seeds", help=f"{_SEEDS}.")] = "101-102",
     pool: Annotated[
         int,
@@ -114,10 +116,16 @@ def bench_paper(
             help="Workflows a cell, over as many seeds from the first on; 0: --seeds as they are.",
         ),
     ] = 0,
-    engine_profile: EngineProfile = "trtllm-1.2.1",
-    hints: Annotated[
-        float, typer.Option("--hints", help="Log error of the horizon that each client hints, 0 to 2; -1: no hints.")
-    ] = -1.0,
+    engine_profiles: Annotated[
+        str,
+        typer.Option(
+            "--engine-profile",
+            help="What engines can do; of several, such as trtllm-1.2.1,ideal, policy-only takes one.",
+        ),
+    ] = "trtllm-1.2.1",
+    traces: Annotated[
+        Path | None, typer.Option("--traces", metavar="DIR", help="Also each *.jsonl of recorded workflows there.")
+    ] = None,
     processes: Processes = _PROCESSES,
     out: Annotated[
         Path,
@@ -127,29 +135,36 @@ def bench_paper(
 ) -> None:
     """The paper's evaluation: 2 models, 2 heterogeneous clusters, 4 workloads, every policy with both dispatches.
 
-    Tables of Req with intervals, changes from the strongest baseline beside the paper's, and pictures. Ctrl-C keeps
-    finished runs; the same command goes on.
+    Tables of Req with intervals, changes from the strongest baseline beside the paper's, the gap to the clairvoyant
+    that is closed, and pictures. Under NAME+hints clients hint horizons, with a log error of 0.1. Ctrl-C keeps finished
+    runs; the same command goes on.
     """
     from hexagent.cli.failures import usage
     from hexagent.cli.report import check_writable, write_json
-    from hexagent.cli.simulate.axes import seeds
+    from hexagent.cli.simulate.axes import policies, seeds, trace_files
     from hexagent.cli.simulate.compare import Plan, run_plans
     from hexagent.sim.experiment.cell import WORLDS, check_cell
-    from hexagent.sim.experiment.paper import FULL_POOL, experiments
-    from hexagent.sim.experiment.policies import POLICIES
+    from hexagent.sim.experiment.paper import FULL_POOL, experiments, recorded
 
     check_writable(json_file)
-    given = seeds(seed_list)
+    given, files = seeds(seed_list), trace_files(traces)
     if world not in (*WORLDS, "both"):
         raise usage("world", f"no world {world!r}; known: {', '.join(WORLDS)}, both")
-    pool = pool or (FULL_POOL if full else 0)
-    worlds = list(WORLDS) if world == "both" else [world]
+    profiles = words(engine_profiles, "engine-profile")
+    settings = [
+        (name, profile)
+        for name in (WORLDS if world == "both" else [world])
+        for profile in (profiles if WORLDS[name] else profiles[:1])
+    ]
     found = [
-        experiment._replace(cell=experiment.cell._replace(hints=hints))
-        for name in worlds
-        for experiment in experiments(name, engine_profile, given, pool, full)
+        experiment
+        for setting in settings
+        for experiment in (
+            *experiments(*setting, given, pool or (FULL_POOL if full else 0), full),
+            *recorded(*setting, given, files),
+        )
     ]
     for cell, _ in found:
         check_cell(cell)
-    plans = [Plan(experiment, POLICIES[experiment.cell.world]) for experiment in found]
+    plans = [Plan(experiment, policies(names, experiment.cell)) for experiment in found]
     write_json(json_file, "bench paper", given[0], run_plans(plans, out, processes))

@@ -14,6 +14,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from hexagent.cli.simulate.tables import name_of
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.policy.registry import RECIPES
+from hexagent.sim.experiment.policies import HINTED, unhinted
 from hexagent.sim.experiment.pooling import Pooled
 
 _COLOURS: Final = ("#7f7f7f", "#bcbd22", "#e377c2", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf")
@@ -113,12 +114,13 @@ def save(figure: Figure, path: Path) -> None:
 
 def _style(policy: str) -> dict[str, Any]:
     """A colour for the order, a dashed line for placement by count."""
-    order, _, dispatch = policy.partition(":")
+    order, _, dispatch = unhinted(policy).partition(":")
+    hinted = policy.endswith(HINTED)
     fallback = _COLOURS[list(RECIPES).index(order) % len(_COLOURS)]
     return {
         "label": _short(policy),
         "color": _EMPHASIS.get(order, fallback),
-        "linestyle": "--" if dispatch == "least-loaded" else "-",
+        "linestyle": "--" if dispatch == "least-loaded" else ":" if hinted else "-",
         "linewidth": 1.6 if order in _EMPHASIS else 1.0,
     }
 

@@ -9,8 +9,18 @@ from hexagent.cli.report import Row, shown
 from hexagent.sim.experiment import paper
 from hexagent.sim.experiment.bootstrap import Interval
 from hexagent.sim.experiment.cell import Cell
-from hexagent.sim.experiment.policies import every, ours, published, strong
-from hexagent.sim.experiment.pooling import JUDGED, Pooled, Reduction, mean_share, reduction, underloaded
+from hexagent.sim.experiment.policies import CLAIRVOYANT, THE_PAPERS, every, ours, published, strong, the_papers
+from hexagent.sim.experiment.pooling import (
+    JUDGED,
+    PERCENTS,
+    STATED,
+    Pooled,
+    Reduction,
+    gap_closed,
+    mean_share,
+    reduction,
+    underloaded,
+)
 from hexagent.sim.experiment.run import VARIANTS
 
 
@@ -21,7 +31,12 @@ class Section(NamedTuple):
     rows: Sequence[Row]
 
 
-BASELINES: Final = {"as published": published, "every dispatch": strong, "every baseline": every}
+BASELINES: Final = {
+    "as published": published,
+    "every dispatch": strong,
+    "every baseline": every,
+    THE_PAPERS: the_papers,
+}
 
 
 LEFT_OPEN: Final = (
@@ -34,6 +49,7 @@ LEFT_OPEN: Final = (
     "profile",
 )  # what the paper does not say
 COLUMNS_MAX: Final = 6  # of a matrix, beside the policy
+RECORDED: Final = "recorded traces"
 
 
 def name_of(cell: Cell) -> str:
@@ -42,11 +58,15 @@ def name_of(cell: Cell) -> str:
 
 def sections(pools: Sequence[Pooled]) -> list[Section]:
     """The tables that sum up an experiment."""
-    usual = [pool for pool in pools if not pool.cell.trace and set(_varied(pool.cell)) <= set(LEFT_OPEN)]
+    usual = [pool for pool in pools if pool.cell.trace or set(_varied(pool.cell)) <= set(LEFT_OPEN)]
     calm: list[Row] = [{"cell": name_of(pool.cell)} for pool in pools if underloaded(pool)]
     parts = [
         *matrices(pools),
-        Section("Mean and largest change over heterogeneous cells from the strongest baseline", headline_rows(usual)),
+        *(
+            Section(f"Change from the strongest baseline over heterogeneous cells: {setting}", headline_rows(here))
+            for setting, here in _settings(usual).items()
+        ),
+        Section("Gap closed, from hexagent to the clairvoyant, over the loaded cells", gap_rows(usual)),
         Section("Beside the paper's table: Req95 / Req99 of one policy over another's, less 1", sign_rows(usual)),
         Section("Underloaded: each policy that predicts finishes is within 10 % of the clairvoyant", calm),
     ]
@@ -65,7 +85,7 @@ def share_sections(rows: Sequence[Row]) -> list[Section]:
 
 
 def matrices(pools: Sequence[Pooled]) -> list[Section]:
-    """Req95 / Req99, one row a policy and one column a cell: cells of one cluster that vary in the same axes."""
+    """Req95 / Req99 / Req100, a row a policy and a column a cell: cells of one cluster that vary in the same axes."""
     groups: dict[tuple[object, ...], list[Pooled]] = {}
     for pool in pools:
         cell = pool.cell
@@ -81,7 +101,7 @@ def matrices(pools: Sequence[Pooled]) -> list[Section]:
                 ", ".join(word for word in own if word not in shared) or pool.cell.workload
                 for own, pool in zip(words, part, strict=True)
             ]
-            parts.append(Section(f"Req95 / Req99: {', '.join(shared)}", _matrix_rows(part, names)))
+            parts.append(Section(f"Req95 / Req99 / Req100: {', '.join(shared)}", _matrix_rows(part, names)))
     return parts
 
 
@@ -107,7 +127,7 @@ def _matrix_rows(pools: Sequence[Pooled], names: Sequence[str]) -> list[Row]:
         row: dict[str, str | None] = {"policy": policy}
         for name, pool in zip(names, pools, strict=True):
             known = policy in pool.policies
-            row[name] = " / ".join(f"{pool.req(policy, p).value:.2f}" for p in JUDGED) if known else None
+            row[name] = " / ".join(f"{pool.req(policy, p).value:.2f}" for p in STATED) if known else None
         rows.append(row)
     return rows
 
@@ -115,7 +135,7 @@ def _matrix_rows(pools: Sequence[Pooled], names: Sequence[str]) -> list[Row]:
 def req_rows(pool: Pooled) -> list[Row]:
     """One row a policy, with 95 % intervals."""
     return [
-        {"policy": policy, **{f"req{percent}": _text(pool.req(policy, percent)) for percent in (50, 90, *JUDGED, 100)}}
+        {"policy": policy, **{f"req{percent}": _text(pool.req(policy, percent)) for percent in PERCENTS}}
         for policy in pool.policies
     ]
 
@@ -133,29 +153,49 @@ def change_rows(pools: Sequence[Pooled], policy: str, which: str) -> list[Row]:
 
 
 def headline_rows(pools: Sequence[Pooled]) -> list[Row]:
-    """Means and maxima over the cells with heterogeneous clusters, a setting at a time, beside the paper's."""
+    """Means over the cells, and those that changed most and least for the better, beside the paper's figures."""
     rows: list[Row] = []
-    for setting, here in _settings(pools).items():
-        for policy, which in product(_ours(here), BASELINES):
-            if reductions := [found for pool in here if (found := _reductions(pool, policy, which))]:
-                head: Row = {"policy": policy, "baselines": which, "setting": setting, "cells": len(reductions)}
-                rows.append({**head, **_mean_and_largest(reductions)})
+    for policy, which in product(_ours(pools), BASELINES):
+        if reductions := [found for pool in pools if (found := _reductions(pool, policy, which))]:
+            rows.append({"policy": policy, "from": which, "cells": len(reductions), **_mean_and_extremes(reductions)})
     if rows:
-        head = {"policy": "the paper's hexagent", "baselines": "its own", "setting": "", "cells": None}
         figures = {f"mean{percent}": _change(paper.MEAN[percent]) for percent in JUDGED}
-        rows.append({**head, **figures, **{f"largest{percent}": _change(paper.LARGEST[percent]) for percent in JUDGED}})
+        figures |= {f"most{percent}": _change(paper.LARGEST[percent]) for percent in JUDGED}
+        figures |= {"policy": "the paper's hexagent", "from": "its own"}
+        rows.append({column: figures.get(column) for column in rows[0]})
     return rows
 
 
-def _settings(pools: Sequence[Pooled]) -> dict[str, list[Pooled]]:
-    """Cells with heterogeneous clusters by what is not as in the paper's burst; without underloaded ones as well."""
+def gap_rows(pools: Sequence[Pooled]) -> list[Row]:
+    """A row a setting and policy: what there is to gain in the mean of its loaded cells, and the share that it gets."""
+    rows: list[Row] = []
+    for setting, here in _settings(pools, split=False).items():
+        loaded = [pool for pool in here if underloaded(pool) is False and THE_PAPERS in pool.policies]
+        for policy in _ours(loaded):
+            cells = [pool for pool in loaded if policy in pool.policies]
+            if policy in (THE_PAPERS, CLAIRVOYANT):
+                continue
+            row: dict[str, str | int] = {"setting": setting, "policy": policy, "cells": len(cells)}
+            for percent in JUDGED:
+                whole = mean_share([reduction(pool, CLAIRVOYANT, [THE_PAPERS], percent) for pool in cells])
+                closed = gap_closed(cells, policy, percent)
+                row |= {f"gap{percent}": _interval_text(whole), f"closed{percent}": _share_text(closed)}
+            rows.append(row)
+    return rows
+
+
+def _settings(pools: Sequence[Pooled], split: bool = True) -> dict[str, list[Pooled]]:
+    """Cells with heterogeneous clusters by what is not as in the paper's burst; `split`: without underloaded ones as
+    well."""
     settings: dict[str, list[Pooled]] = {}
     for pool in pools:
         if pool.cell.cluster in paper.HETEROGENEOUS:
-            settings.setdefault(", ".join(_setting(pool.cell)) or "default", []).append(pool)
-    for setting, here in list(settings.items()):
-        if any(underloaded(pool) for pool in here):
-            settings[f"{setting}, loaded cells"] = [pool for pool in here if not underloaded(pool)]
+            words = [*_world(pool.cell), RECORDED] if pool.cell.trace else _setting(pool.cell)
+            settings.setdefault(", ".join(words) or "default", []).append(pool)
+    for setting, here in list(settings.items()) if split else ():
+        loaded = [pool for pool in here if not underloaded(pool)]
+        if 0 < len(loaded) < len(here):
+            settings[f"{setting}, loaded cells"] = loaded
     return settings
 
 
@@ -190,17 +230,18 @@ def _ours(pools: Sequence[Pooled]) -> list[str]:
 
 def _reductions(pool: Pooled, policy: str, which: str) -> Mapping[int, Reduction]:
     """By percent; empty where the cell has not run the policy or no such baseline."""
-    others = BASELINES[which](pool.policies)
+    others = [name for name in BASELINES[which](pool.policies) if name != policy]
     if policy not in pool.policies or not others:
         return {}
-    return {percent: reduction(pool, policy, others, percent) for percent in JUDGED}
+    return {percent: reduction(pool, policy, others, percent) for percent in STATED}
 
 
-def _mean_and_largest(reductions: Sequence[Mapping[int, Reduction]]) -> Row:
-    several = {percent: [reduced[percent] for reduced in reductions] for percent in JUDGED}
+def _mean_and_extremes(reductions: Sequence[Mapping[int, Reduction]]) -> Row:
+    several = {percent: [reduced[percent] for reduced in reductions] for percent in STATED}
     row = {f"mean{percent}": _interval_text(mean_share(reduced)) for percent, reduced in several.items()}
-    largest = {percent: max(one.share.value for one in reduced) for percent, reduced in several.items()}
-    return row | {f"largest{percent}": _change(value) for percent, value in largest.items()}
+    for word, extreme in (("most", max), ("least", min)):
+        row |= {f"{word}{p}": _change(extreme(one.share.value for one in reduced)) for p, reduced in several.items()}
+    return row
 
 
 def _text(req: Interval) -> str:
@@ -209,6 +250,12 @@ def _text(req: Interval) -> str:
 
 def _interval_text(share: Interval) -> str:
     return f"{_change(share.value)} [{_change(share.high)}, {_change(share.low)}]"
+
+
+def _share_text(share: Interval | None) -> str:
+    if share is None or not math.isfinite(share.value):
+        return "-"
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def _change(share: float) -> str:
@@ -223,12 +270,16 @@ def _words(cell: Cell) -> list[str]:
 
 def _setting(cell: Cell) -> list[str]:
     """What of the cell is not as in the paper's burst."""
-    usual = Cell._field_defaults
-    words = [getattr(cell, name) for name in ("world", "engine_profile") if getattr(cell, name) != usual[name]]
+    words = _world(cell)
     for name in _varied(cell):
         value = getattr(cell, name)
         words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".replace("\n", ", "))
     return words
+
+
+def _world(cell: Cell) -> list[str]:
+    usual = Cell._field_defaults
+    return [getattr(cell, name) for name in ("world", "engine_profile") if getattr(cell, name) != usual[name]]
 
 
 def _varied(cell: Cell) -> list[str]:

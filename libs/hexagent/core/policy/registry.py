@@ -76,7 +76,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "aggregated": Recipe(lambda _, __: Fcfs(), STICKY, aggregated=True),
     "hexagent": Recipe(lambda _, __: Hexagent(), PAPER),
     "hexagent-plus": Recipe(lambda _, profile: HexagentPlus(profile), {"keeping": Keeping}),
-    "clairvoyant": Recipe(_clairvoyant, {"cache-aware": PAPER["cache-aware"]}, clairvoyant=True),
+    "clairvoyant": Recipe(_clairvoyant, {"keeping": Keeping}, clairvoyant=True),
 }
 
 

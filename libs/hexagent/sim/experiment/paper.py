@@ -1,12 +1,15 @@
 """What HexAGenT's authors report (arXiv 2605.16637), and the experiments that stand beside it."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from hexagent.core.units import ceil_div
 from hexagent.sim.experiment.cell import Cell
 from hexagent.sim.experiment.pooling import JUDGED, Pooled
 from hexagent.sim.workloads.generators import GENERATORS
+from hexagent.sim.workloads.trace import TraceOptions, read_trace
 
 MODELS: Final = ("llama-3.1-70b", "qwen3-235b-a22b")
 HETEROGENEOUS: Final = ("hetero-1", "hetero-2")
@@ -28,6 +31,8 @@ COMPARED: Final = (("hexagent", "fcfs"), ("hexagent", "workflow-fcfs"), ("workfl
 FULL_POOL: Final = 5_000  # workflows a cell
 STEADY_S: Final = 300.0
 STEADY_LOADS: Final = (0.3, 0.6, 0.9, 1.2, 1.5)
+TRACE_CALLS: Final = 4_000  # of a trace as many workflows are read as have so many calls, at least one
+TRACE_LOADS: Final = {"policy-only": 2.0, "full": 6.0}  # at which calls queue; load 1 counts nothing as cached
 
 
 class Comparison(NamedTuple):
@@ -83,6 +88,21 @@ def experiments(world: str, profile: str, seeds: Sequence[int], pool: int, full:
         for workload in WORKLOADS
     ]
     return main + ([Experiment(cell, tuple(seeds)) for cell in _variants(world, profile)] if full else [])
+
+
+def recorded(world: str, profile: str, seeds: Sequence[int], traces: Sequence[Path]) -> list[Experiment]:
+    """The first workflows of each trace, in random arrivals at a load at which calls queue."""
+    plain = Cell(MODELS[0], HETEROGENEOUS[0], "", world, profile, TRACE_LOADS[world], "poisson")
+    return [
+        Experiment(plain._replace(workload=path.stem, trace=str(path), workflows=_first(path)), tuple(seeds))
+        for path in traces
+    ]
+
+
+def _first(trace: Path) -> int:
+    """Workflows of the trace that have TRACE_CALLS calls together."""
+    calls = accumulate([len(script.items) for script in read_trace(trace, TraceOptions()).workflows])
+    return max(sum(1 for until in calls if until <= TRACE_CALLS), 1)
 
 
 def _enough(workload: str, pool: int, first: int) -> tuple[int, ...]:

@@ -6,7 +6,10 @@ from typing import Final
 from hexagent.core.policy.registry import RECIPES
 
 _PAPER: Final = ("fcfs", "workflow-fcfs", "workflow-llf", "atlas")  # the paper's baselines
+THE_PAPERS: Final = "hexagent"
 CLAIRVOYANT: Final = "clairvoyant"
+HINTED: Final = "+hints"  # after a name: clients hint their workflow's horizon
+HINT_ERROR: Final = 0.1  # log error of these hints
 
 
 def _paper(dispatch: str) -> tuple[str, ...]:
@@ -14,25 +17,32 @@ def _paper(dispatch: str) -> tuple[str, ...]:
     return tuple(f"{name}:{each}" for each in ("least-loaded", dispatch) for name in _PAPER)
 
 
+PRACTICE: Final = ("conversation-sticky", "prefix-affinity", "aggregated")  # what is in use elsewhere
+_OURS: Final = (THE_PAPERS, "hexagent-plus", f"hexagent-plus{HINTED}")
 POLICIES: Final = {  # compared by default, by world
-    "policy-only": (*_paper("predicted-finish"), "aggregated", "hexagent", "hexagent-plus", CLAIRVOYANT),
+    "policy-only": (*_paper("predicted-finish"), "aggregated", *_OURS, CLAIRVOYANT),
     "full": (
         *_paper("cache-aware"),
-        *("prefix-affinity", "conversation-sticky", "aggregated"),
-        *("hexagent", "hexagent:cache-aware", "hexagent-plus", CLAIRVOYANT),
+        *PRACTICE,
+        *(THE_PAPERS, f"{THE_PAPERS}:cache-aware", *_OURS[1:], CLAIRVOYANT),
     ),
 }
 
 
 def dispatch_of(policy: str) -> str:
     """How calls are placed, as the policy's name says or as it is meant when it does not say."""
-    order, _, dispatch = policy.partition(":")
+    order, _, dispatch = unhinted(policy).partition(":")
     return dispatch or next(iter(RECIPES[order].dispatchers))
 
 
+def unhinted(policy: str) -> str:
+    """The policy's name in the registry, whether clients hint or not."""
+    return policy.removesuffix(HINTED)
+
+
 def predicts(policy: str) -> bool:
-    """Whether calls go where they are predicted to finish first."""
-    return dispatch_of(policy) in ("predicted-finish", "cache-aware")
+    """Whether calls go where they are predicted to finish first, or nearly so."""
+    return dispatch_of(policy) in ("predicted-finish", "cache-aware", "keeping")
 
 
 def published(policies: Sequence[str]) -> list[str]:
@@ -47,7 +57,12 @@ def strong(policies: Sequence[str]) -> list[str]:
 
 def every(policies: Sequence[str]) -> list[str]:
     """All that is not of this project or told the future."""
-    return [name for name in policies if not name.startswith("hexagent") and name != CLAIRVOYANT]
+    return [name for name in policies if not name.startswith(THE_PAPERS) and name != CLAIRVOYANT]
+
+
+def the_papers(policies: Sequence[str]) -> list[str]:
+    """The paper's own policy."""
+    return [name for name in policies if name == THE_PAPERS]
 
 
 def ours(policies: Sequence[str]) -> list[str]:

@@ -7,11 +7,13 @@ import numpy as np
 
 from hexagent.sim.experiment.bootstrap import FloatArray, Interval, interval, required_scales, resampled_scales
 from hexagent.sim.experiment.cell import Cell
-from hexagent.sim.experiment.policies import CLAIRVOYANT, predicts
+from hexagent.sim.experiment.policies import CLAIRVOYANT, THE_PAPERS, predicts
 from hexagent.sim.experiment.run import Outcome
 
 PERCENTS: Final = (50, 90, 95, 99, 100)
-JUDGED: Final = (95, 99)  # what reductions are stated for
+JUDGED: Final = (95, 99)  # what the paper states reductions for
+STATED: Final = (*JUDGED, 100)  # what they are stated for here
+GAP_LEAST: Final = 0.02  # mean reduction under the clairvoyant below which there is no gap to close
 UNDERLOADED: Final = 1.1  # a cell is underloaded where every policy needs at most so many times the clairvoyant's Req
 
 
@@ -74,6 +76,21 @@ def mean_share(reductions: Sequence[Reduction]) -> Interval:
     """Of several cells. Cells of equal size are resampled alike, as the same workflows on two clusters should be."""
     value = sum(reduced.share.value for reduced in reductions) / len(reductions)
     return interval(value, np.mean([reduced.resampled for reduced in reductions], axis=0))
+
+
+def gap_closed(pools: Sequence[Pooled], policy: str, percent: int) -> Interval | None:
+    """The share of what better information is worth that the policy gets.
+
+    That is its reduction of Req from `hexagent`'s over the clairvoyant's, each the mean of the cells: a cell counts by
+    what there is to gain in it. None where that is less than GAP_LEAST in the mean.
+    """
+    gained, whole = ([reduction(pool, name, [THE_PAPERS], percent) for pool in pools] for name in (policy, CLAIRVOYANT))
+    possible = mean_share(whole).value
+    if not possible >= GAP_LEAST:  # nor where it is not a number
+        return None
+    ours, best = (sum(reduced.resampled for reduced in several) for several in (gained, whole))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return interval(mean_share(gained).value / possible, np.asarray(ours / best))
 
 
 def underloaded(pool: Pooled) -> bool | None:

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 from hexagent.core.policy.registry import keeps_roles
 from hexagent.sim.bounds.lower import lower_bound
 from hexagent.sim.experiment.cell import WORLDS, Cell, cluster_of, conditions_of, profile_of, workload_of
-from hexagent.sim.experiment.policies import dispatch_of
+from hexagent.sim.experiment.policies import HINT_ERROR, dispatch_of, unhinted
 from hexagent.sim.metrics import WorkflowRow, jain, summary
 from hexagent.sim.shares import TenantShare
 from hexagent.sim.world import World
@@ -32,13 +32,14 @@ VARIANTS: Final = (
 
 class Run(NamedTuple):
     cell: Cell
-    policy: str  # NAME or NAME:DISPATCH
+    policy: str  # NAME or NAME:DISPATCH, with or without HINTED after it
     seed: int
 
     @property
     def order(self) -> str:
         """The policy's name without its dispatch."""
-        return self.policy.partition(":")[0]
+        name = unhinted(self.policy)
+        return name.partition(":")[0] + self.policy.removeprefix(name)
 
     @property
     def dispatch(self) -> str:
@@ -70,11 +71,13 @@ class Outcome(NamedTuple):
 
 def world_of(run: Run) -> World:
     """The simulated world of the run, ready to go."""
-    cell = run.cell
+    cell, policy = run.cell, unhinted(run.policy)
+    if policy != run.policy:
+        cell = cell._replace(hints=HINT_ERROR)
     return World(
         cluster_of(cell),
         workload_of(cell, run.seed),
-        run.policy,
+        policy,
         run.seed,
         conditions=conditions_of(cell),
         profile=profile_of(cell),
@@ -104,7 +107,7 @@ def row_of(outcome: Outcome, lower_bound_req95: float | None) -> dict[str, Value
     run, cell = outcome.run, outcome.run.cell
     total = summary(outcome.rows)
     # Without prefix caches the bound is one for fixed roles.
-    pools_as_one = not WORLDS[cell.world] and not keeps_roles(run.policy, cluster_of(cell))
+    pools_as_one = not WORLDS[cell.world] and not keeps_roles(unhinted(run.policy), cluster_of(cell))
     timely = sum(row.stretch <= GOODPUT_SCALE for row in outcome.rows)
     row: dict[str, Value] = {
         "model": cell.model,
