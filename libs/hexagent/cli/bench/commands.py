@@ -8,12 +8,13 @@ import typer
 
 from hexagent.cli.failures import EXIT_FAILED, options_named, usage
 from hexagent.cli.options import Cluster, Json, Policy, TimeScale, examples, whole_numbers, words
-from hexagent.cli.simulate.commands import PAPER_EXAMPLES, bench_paper
+from hexagent.cli.simulate.commands import CAPACITY_EXAMPLES, PAPER_EXAMPLES, bench_capacity, bench_paper
 
 bench = typer.Typer(
     name="bench", help="Measure the live system, policies in simulation, and what is possible.", no_args_is_help=True
 )
 bench.command("paper", epilog=PAPER_EXAMPLES)(bench_paper)
+bench.command("capacity", epilog=CAPACITY_EXAMPLES)(bench_capacity)
 
 
 @bench.command("control-plane", epilog=examples("hexagent bench control-plane --json rows.json"))

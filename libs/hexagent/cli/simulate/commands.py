@@ -1,4 +1,4 @@
-"""`hexagent sim run`, `hexagent sim compare` and `hexagent bench paper`: parsing and help."""
+"""`hexagent sim run`, `sim compare`, `bench paper` and `bench capacity`: parsing and help."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from hexagent.cli.options import Json, examples, words
-from hexagent.cli.simulate.options import Axes, takes_axes
+from hexagent.cli.simulate.options import Axes, EngineProfile, Model, takes_axes
 
 sim = typer.Typer(
     name="sim", help="Run scheduling policies in the simulator: no GPU, no services.", no_args_is_help=True
@@ -18,6 +18,11 @@ PAPER_EXAMPLES: Final = examples(
     "hexagent bench paper --world both --engine-profile trtllm-1.2.1,ideal --traces DIR --json rows.json",
     "hexagent bench paper --pool 1000 --policies atlas,hexagent,hexagent-plus,clairvoyant",
     "hexagent bench paper --full --out results      (again after Ctrl-C: it goes on)",
+)
+
+CAPACITY_EXAMPLES: Final = examples(
+    "hexagent bench capacity --json rows.json",
+    "hexagent bench capacity --cluster hetero-1 --workload mixed --duration 300 --policies fcfs,hexagent-plus",
 )
 
 _SEEDS: Final = "1-99 are for tuning, 100 and up for reporting"
@@ -168,3 +173,54 @@ def bench_paper(
         check_cell(cell)
     plans = [Plan(experiment, policies(names, experiment.cell)) for experiment in found]
     write_json(json_file, "bench paper", given[0], run_plans(plans, out, processes))
+
+
+def bench_capacity(
+    workload: Annotated[str, typer.Option("--workload", help="sharegpt, bfcl, lats, mixed, ...")] = "bfcl,sharegpt",
+    cluster: Annotated[
+        str, typer.Option("--cluster", help="hetero-1, hetero-2, homogeneous, mixed-3 or mini.")
+    ] = "mixed-3",
+    model: Model = "llama-3.1-70b",
+    world: Annotated[str, typer.Option("--world", help="policy-only or full.")] = "full",
+    engine_profile: EngineProfile = "trtllm-1.2.1",
+    names: Annotated[
+        str, typer.Option("--policies", help="NAME or NAME:DISPATCH, comma-separated.")
+    ] = "hexagent-plus,hexagent,conversation-sticky,prefix-affinity,aggregated",
+    alpha: Annotated[float, typer.Option("--alpha", min=1, max=1_000, help="SLO scale.")] = 3.0,
+    arrivals: Annotated[str, typer.Option("--arrivals", help="fixed, poisson, gamma or gamma:CV.")] = "poisson",
+    duration: Annotated[
+        float, typer.Option("--duration", min=1, help="Seconds of arrivals, the first tenth not judged.")
+    ] = 90.0,
+    seed_list: Annotated[str, typer.Option("--seeds", help=f"{_SEEDS}.")] = "101-102",
+    processes: Processes = _PROCESSES,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Finished runs and the picture; runs there are not repeated.")
+    ] = Path(".hexagent/capacity"),
+    json_file: Json = None,
+) -> None:
+    """The largest steady rate of arrivals at which 99 % of the workflows end within alpha times their horizon.
+
+    By bisection over load, to 5 %, every policy with the same workflows and arrivals. `ratio_to_best` is to the best of
+    conversation-sticky, prefix-affinity and aggregated; a priced GPU-hour is one of an A100.
+    """
+    from hexagent.cli.failures import options_named
+    from hexagent.cli.report import check_writable, write_json
+    from hexagent.cli.simulate.axes import policies, seeds
+    from hexagent.cli.simulate.capacity import CapacityOptions, run_capacity
+    from hexagent.sim.experiment.cell import Cell, check_cell
+
+    check_writable(json_file)
+    given = seeds(seed_list)
+    cells = tuple(
+        [
+            Cell(model, where, what, world, engine_profile, arrivals=arrivals, duration_s=duration)
+            for where in words(cluster, "cluster")
+            for what in words(workload, "--workload")
+        ]
+    )
+    with options_named({"workload": "--workload"}):
+        for cell in cells:
+            check_cell(cell)
+        options = CapacityOptions(cells, policies(names, cells[0]), given, alpha, processes)
+        rows = run_capacity(options, out)
+    write_json(json_file, "bench capacity", given[0], rows)

@@ -14,6 +14,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from hexagent.cli.simulate.tables import name_of
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.policy.registry import RECIPES
+from hexagent.sim.experiment.capacity import PERCENT, Search
 from hexagent.sim.experiment.policies import HINTED, unhinted
 from hexagent.sim.experiment.pooling import Pooled
 
@@ -74,6 +75,22 @@ def draw_loads(pools: Sequence[Pooled], path: Path) -> None:
         axes.set_yscale("log")
         _plain_ticks(axes, of_x=False)
     _finish(figure, panels, "load of the bottleneck phase", "Req95", path)
+
+
+def draw_capacities(searches: Sequence[Search], path: Path) -> None:
+    """Req of the loads that were tried, and the SLO scale up to which they are held, a panel a cell."""
+    cells = list(dict.fromkeys(search.cell for search in searches))
+    figure, panels = _panels([name_of(cell) for cell in cells])
+    for axes, cell in zip(panels, cells, strict=True):
+        for search in [search for search in searches if search.cell == cell]:
+            loads, reqs = zip(*sorted(search.tried), strict=True)
+            axes.plot(loads, reqs, marker=".", **_style(search.policy))
+            axes.axhline(search.alpha, color="#cccccc", linewidth=0.7, zorder=0)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        _plain_ticks(axes)
+        _plain_ticks(axes, of_x=False)
+    _finish(figure, panels, "load of the bottleneck phase", f"Req{PERCENT}", path)
 
 
 def _panels(titles: Sequence[str], legend: bool = True) -> tuple[Figure, list[Axes]]:

@@ -134,6 +134,11 @@ def workload_of(cell: Cell, seed: int) -> Workload:
     )
 
 
+def rate_per_s(cell: Cell, seed: int) -> float:
+    """Workflows a second that arrive in the mean under the cell's load."""
+    return _rate_milli(cell, _arriving(cell._replace(load=0.0, duration_s=0.0), seed)) / MILLI
+
+
 def _arriving(cell: Cell, seed: int) -> Workload:
     tenants = parse_tenants(cell.tenants)
     if cell.trace:
