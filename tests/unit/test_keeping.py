@@ -1,14 +1,15 @@
-"""`hexagent-plus`: prefill instances that decode what they have prefilled, and whose turn it is with caches."""
+"""`hexagent-plus`: instances of either role that do both phases of a call, and whose turn it is with caches."""
 
 import pytest
 
-from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role
 from hexagent.core.policy.profile import DEFAULT
 from hexagent.core.scheduling.effects import Dispatch
 from hexagent.core.scheduling.events import Phase
 from hexagent.core.workflow.events import NodesRevealed
 from hexagent.core.workflow.model import CallSpec, NodeKind, NodeSpec, SegmentRef
-from tests.sim.cases import CAP, MODEL, Desk, decodes, prefills
+from hexagent.sim.clusters import LINK
+from tests.sim.cases import CAP, MODEL, Desk, decodes, instance, prefills
 
 
 def desk(
@@ -51,7 +52,29 @@ def test_a_faster_prefill_instance_keeps_a_call_and_reserves_its_output() -> Non
 def test_a_faster_decode_instance_gets_the_call() -> None:
     d = desk(prefills("a100") + decodes("h200"))
     d.start("w")
-    assert not kept(say(d, "a"))
+    long = say(d, "a", tokens=DEFAULT.local_prefill_tokens_max + 1)
+    assert (long.prefill_instance, long.decode_instance) == ("p0", "d0")
+
+
+@pytest.mark.parametrize("link", [LINK, LINK._replace(bytes_per_s=LINK.bytes_per_s // 2)])
+def test_what_is_short_behind_a_cached_prefix_is_appended_where_that_decodes(link: LinkSpec) -> None:
+    """Links of one kind or of two; the prefill instance has no more of the prompt than the decode instance."""
+    d = desk((*prefills("a100"), *decodes("h200"), instance("d1", "h200", Role.DECODE, link=link)))
+    d.start("w")
+    most = DEFAULT.local_prefill_tokens_max
+    for node, tokens in (("long", most + 1), ("short", most)):
+        said = SegmentRef(f"before {node}", 1_600)
+        reveal(d, "w", f"before-{node}", said, output_tokens=400)
+        first = d.dispatched[-1]
+        assert first.prefill_instance == "p0"
+        assert not kept(first)
+        d.run(first)
+        reveal(d, "w", node, said, SegmentRef(node, tokens), output_tokens=400)
+        home = first.decode_instance if node == "short" else "p0"
+        assert d.dispatched[-1].prefill_instance == home
+        assert kept(d.dispatched[-1]) == (node == "short")
+        d.run(d.dispatched[-1])
+    assert d.ledger_is_empty()
 
 
 def test_prefill_avoids_the_instance_where_it_would_hold_up_others() -> None:

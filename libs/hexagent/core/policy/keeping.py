@@ -1,7 +1,9 @@
-"""Prefill instances that keep calls: they decode what they have prefilled, without a hand-off, where that is better.
+"""Calls that decode where they are prefilled, without a hand-off, where that is better: on an instance of either role.
 
-Where decode is the bottleneck prefill instances become decode instances as far as it pays, call by call and back again,
-with nothing to restart or drain; and a workflow's next call finds its KV, output included, where it is prefilled.
+Where decode is the bottleneck prefill instances keep calls, so that they become decode instances as far as it pays,
+call by call and back again, with nothing to restart or drain; and a workflow's next call finds its KV, output included,
+where it is prefilled. Where a prompt has little that its decode instance does not hold already, that is appended there,
+in a step of the batch that decodes.
 """
 
 import numpy as np
@@ -23,13 +25,13 @@ STALLED_MAX = 30  # calls; more are not held up in full, since some of them end 
 
 
 class Keeping(PredictedFinish):
-    """`PredictedFinish`, aware of caches, with pairs of a prefill instance and itself.
+    """`PredictedFinish`, aware of caches, with pairs of an instance and itself.
 
     A placement costs its predicted finish and a share of the time by which its prefill holds up calls that decode on
-    the prefill instance (`stall_milli`). The cheapest one is taken; whose turn it is still goes by finishes.
+    the instance it is prefilled on (`stall_milli`). The cheapest one is taken; whose turn it is still goes by finishes.
     """
 
-    mixing = Mixing.PREFILL
+    mixing = Mixing.EITHER
 
     def __init__(self, estimator: Estimator, profile: Profile) -> None:
         super().__init__(estimator, profile, aware=True)
@@ -40,17 +42,18 @@ class Keeping(PredictedFinish):
         if hits is None:
             return ages
         left_us = np.minimum.reduce(hits[1] * topology.books.speed_ppm // PPM, axis=1)
-        queue = left_us.sum() > self._profile.cheap_prefill_us * len(topology.prefill)
+        queue = left_us.sum() > self._profile.cheap_prefill_us * topology.senders
         return ages._replace(prefill_us=left_us) if queue else ages
 
     def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
-        if not topology.uniform or topology.remote == len(topology.decode):
+        if topology.senders == len(topology.prefill) and topology.receivers == len(topology.decode):
             return super()._state(topology, waiting, rows, now_us)
         return KeepingState(topology, self._estimator, waiting, rows, now_us, self._profile)
 
 
 class KeepingState(SimulatedState):
-    """Decode instances from `Topology.remote` on are prefill instances, as columns in the same order as their rows.
+    """Of P those from `Topology.senders` on are decode instances, which append; of D those from `Topology.receivers`
+    on are prefill instances, which keep.
 
     While a share u of the prefill instances is busy, one in `BURST` counted besides, a decode step on one is expected
     to take 1 / (1 - u) times as long.
@@ -66,56 +69,63 @@ class KeepingState(SimulatedState):
         profile: Profile,
     ) -> None:
         super().__init__(topology, estimator, waiting, rows, now_us, profile.batch_us_max, aware=True)
-        self._stall_milli, remote = profile.stall_milli, topology.remote
-        self._column_of = np.where(topology.local.any(axis=1), topology.local.argmax(axis=1), -1)
-        self._keepers = np.flatnonzero(self._column_of >= 0)
+        self._stall_milli = profile.stall_milli
+        self._both = np.flatnonzero(topology.own >= 0)  # of P
+        self._append(profile.local_prefill_tokens_max)
         self._undisturbed_us = list(self._step_us)
-        self._full = self._decode_us[remote:] >= NEVER_US
+        self._full = self._decode_us[topology.receivers :] >= NEVER_US
         self._slow_down()
         self._stall_us = np.zeros_like(self._alone_us)  # what a prefill on P costs those that decode there, (P, calls)
-        for i in self._keepers.tolist():
+        for i in self._both.tolist():
             self._weigh(i)
 
     def finish_us(self) -> IntArray:
-        remote = self._topology.remote
-        begin_us = begins_us(np.minimum.reduce(self._leave_us), *self._ingress[:, :remote, None])
-        moved_us = np.minimum.reduce(begin_us + self._decode_us[:remote]) + self._transfer_us
-        kept_us = self._end_us[self._keepers] + self._decode_us[self._column_of[self._keepers]]
-        finish_us: IntArray = np.minimum(moved_us, np.minimum.reduce(kept_us))
+        moved_us = super().finish_us() if not self._topology.uniform else self._moved_us()
+        own_us = self._end_us[self._both] + self._decode_us[self._topology.own[self._both]]
+        finish_us: IntArray = np.minimum(moved_us, np.minimum.reduce(own_us))
         return finish_us
 
     def none_starts(self, rows: IntArray, before: IntArray) -> bool:
-        """Never sure: what a call looks at is not only which instances its KV could leave first."""
-        return False
+        """Sure only where no prefill instance could take a call and none of these can be appended."""
+        senders = self._topology.senders
+        able = [i for i in self._once_idle if self._idle[i] or self._headroom_us[i] >= 0]
+        return able[0] >= senders and bool(self._long[np.array(able) - senders][:, rows].all())
 
     def feasible(self, r: int) -> bool:
-        if self._roomy:
-            return True
-        moved = self._leave_us[:, r].min() < NEVER_US and self._decode_us[: self._topology.remote, r].min() < NEVER_US
-        return bool(moved or self._decode_us[self._topology.remote :, r].min() < NEVER_US)
+        return self._roomy or bool(self._near(r)[1].min() < NEVER_US)
+
+    def _moved_us(self) -> IntArray:
+        """Where each call would finish with a hand-off, if links are alike."""
+        receivers = self._topology.receivers
+        begin_us = begins_us(np.minimum.reduce(self._leave_us), *self._ingress[:, :receivers, None])
+        moved_us: IntArray = np.minimum.reduce(begin_us + self._decode_us[:receivers]) + self._transfer_us
+        return moved_us
 
     def _near(self, r: int) -> tuple[list[int], IntArray]:
         """As ever, with what the placement costs others."""
-        remote, keepers = self._topology.remote, self._keepers
-        kept_us = self._end_us[keepers, r] + self._decode_us[self._column_of[keepers], r] + self._stall_us[keepers, r]
-        moved = smallest(self._leave_us[:, r] + self._stall_us[:, r], OTHERS_MAX + 1).tolist()
-        near_i = list(dict.fromkeys(moved + keepers[smallest(kept_us, OTHERS_MAX + 1)].tolist()))
-        near = np.array(near_i)
-        cost_us = np.full((len(near), len(self._slots)), NEVER_US)
-        begin_us = begins_us(self._leave_us[near, r, None], *self._ingress[:, :remote])
-        transfer_us = self._topology.pair_us(near, int(self._prompt[r]))[:, :remote]
-        cost_us[:, :remote] = begin_us + self._decode_us[:remote, r] + transfer_us + self._stall_us[near, r, None]
-        for place, i in enumerate(near_i):
-            j = self._column_of[i]
+        topology, both, stall_us = self._topology, self._both, self._stall_us[:, r]
+        own_us = self._end_us[both, r] + self._decode_us[topology.own[both], r] + stall_us[both]
+        if topology.uniform:
+            moved = smallest(self._leave_us[:, r] + stall_us, OTHERS_MAX + 1).tolist()
+            near = np.array(list(dict.fromkeys(moved + both[smallest(own_us, OTHERS_MAX + 1)].tolist())))
+            receivers = topology.receivers
+            cost_us = np.full((len(near), len(self._slots)), NEVER_US)
+            begin_us = begins_us(self._leave_us[near, r, None], *self._ingress[:, :receivers])
+            transfer_us = topology.pair_us(near, int(self._prompt[r]))[:, :receivers]
+            cost_us[:, :receivers] = begin_us + self._decode_us[:receivers, r] + transfer_us
+        else:
+            near, cost_us = np.arange(len(stall_us)), self._pair_us(r)
+        for place, i in enumerate(near.tolist()):
+            j = topology.own[i]
             if j >= 0:
-                cost_us[place, j] = self._end_us[i, r] + self._decode_us[j, r] + self._stall_us[i, r]
-        return near_i, np.minimum(cost_us, NEVER_US)
+                cost_us[place, j] = self._end_us[i, r] + self._decode_us[j, r]
+        return near.tolist(), np.minimum(cost_us + stall_us[near, None], NEVER_US)
 
     def _candidate(self, r: int, i: int, j: int, finish_us: int) -> Candidate:
         return super()._candidate(r, i, j, finish_us - int(self._stall_us[i, r]))
 
     def _apply(self, r: int, i: int, j: int) -> None:
-        own = int(self._column_of[i])
+        own = int(self._topology.own[i])
         if own >= 0 and own != j:
             self._decode_room[own] -= int(self._prompt[r])  # pinned until it is pulled
         super()._apply(r, i, j)
@@ -126,23 +136,53 @@ class KeepingState(SimulatedState):
 
     def _look_again(self, i: int, j: int) -> None:
         super()._look_again(i, j)
-        own = int(self._column_of[i])
+        own, senders, receivers = int(self._topology.own[i]), self._topology.senders, self._topology.receivers
         if own >= 0:
             self._weigh(i)
+        if i >= senders:
+            self._close(i)
+        if own >= receivers:
             full = self._kv_tokens[self._topology.never_evicts[own]] > self._decode_room[own]
-            self._full[own - self._topology.remote] = full | (self._slots[own] <= 0)
+            self._full[own - receivers] = full | (self._slots[own] <= 0)
         self._slow_down()
+
+    def _append(self, tokens_max: int) -> None:
+        """A prompt takes what it adds to a step of the batch, for which the one under way must end. The instance must
+        hold at least as much of it as is to be computed, which may be no more than `tokens_max`."""
+        topology = self._topology
+        assert self._cached is not None
+        # Shape (decode instances of P, calls).
+        self._long = self._new_tokens(np.s_[topology.senders :]) > np.minimum(
+            self._cached[topology.senders :], tokens_max
+        )
+        for i in range(topology.senders, len(self._idle)):
+            j = int(topology.own[i])
+            if topology.decode[j].decoding:
+                self._alone_us[i] = np.maximum(self._alone_us[i] - self._floor_us[i], 0)
+                self._floor_us[i] = 0
+                self._free_us[i] += self._step_us[j] * 3 // 2
+                self._end_us[i] = self._alone_us[i] + self._free_us[i]
+            self._idle[i] &= not self._long[i - topology.senders].all()
+            self._close(i)
+        self._startable = sum(self._idle)
+
+    def _close(self, i: int) -> None:
+        """A decode instance hands over to none, and appends nothing long."""
+        self._leave_us[i] = NEVER_US
+        self._end_us[i, self._long[i - self._topology.senders]] = NEVER_US
 
     def _slow_down(self) -> None:
         """What decode on prefill instances takes, as busy as they are."""
-        remote, instances = self._topology.remote, len(self._idle)
-        busy = instances - sum(self._idle)
+        receivers, instances = self._topology.receivers, self._topology.senders
+        if receivers == len(self._slots):
+            return
+        busy = instances - sum(self._idle[:instances])
         idle_milli = MILLI - min((BURST * busy + instances) * MILLI // ((BURST + 1) * instances), BUSY_MAX_MILLI)
-        self._step_us[remote:] = [step_us * MILLI // idle_milli for step_us in self._undisturbed_us[remote:]]
-        kept_us = self._steps * np.array(self._step_us[remote:])[:, None]
-        self._decode_us[remote:] = np.where(self._full, NEVER_US, kept_us)
+        self._step_us[receivers:] = [step_us * MILLI // idle_milli for step_us in self._undisturbed_us[receivers:]]
+        kept_us = self._steps * np.array(self._step_us[receivers:])[:, None]
+        self._decode_us[receivers:] = np.where(self._full, NEVER_US, kept_us)
 
     def _weigh(self, i: int) -> None:
-        j = int(self._column_of[i])
+        j = int(self._topology.own[i])
         stalled = min(len(self._topology.decode[j].decoding) + self._added[j][0], STALLED_MAX)
         self._stall_us[i] = self._alone_us[i] * (stalled * self._stall_milli) // MILLI

@@ -117,7 +117,7 @@ class SimulatedState:
         """The most time a batch may add to its first call."""
         batch_us, nominal_us, speed_ppm = self._backlog
         backlog_us = int(np.minimum.reduce(nominal_us * speed_ppm // PPM, axis=1).sum())
-        return min(batch_us, backlog_us // len(self._idle))
+        return min(batch_us, backlog_us // max(self._topology.senders, 1))
 
     @cached_property
     def _transfer_us(self) -> IntArray:
@@ -186,7 +186,7 @@ class SimulatedState:
     def _can_start(self, i: int) -> bool:
         return bool(self._idle[i]) or self._headroom_us[i] > 0
 
-    def _new_tokens(self, i: int) -> IntArray:
+    def _new_tokens(self, i: int | slice) -> IntArray:
         """Tokens of each prompt to be computed on P."""
         new_tokens: IntArray = self._prompt if self._cached is None else self._prompt - self._cached[i]
         return new_tokens

@@ -37,7 +37,7 @@ class Profile(NamedTuple):
     sticky_excess_calls: int  # `aggregated` moves a workflow when its instance has this many more than another, 0..10^6
     prefill_credit_milli: int  # `prefix-affinity` takes off a prefill load per cached token, 0..1,000, in thousandths
     decode_credit_milli: int  # and off a decode load, 0..1,000, in thousandths
-    local_prefill_tokens_max: int  # most tokens `conversation-sticky` prefills on a decode instance, 0..1,000,000
+    local_prefill_tokens_max: int  # most tokens of a prompt that a decode instance prefills, 0 = none..1,000,000
     stall_milli: int  # of a call that a prefill of `hexagent-plus` holds up counts this part, 0..100, in thousandths
     cheap_prefill_us: int  # time left to prefill that `hexagent-plus` takes for little, 1 ms..1 day = all there is
     tenant_lag_us: int  # how far a tenant may be ahead of one that waits, time of the whole cluster, 1 ms..1 day

@@ -103,7 +103,7 @@ def keeps_roles(name: str, cluster: ClusterSpec) -> bool:
     """Whether under the policy prefill instances of `cluster` only prefill and decode instances only decode."""
     recipe, make = _recipe(name, True)
     cached = any(spec.prefix_cache for spec in cluster.instances)
-    kept = (Mixing.NONE,) if cached else (Mixing.NONE, Mixing.PREFILL)
+    kept = (Mixing.NONE,) if cached else (Mixing.NONE, Mixing.EITHER)
     return not recipe.aggregated and make(Estimator(cluster), DEFAULT).mixing in kept
 
 

@@ -50,7 +50,8 @@ class Topology:
 
     `pairs` says where KV can move: an instance that is not disaggregated, or a decode instance that prefills, only
     hands over to itself, and two instances need the same KV precision. `setup_us` and `rate` (bytes/s) are what the
-    estimator says of each link. They and `books` change between plans. The first `remote` of D are not in P as well.
+    estimator says of each link. They and `books` change between plans. `senders` of P are no decode instances,
+    `receivers` of D no prefill instances; others come last. `own` is the place of each of P in D, -1 where it has none.
     """
 
     def __init__(self, prefill: list[Instance], decode: list[Instance], estimator: Estimator) -> None:
@@ -67,16 +68,17 @@ class Topology:
         self._prefill_at = {p.spec.instance_id: i for i, p in enumerate(prefill)}
         self._decode_at = {d.spec.instance_id: j for j, d in enumerate(decode)}
         self._sorts = sorted_out(prefill), sorted_out(decode)
-        self.local = np.zeros((len(prefill), len(decode)), dtype=bool)
-        for name, i in self._prefill_at.items():
-            if name in self._decode_at:
-                self.local[i, self._decode_at[name]] = True
+        self.own = ints(self._decode_at.get(p.spec.instance_id, -1) for p in prefill)
+        self.local = np.arange(len(decode)) == self.own[:, None]
         self.pairs = self._spread(hands_over).astype(bool) | self.local
-        self.remote = len(decode) - int(np.count_nonzero(self.local))
+        sends = np.array([p.spec.role is not Role.DECODE for p in prefill], dtype=bool)
+        receives = np.array([d.spec.role is not Role.PREFILL for d in decode], dtype=bool)
+        self.senders, self.receivers = int(np.count_nonzero(sends)), int(np.count_nonzero(receives))
         receivers = [d for d in self._sorts[1].first if d.role is not Role.PREFILL]
-        links = {described(p, d) for p in self._sorts[0].first for d in receivers}
+        links = {described(p, d) for p in self._sorts[0].first if p.role is not Role.DECODE for d in receivers}
         # Any pair, links described alike: how far they really differ matters little to when a call can be done.
-        self.uniform = bool(len(links) == 1 and self.remote and self.pairs[:, : self.remote].all())
+        between = (self.pairs & ~self.local)[sends][:, receives]
+        self.uniform = bool(len(links) == 1 and between.size and between.all())
         self.books = Books(prefill, decode, self.floor_us, self.kind_of, estimator)
         self._estimator, self._learned = estimator, -1
         self.setup_us, self.rate = np.zeros_like(self.local, dtype=np.int64), np.ones_like(self.local, dtype=np.int64)
@@ -99,8 +101,8 @@ class Topology:
             i, j = self._prefill_at.get(source), self._decode_at.get(target)
             if i is not None and j is not None:
                 self.rate[i, j], self.setup_us[i, j] = estimator.link(self.prefill[i].spec, self.decode[j].spec)
-        remote = slice(self.remote or None)
-        self._usual = LinkSpec(_median(self.rate[:, remote]), _median(self.setup_us[:, remote]))
+        between = np.s_[: self.senders or None, : self.receivers or None]
+        self._usual = LinkSpec(_median(self.rate[between]), _median(self.setup_us[between]))
 
     def _spread(self, value: Callable[[InstanceSpec, InstanceSpec], int]) -> IntArray:
         """(P, D) of what the sorts of the two instances say."""

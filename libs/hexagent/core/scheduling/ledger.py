@@ -20,7 +20,7 @@ class Mixing(IntEnum):
 
     NONE = 0
     DECODE = 1  # decode instances prefill what they will decode
-    PREFILL = 2  # prefill instances decode what they have prefilled; where nothing is cached they keep their role
+    EITHER = 2  # that, and prefill instances decode what they have prefilled; neither where nothing is cached
 
 
 class Attempt:
@@ -183,14 +183,15 @@ class Ledger:
         instance.cache = None
 
     def pool(self, model: str, mixing: Mixing = Mixing.NONE) -> tuple[list[Instance], list[Instance]]:
-        """Usable (prefill, decode) instances of a model, in order of id; prefill instances that decode come last."""
+        """Usable (prefill, decode) instances of a model, in order of id; with `EITHER` those of the other role last."""
         usable = [i for i in self.instances.values() if i.usable and i.spec.model == model]
         append = mixing is Mixing.DECODE
         prefill = [i for i in usable if i.spec.role is not Role.DECODE or (append and i.profile.local_prefill)]
         decode = [i for i in usable if i.spec.role is not Role.PREFILL]
-        if mixing is Mixing.PREFILL:
-            keeps = [i for i in usable if i.spec.role is Role.PREFILL and i.profile.local_prefill]
-            decode += [i for i in keeps if i.cache is not None]
+        if mixing is Mixing.EITHER:
+            able = [i for i in usable if i.profile.local_prefill and i.cache is not None]
+            prefill += [i for i in able if i.spec.role is Role.DECODE]
+            decode += [i for i in able if i.spec.role is Role.PREFILL]
         return prefill, decode
 
     def changes(self) -> list[Instance]:
