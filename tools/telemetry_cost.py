@@ -127,7 +127,7 @@ async def measure(seconds: float, calls: int) -> None:
                 engine = Watched(spec, calls)
                 supervisor = Supervisor(cast("Engine", engine), lambda spec, cause: None, Quarantine())
                 reporting = report_telemetry(
-                    "agent", {spec.instance_id: supervisor}, Devices(None, {}), bus, clock, period_s
+                    "agent", {spec.instance_id: supervisor}, Devices(None, {}), lambda _: None, bus, clock, period_s
                 )
                 used_s = await cpu_s(seconds, steps_of(engine, calls, clock), reporting) - idle_s
                 share = used_s / seconds

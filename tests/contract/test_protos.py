@@ -30,7 +30,7 @@ SERVICES = [name for name in FILES if name.endswith("_service.proto")]
 # Reads and streams; everything else changes something.
 READS = ("Get", "List", "Describe", "Watch", "Explain", "Estimate")
 # Changes whose ticket, or whose session, makes them idempotent.
-BY_TICKET = {"HandOff", "PullKv", "AbortCall", "Session"}
+BY_TICKET = {"WarmUp", "HandOff", "PullKv", "AbortCall", "Session"}
 ENVELOPES = {
     "WorkflowEventEnvelope",
     "CallOutcomeMessage",

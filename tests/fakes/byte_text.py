@@ -29,7 +29,9 @@ class ByteText:
     end_token_ids: tuple[int, ...] = (END_ID,)
 
     async def prompt_ids(self, request: EngineRequest) -> tuple[int, ...]:
-        return tuple(b"".join(s.body.text for s in request.call.segments) + request.delivered_text)
+        return tuple(
+            b"".join(bytes(s.body.token_ids) or s.body.text for s in request.call.segments) + request.delivered_text
+        )
 
     def decoder(self, request: EngineRequest) -> ByteDecoder:
         return ByteDecoder(request)

@@ -120,6 +120,7 @@ def worker_cases() -> list[Case]:
         row("Session", "negative epoch", session(hello=worker.Hello(epoch=-1)), INVALID, "BAD_EPOCH", "hello.epoch"),
         row("Session", "epoch of an older scheduler", session(hello=worker.Hello(epoch=OLD_EPOCH)),
             grpc.StatusCode.ABORTED, "STALE_EPOCH", "hello.epoch"),
+        row("WarmUp", "no ticket", worker.WarmUpRequest(), INVALID, "NO_TICKET", "hand_off.attempt.ticket"),
         row("AbortCall", "no ticket", worker.AbortCallRequest(), INVALID, "NO_TICKET", "ticket"),
     ]  # fmt: skip
 

@@ -156,6 +156,15 @@ async def test_each_engine_is_seen_with_its_gpu(stack: LocalStack) -> None:
     await until(seen)
 
 
+async def test_the_links_of_a_prefill_engine_are_warm_before_calls_use_them(stack: LocalStack) -> None:
+    async def warm() -> bool:
+        links = (await view_of(stack, "p-h100-0")).reported.links
+        return (links.warm, links.cold, len(links.failed)) == (len(DECODE), 0, 0)
+
+    await until(warm)
+    assert not (await view_of(stack, DECODE[0])).reported.HasField("links")
+
+
 async def test_a_scheduler_can_read_what_a_change_of_role_costs(stack: LocalStack) -> None:
     prefill, decode = [(await view_of(stack, name)).instance.flip for name in ("p-h100-0", DECODE[0])]
     assert (prefill.way, prefill.cost_us) == (enums_pb2.FLIP_WAY_OVERLAP_OFF, 0)

@@ -10,7 +10,7 @@ from hexagent.core.estimate.calibration import CalibrationRow
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.units import PPM, US_PER_S
 from hexagent.core.workflow.model import WorkflowStatus
-from hexagent.wire.telemetry import DeviceSample
+from hexagent.wire.telemetry import DeviceSample, FailedLink, Links
 from tests.sim.cases import decodes
 
 
@@ -26,8 +26,10 @@ def cluster(at_s: int, tokens: int, *, epoch: int = 1, stale: bool = False) -> C
     load = InstanceLoad(
         1, 10, (at_s - 3) * US_PER_S, 0, 0, 0, 2, 0, kv_used_blocks=50, kv_cached_blocks=0, kv_free_blocks=0
     )
+    links = Links(3, 1, (FailedLink("d-a100-0", "KV_LOST_TIMEOUT"),), 90_000)
     steps = tokens // 10, tokens * 1_000
-    reported = ReportedView(load, 400_000, stale, 300, 100, tokens, *steps, devices, 80, 60, (at_s - 1) * US_PER_S)
+    sampled_at_us = (at_s - 1) * US_PER_S
+    reported = ReportedView(load, 400_000, stale, 300, 100, tokens, *steps, devices, 80, 60, sampled_at_us, links)
     spec = decodes("h100")[0]._replace(kv_blocks=200)
     instance = InstanceView(spec, True, False, reported, 0, (at_s + 2) * US_PER_S, 0, 0, PPM, 1_250_000, None, False)
     tenants = (TenantView("b", 2, 4, 5_000_000),)
@@ -47,6 +49,7 @@ def test_rates_are_of_the_time_between_two_looks() -> None:
     assert (row["transfer_backlog_s"], row["accepted_percent"], row["sample_age_s"]) == (2.0, 75.0, 1.0)
     assert (row["decode_time_factor"], row["telemetry_age_wall_s"], row["state"]) == (1.25, 0.4, "up")
     assert (row["temperature_celsius"], row["power_watts"], row["sm_clock_mhz"]) == (70, 300, None)
+    assert (row["links_warm"], row["links_cold"], row["links_failure"]) == (3, 1, "d-a100-0: KV_LOST_TIMEOUT")
     assert viewed(cluster(100, 3_000)).cluster["events_per_s"] == 400.0
 
 

@@ -31,7 +31,8 @@ _BELIEFS: Final = {
     "instance": "instance", "prefill x": "prefill_time_factor", "decode x": "decode_time_factor",
     "prefill in s": "prefill_backlog_s", "links in s": "transfer_backlog_s", "reuse wrong %": "prefix_wrong_percent",
     "alarm": "prefix_alarm", "heard s ago": "telemetry_age_wall_s", "sampled s ago": "sample_age_s",
-    "role flip": "flip_way", "takes s": "flip_cost_s",
+    "role flip": "flip_way", "takes s": "flip_cost_s", "links warm": "links_warm", "cold": "links_cold",
+    "failed": "links_failure",
     "C": "temperature_celsius", "MHz": "sm_clock_mhz", "W": "power_watts",
 }  # fmt: skip
 _WORKFLOWS: Final = {

@@ -48,6 +48,7 @@ def instance_rows(before: ClusterView, now: ClusterView) -> list[Row]:
 
 def _state_row(view: InstanceView, at_us: int) -> Row:
     spec, sampled_at_us = view.spec, view.reported.sampled_at_us if view.reported is not None else 0
+    links = view.reported.links if view.reported is not None else None
     return {
         "instance": spec.instance_id,
         "gpu_type": spec.gpu_type,
@@ -63,6 +64,10 @@ def _state_row(view: InstanceView, at_us: int) -> Row:
         "prefix_alarm": None if view.prefix_wrong_ppm is None else view.prefix_alarm,
         "telemetry_age_wall_s": view.reported.silent_us / US_PER_S if view.reported is not None else None,
         "sample_age_s": max(at_us - sampled_at_us, 0) / US_PER_S if sampled_at_us else None,
+        "links_warm": links and links.warm,
+        "links_cold": links and links.cold,
+        "links_failed": links and len(links.failed),
+        "links_failure": links and (": ".join(links.failed[0]) if links.failed else None),
         **_devices(view.reported.devices if view.reported is not None else ()),
     }
 

@@ -6,7 +6,7 @@ from hexagent.api.scheduler.v1 import scheduler_service_pb2
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.wire.cluster import instance_from_proto
-from hexagent.wire.telemetry import DeviceSample, device_from_proto, load_from_proto
+from hexagent.wire.telemetry import DeviceSample, Links, device_from_proto, links_from_proto, load_from_proto
 
 
 class ReportedView(NamedTuple):
@@ -24,6 +24,7 @@ class ReportedView(NamedTuple):
     drafted_tokens: int  # by speculative decoding
     accepted_tokens: int
     sampled_at_us: int  # when the engine last gave statistics, 0 = never
+    links: Links | None  # to decode instances; None: they need no warm-up
 
 
 class InstanceView(NamedTuple):
@@ -116,4 +117,5 @@ def _reported(message: scheduler_service_pb2.InstanceView) -> ReportedView:
         drafted_tokens=reported.drafted_tokens,
         accepted_tokens=reported.accepted_tokens,
         sampled_at_us=reported.sampled_at_us,
+        links=links_from_proto(reported.links) if reported.HasField("links") else None,
     )

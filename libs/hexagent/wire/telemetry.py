@@ -23,6 +23,22 @@ class DeviceSample(NamedTuple):
     throttle_reasons: int | None = None  # the driver's bit mask
 
 
+class FailedLink(NamedTuple):
+    """A link over which no KV comes."""
+
+    to_instance: str
+    cause: str
+
+
+class Links(NamedTuple):
+    """How far a prefill instance's links to decode instances have been used ahead of calls."""
+
+    warm: int
+    cold: int
+    failed: tuple[FailedLink, ...]
+    slowest_us: int  # the longest first transfer of a warm one
+
+
 class TelemetryReport(NamedTuple):
     """What the scheduler learns from, with what only people and tools read."""
 
@@ -30,6 +46,7 @@ class TelemetryReport(NamedTuple):
     sequence: int = 0  # among the reports of its instance, from 1
     devices: tuple[DeviceSample, ...] = ()
     incidents: Incidents = Incidents()
+    links: Links | None = None  # None: they need no warm-up
     sampled_at_us: int = 0  # model time at which the engine's last statistics came, 0 = never
 
 
@@ -43,6 +60,7 @@ class AgentAnnouncement(NamedTuple):
     at_us: int
     sequence: int = 0
     draining: bool = False
+    down: tuple[str, ...] = ()  # instances whose engines do not run
 
 
 # --- reports ----------------------------------------------------------------------------------------------
@@ -62,6 +80,7 @@ def telemetry_to_proto(report: TelemetryReport) -> telemetry_pb2.InstanceTelemet
         devices=[device_to_proto(device) for device in report.devices],
         incidents=incidents_to_proto(report.incidents),
         sampled_at_us=report.sampled_at_us,
+        links=report.links and links_to_proto(report.links),
         speculation=telemetry.speculation and telemetry_pb2.SpeculationSample(**telemetry.speculation._asdict()),
     )
 
@@ -87,6 +106,7 @@ def telemetry_from_proto(message: telemetry_pb2.InstanceTelemetry) -> TelemetryR
         devices=tuple(device_from_proto(device) for device in message.devices),
         incidents=Incidents(*[getattr(message.incidents, name) for name in Incidents._fields]),
         sampled_at_us=message.sampled_at_us,
+        links=links_from_proto(message.links) if message.HasField("links") else None,
     )
 
 
@@ -180,6 +200,16 @@ def incidents_to_proto(incidents: Incidents) -> telemetry_pb2.Incidents:
     return telemetry_pb2.Incidents(**incidents._asdict())
 
 
+def links_to_proto(links: Links) -> telemetry_pb2.Links:
+    failed = [telemetry_pb2.FailedLink(**link._asdict()) for link in links.failed]
+    return telemetry_pb2.Links(warm=links.warm, cold=links.cold, failed=failed, slowest_us=links.slowest_us)
+
+
+def links_from_proto(message: telemetry_pb2.Links) -> Links:
+    failed = tuple(FailedLink(link.to_instance, link.cause) for link in message.failed)
+    return Links(message.warm, message.cold, failed, message.slowest_us)
+
+
 def device_to_proto(device: DeviceSample) -> telemetry_pb2.DeviceSample:
     return telemetry_pb2.DeviceSample(**device._asdict())
 
@@ -208,6 +238,7 @@ def announcement_to_proto(announcement: AgentAnnouncement) -> telemetry_pb2.Agen
         instances=[instance_to_proto(instance) for instance in announcement.instances],
         epoch_seen=announcement.epoch_seen,
         draining=announcement.draining,
+        down=announcement.down,
     )
 
 
@@ -220,6 +251,7 @@ def announcement_from_proto(message: telemetry_pb2.AgentAnnouncement) -> AgentAn
         at_us=message.occurred_at_us,
         sequence=message.sequence,
         draining=message.draining,
+        down=tuple(message.down),
     )
 
 

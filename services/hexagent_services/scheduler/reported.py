@@ -5,7 +5,7 @@ from typing import Final
 
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.telemetry import Incidents
-from hexagent.wire.telemetry import DeviceSample, TelemetryReport
+from hexagent.wire.telemetry import DeviceSample, Links, TelemetryReport
 
 # Wall time without a report after which an instance counts as stale. Agents report at least once a second.
 STALE_US: Final = 1_500_000
@@ -22,6 +22,7 @@ class Reported:
         "generated_tokens",
         "heard_ns",
         "incidents",
+        "links",
         "load",
         "prefilled_tokens",
         "reused_tokens",
@@ -36,6 +37,7 @@ class Reported:
         self.heard_ns = 0  # when it came, monotonic
         self.devices: tuple[DeviceSample, ...] = ()
         self.incidents = Incidents()
+        self.links: Links | None = None
         self.reused_tokens = 0
         self.prefilled_tokens = 0
         self.generated_tokens = 0
@@ -59,7 +61,7 @@ class Reported:
         telemetry = report.telemetry
         self.load, self.at_us, self.heard_ns = telemetry.load, telemetry.at_us, time.monotonic_ns()
         self.devices, self.incidents = report.devices, report.incidents
-        self.sampled_at_us = report.sampled_at_us
+        self.links, self.sampled_at_us = report.links, report.sampled_at_us
         self.reused_tokens += telemetry.reused_tokens
         self.prefilled_tokens += telemetry.prefilled_tokens
         self.generated_tokens += telemetry.generated_tokens

@@ -44,6 +44,12 @@ class ReportedMetrics:
             (*names, "hexagent.incident"),
             "{incident}",
         )
+        self._links = metrics.gauge(
+            "hexagent.instance.links",
+            "Its links to decode instances that are warm, not yet, or failed to be.",
+            (*names, "hexagent.state"),
+            "{link}",
+        )
         self._devices = {
             field: metrics.gauge(f"hexagent.device.{name}", meaning, (*names, "hexagent.device"), unit)
             for field, name, unit, meaning in _DEVICE
@@ -62,6 +68,9 @@ class ReportedMetrics:
         self._steps_us.set(reported.steps_us / US_PER_S, *labels)
         for kind, count in reported.incidents._asdict().items():
             self._incidents.set(count, *labels, kind)
+        if (links := reported.links) is not None:
+            for state, count in (("warm", links.warm), ("cold", links.cold), ("failed", len(links.failed))):
+                self._links.set(count, *labels, state)
         for rank, device in enumerate(reported.devices):
             for field, gauge in self._devices.items():
                 if (value := getattr(device, field)) is not None:

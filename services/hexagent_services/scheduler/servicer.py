@@ -17,7 +17,7 @@ from hexagent.runtime.grpc_server import guarded
 from hexagent.wire.cluster import instance_to_proto
 from hexagent.wire.codec import bad, call_id_to_proto, checked_call_id
 from hexagent.wire.scheduler import record_to_proto, shadow_to_proto
-from hexagent.wire.telemetry import device_to_proto, incidents_to_proto, load_to_proto
+from hexagent.wire.telemetry import device_to_proto, incidents_to_proto, links_to_proto, load_to_proto
 from hexagent_services.scheduler.driver import Driver
 from hexagent_services.scheduler.publisher import Publisher
 from hexagent_services.scheduler.reported import Reported, Reports
@@ -201,6 +201,7 @@ def _reported_view(reported: Reported) -> pb.ReportedView:
         drafted_tokens=reported.drafted_tokens,
         accepted_tokens=reported.accepted_tokens,
         sampled_at_us=reported.sampled_at_us,
+        links=reported.links and links_to_proto(reported.links),
     )
 
 

@@ -7,6 +7,7 @@ from hexagent.wire.telemetry import AgentAnnouncement
 from hexagent_services.worker_agent.attempts import Attempts
 from hexagent_services.worker_agent.engine.supervision import Supervisor
 from hexagent_services.worker_agent.reports import Reports
+from hexagent_services.worker_agent.warm_up import WarmUps
 
 
 class Agent:
@@ -16,11 +17,13 @@ class Agent:
         address: str,
         supervisors: dict[str, Supervisor],
         attempts: Attempts,
+        warm_ups: WarmUps,
         reports: Reports,
         clock: Clock,
     ) -> None:
         self.agent_id = agent_id
         self.attempts = attempts
+        self.warm_ups = warm_ups
         self.reports = reports
         self.cordoned: set[str] = set()  # instances that get no new calls, as the schedulers have said
         self._supervisors = supervisors
@@ -91,4 +94,5 @@ class Agent:
             self._clock.now_us(),
             self._announcements,
             self.draining,
+            tuple(name for name, supervisor in self._supervisors.items() if supervisor.cause),
         )

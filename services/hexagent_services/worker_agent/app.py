@@ -16,6 +16,7 @@ from hexagent.runtime.bus import Bus
 from hexagent.runtime.clock import ModelClock
 from hexagent.runtime.cluster_record import read_cluster_record
 from hexagent.runtime.grpc_server import GrpcServer
+from hexagent.runtime.kv import KvBucket
 from hexagent.wire.cluster import ClusterRecord
 from hexagent.wire.telemetry import announcement_to_bytes
 from hexagent_services.worker_agent.agent import Agent
@@ -34,6 +35,7 @@ from hexagent_services.worker_agent.requests import BodyCache
 from hexagent_services.worker_agent.results import Results
 from hexagent_services.worker_agent.servicer import WorkerServicer
 from hexagent_services.worker_agent.settings import WorkerAgentSettings
+from hexagent_services.worker_agent.warm_up import WarmUps
 
 FIRST_STARTS_S: Final = 10.0  # wall time; an agent is there without the engines that take longer
 
@@ -67,23 +69,46 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     for engine in engines.values():
         app.at_stop(Stage.CLOSE, "engine", engine.close)
     bodies, peers, reports = BodyCache(bus), Peers(), Reports()
+    warm_ups = WarmUps({name: engines[name] for name in tables}, peers, clock, address)
     app.at_stop(Stage.CLOSE, "peers", peers.close)
     results = Results(bus, bodies, settings.agent_id)
-    attempts = Attempts(engines, bodies, peers, results, reports, clock, address)
-    supervisors = await _supervised(app, engines, lambda spec, cause: reports.instance(spec, clock.now_us(), cause))
-    agent = Agent(settings.agent_id, address, supervisors, attempts, reports, clock)
+    attempts = Attempts(engines, bodies, peers, results, reports, clock, warm_ups, address)
+    changed = asyncio.Event()  # some engine came or went
+
+    def tell(spec: InstanceSpec, cause: str) -> None:
+        reports.instance(spec, clock.now_us(), cause)
+        changed.set()
+
+    supervisors = await _supervised(app, engines, tell)
+    agent = Agent(settings.agent_id, address, supervisors, attempts, warm_ups, reports, clock)
     servicer.serve(agent)
 
     app.at_stop(Stage.INTAKE, "intake", agent.drain)
     app.at_stop(Stage.DRAIN, "attempts", attempts.drained)
     app.at_stop(Stage.FLUSH, "outcomes", bus.flush)
     app.start(devices.run(), "devices")
-    telemetry = report_telemetry(settings.agent_id, supervisors, devices, bus, clock, settings.telemetry_period_s)
+    period_s = settings.telemetry_period_s
+    telemetry = report_telemetry(settings.agent_id, supervisors, devices, warm_ups.links_of, bus, clock, period_s)
     app.start(telemetry, "telemetry")
-    key = subjects.agent_key(settings.agent_id)
-    await bus.bucket(subjects.CLUSTER_BUCKET).put(key, announcement_to_bytes(agent.announcement()))
+    cluster = bus.bucket(subjects.CLUSTER_BUCKET)
+    await _announce(cluster, agent, changed)
+    app.start(_announce_changes(cluster, agent, changed), "announcements")
+    if tables:
+        app.start(warm_ups.run(await cluster.watch(subjects.ALL_AGENTS_KEY)), "warm-up")
     await server.set_ready(True)
     app.ready(port, agent_id=settings.agent_id, instances=len(instances))
+
+
+async def _announce(cluster: KvBucket, agent: Agent, changed: asyncio.Event) -> None:
+    changed.clear()
+    await cluster.put(subjects.agent_key(agent.agent_id), announcement_to_bytes(agent.announcement()))
+
+
+async def _announce_changes(cluster: KvBucket, agent: Agent, changed: asyncio.Event) -> None:
+    """Links that were warm are not with another engine at one of their ends, so all agents have to know."""
+    while True:
+        await changed.wait()
+        await _announce(cluster, agent, changed)
 
 
 async def _supervised(

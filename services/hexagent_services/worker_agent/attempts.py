@@ -35,6 +35,7 @@ from hexagent_services.worker_agent.push import Reservations
 from hexagent_services.worker_agent.reports import Reports
 from hexagent_services.worker_agent.requests import BodyCache, engine_request
 from hexagent_services.worker_agent.results import Results
+from hexagent_services.worker_agent.warm_up import WarmUps
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Attempts:
         results: Results,
         reports: Reports,
         clock: Clock,
+        warm_ups: WarmUps,
         address: str,
     ) -> None:
         self._engines = engines
@@ -61,6 +63,7 @@ class Attempts:
         self._peers = peers
         self._results = results
         self._accounts = Accounts(results, reports, clock, self._forget)
+        self._warm_ups = warm_ups
         self._address = address
         self._live: dict[tuple[Ticket, str], LiveAttempt] = {}
         self._reservations = Reservations(peers, address)
@@ -271,10 +274,16 @@ class Attempts:
     ) -> None:
         """Hand over to the decode side; where it says no, to whichever the scheduler binds next."""
         decode_instance, address = order.decode_instance, order.decode_address
+        cut_off: set[str] = set()  # decode instances whose links fail
         while True:
             if decode_instance:
                 offer = hand_off_request(attempt, request, prefilled, decode_instance, self._address)
-                reason = await self._peers.hand_off(address, offer)
+                refusal = self._warm_ups.refusal(attempt.instance_id, decode_instance)
+                if refusal and decode_instance in cut_off:  # the scheduler knows no better one: elsewhere, from anew
+                    attempt.engine.abort(attempt.ticket)
+                    raise EngineRefused(refusal)
+                cut_off.add(decode_instance)
+                reason = refusal or await self._peers.hand_off(address, offer)
                 if not reason:
                     return
                 self._unbound(attempt, reason)

@@ -18,6 +18,7 @@ from hexagent_services.worker_agent.line import Line
 HAND_OFF_S: Final = 5.0  # wall time; the peer only queues the call
 PULL_S: Final = 300.0  # behind everything else that its holder may have to send
 ABORT_S: Final = 2.0
+WARM_UP_S: Final = 90.0  # longer than engines wait for KV by default; some connections are made for the first time
 
 
 class Peer:
@@ -69,6 +70,22 @@ class Peers:
         if end.reason:
             raise EngineRefused(f"KV_LOST_{end.reason}")
         return KvPiece(b"", True, end.kv_bytes, end.start_us, end.end_us)
+
+    async def runs(self, address: str, instance_id: str) -> bool:
+        """Whether an agent is there to stay, and the engine of an instance of it runs."""
+        try:
+            answer = await self._peer(address).stub.DescribeAgent(pb.DescribeAgentRequest(), timeout=HAND_OFF_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return not answer.agent.draining and instance_id not in answer.agent.down
+
+    async def warm_up(self, address: str, request: pb.HandOffRequest) -> tuple[str, int]:
+        """Have a prompt pulled that nobody waits for: why that failed, "" = it did not, and how long it took."""
+        try:
+            answer = await self._peer(address).stub.WarmUp(pb.WarmUpRequest(hand_off=request), timeout=WARM_UP_S)
+        except grpc.aio.AioRpcError as error:
+            return f"UNREACHABLE_{error.code().name}", 0
+        return answer.reason, answer.transfer_us
 
     async def abort(self, address: str, ticket: Ticket, instance_id: str, reason: str) -> None:
         """Tell a peer that an attempt is over; a peer that does not answer finds out by itself."""

@@ -1,6 +1,7 @@
 """Telemetry of the agent's instances, a few times a second of wall time, on core NATS."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from hexagent.core.instance.io import InstanceLoad
@@ -8,7 +9,7 @@ from hexagent.core.instance.telemetry import Telemetry
 from hexagent.runtime import subjects
 from hexagent.runtime.bus import Bus
 from hexagent.runtime.clock import Clock
-from hexagent.wire.telemetry import TelemetryReport, telemetry_to_bytes
+from hexagent.wire.telemetry import Links, TelemetryReport, telemetry_to_bytes
 from hexagent_services.worker_agent.devices import Devices
 from hexagent_services.worker_agent.engine.supervision import Supervisor
 
@@ -16,7 +17,13 @@ REPEAT_S: Final = 1.0  # wall time after which an instance is reported again tho
 
 
 async def report_telemetry(
-    agent_id: str, supervisors: dict[str, Supervisor], devices: Devices, bus: Bus, clock: Clock, period_s: float
+    agent_id: str,
+    supervisors: dict[str, Supervisor],
+    devices: Devices,
+    links_of: Callable[[str], Links | None],
+    bus: Bus,
+    clock: Clock,
+    period_s: float,
 ) -> None:
     """Publish once a period what is new of any instance, until cancelled."""
     last: dict[str, tuple[InstanceLoad, int]] = {}  # load and sequence of each instance's last report
@@ -33,7 +40,7 @@ async def report_telemetry(
                 last[instance_id] = (load, sequence + 1)
                 telemetry = Telemetry(instance_id, clock.now_us(), load, *samples)
                 incidents, sampled_at_us = supervisor.incidents(), supervisor.engine.sampled_at_us()
-                devices_now = devices.of(instance_id)
-                reports.append(TelemetryReport(telemetry, sequence + 1, devices_now, incidents, sampled_at_us))
+                shown = devices.of(instance_id), incidents, links_of(instance_id), sampled_at_us
+                reports.append(TelemetryReport(telemetry, sequence + 1, *shown))
         if reports:
             bus.publish_core(subjects.telemetry(agent_id), telemetry_to_bytes(reports))

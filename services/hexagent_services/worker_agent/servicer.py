@@ -189,6 +189,13 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         if reason:
             await chunks.put(pb.PullKvResponse(last=True, reason=reason, number=request.number))
 
+    async def WarmUp(self, request: pb.WarmUpRequest, context: Context) -> pb.WarmUpResponse:
+        _check_ticket(request.hand_off.attempt.ticket, "hand_off.attempt.ticket")
+        if self._agent.draining:
+            return pb.WarmUpResponse(reason="DRAINING")
+        reason, transfer_us = await self._agent.warm_ups.pull(request.hand_off)
+        return pb.WarmUpResponse(reason=reason, transfer_us=transfer_us)
+
     async def AbortCall(self, request: pb.AbortCallRequest, context: Context) -> pb.AbortCallResponse:
         _check_ticket(request.ticket, "ticket")
         ticket = ticket_from_proto(request.ticket)

@@ -31,6 +31,7 @@ class EngineRequest(NamedTuple):
     rank: int  # order among waiting calls, lower first
     delivered_tokens: int = 0  # output a client has from a lost attempt: continued from, never generated again
     delivered_text: bytes = b""
+    warm_up: bool = False  # for the sake of its link only, which says nothing about later transfers
 
 
 class Capabilities(NamedTuple):

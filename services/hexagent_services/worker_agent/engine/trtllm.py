@@ -169,7 +169,8 @@ class TrtllmEngine:
             async for event in self._generate(run, decoder, prefilled.first_text):
                 if isinstance(event, Finished):
                     transfer = _measured(run, transfer)
-                    self._held.observed.transferred(handed.source_instance, transfer)
+                    if not request.warm_up:
+                        self._held.observed.transferred(handed.source_instance, transfer)
                     event = event._replace(transfer=transfer)
                 yield event
         finally:

@@ -295,6 +295,7 @@ class ReportedView(_message.Message):
     DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     SAMPLED_AT_US_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     silent_us: _builtins.int
     """Wall time since its last report, microseconds."""
     stale: _builtins.bool
@@ -323,6 +324,10 @@ class ReportedView(_message.Message):
     def incidents(self) -> _telemetry_pb2.Incidents:
         """What went wrong since its agent started."""
 
+    @_builtins.property
+    def links(self) -> _telemetry_pb2.Links:
+        """Its links to decode instances; unset = they need no warm-up."""
+
     def __init__(
         self,
         *,
@@ -338,10 +343,11 @@ class ReportedView(_message.Message):
         drafted_tokens: _builtins.int = ...,
         accepted_tokens: _builtins.int = ...,
         sampled_at_us: _builtins.int = ...,
+        links: _telemetry_pb2.Links | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents", "links", b"links"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "devices", b"devices", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "sampled_at_us", b"sampled_at_us", "silent_us", b"silent_us", "stale", b"stale", "steps", b"steps", "steps_us", b"steps_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "devices", b"devices", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "links", b"links", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "sampled_at_us", b"sampled_at_us", "silent_us", b"silent_us", "stale", b"stale", "steps", b"steps", "steps_us", b"steps_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

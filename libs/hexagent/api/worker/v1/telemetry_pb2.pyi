@@ -485,6 +485,68 @@ class Incidents(_message.Message):
 Global___Incidents: _TypeAlias = Incidents  # noqa: Y015
 
 @_typing.final
+class Links(_message.Message):
+    """How far the links of a prefill instance to decode instances have been used ahead of calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WARM_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    SLOWEST_US_FIELD_NUMBER: _builtins.int
+    warm: _builtins.int
+    """Links that are warm."""
+    cold: _builtins.int
+    """Links that are not, as yet or because the other side is not there."""
+    slowest_us: _builtins.int
+    """The longest first transfer of a warm one, microseconds."""
+    @_builtins.property
+    def failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailedLink]:
+        """Links over which no KV comes: no call is handed over there until it does. The first 16 by id."""
+
+    def __init__(
+        self,
+        *,
+        warm: _builtins.int = ...,
+        cold: _builtins.int = ...,
+        failed: _abc.Iterable[Global___FailedLink] | None = ...,
+        slowest_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "failed", b"failed", "slowest_us", b"slowest_us", "warm", b"warm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Links: _TypeAlias = Links  # noqa: Y015
+
+@_typing.final
+class FailedLink(_message.Message):
+    """A link over which no KV comes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_INSTANCE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    to_instance: _builtins.str
+    """Its decode instance."""
+    cause: _builtins.str
+    """Why, as the decode side says."""
+    def __init__(
+        self,
+        *,
+        to_instance: _builtins.str = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "to_instance", b"to_instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailedLink: _TypeAlias = FailedLink  # noqa: Y015
+
+@_typing.final
 class InstanceTelemetry(_message.Message):
     """One instance's report."""
 
@@ -504,6 +566,7 @@ class InstanceTelemetry(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     INCIDENTS_FIELD_NUMBER: _builtins.int
     SAMPLED_AT_US_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Unique id of the report."""
     sequence: _builtins.int
@@ -546,6 +609,10 @@ class InstanceTelemetry(_message.Message):
     def incidents(self) -> Global___Incidents:
         """What went wrong."""
 
+    @_builtins.property
+    def links(self) -> Global___Links:
+        """Its links to decode instances; unset = they need no warm-up."""
+
     def __init__(
         self,
         *,
@@ -563,10 +630,11 @@ class InstanceTelemetry(_message.Message):
         devices: _abc.Iterable[Global___DeviceSample] | None = ...,
         incidents: Global___Incidents | None = ...,
         sampled_at_us: _builtins.int = ...,
+        links: Global___Links | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents", "load", b"load", "speculation", b"speculation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents", "links", b"links", "load", b"load", "speculation", b"speculation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "event_id", b"event_id", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "instance_id", b"instance_id", "load", b"load", "occurred_at_us", b"occurred_at_us", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "sampled_at_us", b"sampled_at_us", "sequence", b"sequence", "speculation", b"speculation", "steps", b"steps", "transfers", b"transfers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "event_id", b"event_id", "generated_tokens", b"generated_tokens", "incidents", b"incidents", "instance_id", b"instance_id", "links", b"links", "load", b"load", "occurred_at_us", b"occurred_at_us", "prefilled_tokens", b"prefilled_tokens", "reused_tokens", b"reused_tokens", "sampled_at_us", b"sampled_at_us", "sequence", b"sequence", "speculation", b"speculation", "steps", b"steps", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -612,6 +680,7 @@ class AgentAnnouncement(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     EPOCH_SEEN_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    DOWN_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Unique id of the heartbeat."""
     sequence: _builtins.int
@@ -630,6 +699,10 @@ class AgentAnnouncement(_message.Message):
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceDescription]:
         """What it runs."""
 
+    @_builtins.property
+    def down(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of those of its instances whose engines do not run."""
+
     def __init__(
         self,
         *,
@@ -641,10 +714,11 @@ class AgentAnnouncement(_message.Message):
         instances: _abc.Iterable[Global___InstanceDescription] | None = ...,
         epoch_seen: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        down: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_id", b"agent_id", "draining", b"draining", "epoch_seen", b"epoch_seen", "event_id", b"event_id", "instances", b"instances", "occurred_at_us", b"occurred_at_us", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_id", b"agent_id", "down", b"down", "draining", b"draining", "epoch_seen", b"epoch_seen", "event_id", b"event_id", "instances", b"instances", "occurred_at_us", b"occurred_at_us", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -273,6 +273,56 @@ class InstanceChanged(_message.Message):
 Global___InstanceChanged: _TypeAlias = InstanceChanged  # noqa: Y015
 
 @_typing.final
+class WarmUpRequest(_message.Message):
+    """A prompt that was prefilled for the sake of its link."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HAND_OFF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hand_off(self) -> Global___HandOffRequest:
+        """As of a call, with KV that is ready."""
+
+    def __init__(
+        self,
+        *,
+        hand_off: Global___HandOffRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hand_off", b"hand_off"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hand_off", b"hand_off"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmUpRequest: _TypeAlias = WarmUpRequest  # noqa: Y015
+
+@_typing.final
+class WarmUpResponse(_message.Message):
+    """How the link did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    TRANSFER_US_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why the KV was not pulled; empty = it was."""
+    transfer_us: _builtins.int
+    """How long the transfer took, microseconds."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        transfer_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "transfer_us", b"transfer_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmUpResponse: _TypeAlias = WarmUpResponse  # noqa: Y015
+
+@_typing.final
 class HandOffRequest(_message.Message):
     """Asks a decode agent to take a call over."""
 

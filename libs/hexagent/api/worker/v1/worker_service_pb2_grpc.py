@@ -51,6 +51,11 @@ class WorkerServiceStub:
                 request_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvRequest.SerializeToString,
                 response_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvResponse.FromString,
                 _registered_method=True)
+        self.WarmUp = channel.unary_unary(
+                '/hexagent.api.worker.v1.WorkerService/WarmUp',
+                request_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.WarmUpRequest.SerializeToString,
+                response_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.WarmUpResponse.FromString,
+                _registered_method=True)
         self.AbortCall = channel.unary_unary(
                 '/hexagent.api.worker.v1.WorkerService/AbortCall',
                 request_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.AbortCallRequest.SerializeToString,
@@ -94,6 +99,15 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WarmUp(self, request, context):
+        """A prefill agent has a decode agent pull a tiny prompt that nobody waits for, so that the engines have used their
+        link before calls do; the answer comes when it was pulled, or says why it was not. Idempotent by ticket.
+        INVALID_ARGUMENT: no ticket.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AbortCall(self, request, context):
         """One agent tells another to give an attempt up and free its blocks; unknown tickets are a no-op.
         ABORTED: the epoch is older than the newest seen.
@@ -126,6 +140,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.PullKv,
                     request_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvRequest.FromString,
                     response_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvResponse.SerializeToString,
+            ),
+            'WarmUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.WarmUp,
+                    request_deserializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.WarmUpRequest.FromString,
+                    response_serializer=hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.WarmUpResponse.SerializeToString,
             ),
             'AbortCall': grpc.unary_unary_rpc_method_handler(
                     servicer.AbortCall,
@@ -221,6 +240,33 @@ class WorkerService:
             '/hexagent.api.worker.v1.WorkerService/PullKv',
             hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvRequest.SerializeToString,
             hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.PullKvResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WarmUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hexagent.api.worker.v1.WorkerService/WarmUp',
+            hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.WarmUpRequest.SerializeToString,
+            hexagent_dot_api_dot_worker_dot_v1_dot_worker__service__pb2.WarmUpResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,11 @@ class WorkerServiceStub:
     order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer,
     also to a request that no agent makes.
     """
+    WarmUp: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.WarmUpRequest, _worker_service_pb2.WarmUpResponse]
+    """A prefill agent has a decode agent pull a tiny prompt that nobody waits for, so that the engines have used their
+    link before calls do; the answer comes when it was pulled, or says why it was not. Idempotent by ticket.
+    INVALID_ARGUMENT: no ticket.
+    """
     AbortCall: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.AbortCallRequest, _worker_service_pb2.AbortCallResponse]
     """One agent tells another to give an attempt up and free its blocks; unknown tickets are a no-op.
     ABORTED: the epoch is older than the newest seen.
@@ -76,6 +81,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
     order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer,
     also to a request that no agent makes.
+    """
+    WarmUp: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.WarmUpRequest, _worker_service_pb2.WarmUpResponse]  # type: ignore[assignment]
+    """A prefill agent has a decode agent pull a tiny prompt that nobody waits for, so that the engines have used their
+    link before calls do; the answer comes when it was pulled, or says why it was not. Idempotent by ticket.
+    INVALID_ARGUMENT: no ticket.
     """
     AbortCall: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.AbortCallRequest, _worker_service_pb2.AbortCallResponse]  # type: ignore[assignment]
     """One agent tells another to give an attempt up and free its blocks; unknown tickets are a no-op.
@@ -119,6 +129,17 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """A decode agent's one stream to an agent that holds KV: each request asks for that of a call, whose chunks come in
         order, those of several calls mixed. The last chunk releases the pinned blocks; that there is no KV is an answer,
         also to a request that no agent makes.
+        """
+
+    @_abc_1.abstractmethod
+    def WarmUp(
+        self,
+        request: _worker_service_pb2.WarmUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.WarmUpResponse, _abc.Awaitable[_worker_service_pb2.WarmUpResponse]]:
+        """A prefill agent has a decode agent pull a tiny prompt that nobody waits for, so that the engines have used their
+        link before calls do; the answer comes when it was pulled, or says why it was not. Idempotent by ticket.
+        INVALID_ARGUMENT: no ticket.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,155 @@
+"""Links that are used ahead of calls, between two engines and the agents' sides of it, in virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from hexagent.api.worker.v1 import worker_service_pb2 as pb
+from hexagent.runtime.kv import KvWatch
+from hexagent.wire.telemetry import AgentAnnouncement, FailedLink, Links, announcement_to_bytes
+from hexagent_services.worker_agent.peers import Peers
+from hexagent_services.worker_agent.warm_up import LAST_RANK, REFUSAL, WarmUps
+from tests.contract.engines import is_empty, request_of
+from tests.contract.trtllm.session import Side, decode, finished, started
+from tests.fakes.local_host import fake_library
+from tests.fakes.virtual_loop import LoopClock, run_virtually
+
+LIBRARY = fake_library()
+
+
+class Entry:
+    def __init__(self, announcement: AgentAnnouncement) -> None:
+        self.value = announcement_to_bytes(announcement)
+
+
+class Pair:
+    """A prefill and a decode agent that see each other's announcements, and peers to each other."""
+
+    def __init__(self, source: Side, target: Side) -> None:
+        self.source, self.target = source, target
+        self.reached = True
+        peers = cast("Peers", self)
+        self.prefill = WarmUps({"p": source.engine}, peers, LoopClock(), "prefill:1")
+        self.decode = WarmUps({"d": target.engine}, peers, LoopClock(), "decode:1")
+        self._announced: asyncio.Queue[Entry] = asyncio.Queue()
+        self._keeping = asyncio.create_task(self.prefill.run(cast("KvWatch", self)))
+
+    def __aiter__(self) -> "Pair":
+        return self
+
+    async def __anext__(self) -> Entry:
+        return await self._announced.get()
+
+    async def runs(self, address: str, instance_id: str) -> bool:
+        return self.reached
+
+    async def warm_up(self, address: str, request: pb.HandOffRequest) -> tuple[str, int]:
+        assert address == "decode:1"
+        return await self.decode.pull(pb.HandOffRequest.FromString(request.SerializeToString()))
+
+    def announce(self, side: Side, *down: str) -> None:
+        name = side.engine.spec.instance_id
+        address = "prefill:1" if name == "p" else "decode:1"
+        self._announced.put_nowait(Entry(AgentAnnouncement(name, address, (side.engine.spec,), 1, 0, 1, False, down)))
+
+    @property
+    def links(self) -> Links:
+        links = self.prefill.links_of("p")
+        assert links is not None
+        return links
+
+    def stop(self) -> None:
+        self._keeping.cancel()
+
+
+def play(scene: Callable[[Pair], Awaitable[None]]) -> None:
+    async def run() -> None:
+        pair = Pair(await started("p", LIBRARY), await started("d", LIBRARY, 80))
+        await scene(pair)
+        pair.stop()
+        await asyncio.sleep(3)
+        for side in (pair.source, pair.target):
+            assert is_empty(side.engine), side.engine.load()
+            assert side.llm.interrupted_transfers == 0
+            await side.engine.close()
+
+    run_virtually(run())
+
+
+def test_a_link_is_used_when_agents_meet_and_again_after_either_engine_was_started() -> None:
+    async def scene(pair: Pair) -> None:
+        pair.announce(pair.source)
+        await asyncio.sleep(0.1)
+        assert (pair.links, pair.decode.links_of("d")) == (Links(0, 0, (), 0), None)
+        pair.target.llm.faults.pull_s = 0.2
+        pair.announce(pair.target)
+        await asyncio.sleep(0.1)
+        assert pair.links == Links(0, 1, (), 0)
+        await asyncio.sleep(0.5)
+        assert (pair.links.warm, pair.links.cold) == (1, 0)
+        assert 199_000 <= pair.links.slowest_us <= 201_000
+        for side in (pair.source, pair.target):
+            before = len(pair.target.llm.retentions)
+            pair.announce(side)
+            await asyncio.sleep(0.5)
+            assert len(pair.target.llm.retentions) == before + 1
+        # Nothing was cached, so that KV did move; but no later transfer will be like these.
+        taken = pair.target.engine.take_samples()
+        assert (taken.transfers, taken.reused_tokens) == ((), 0)
+        assert pair.source.engine.incidents().dropped_hand_offs == 0
+        pair.announce(pair.target, "d")
+        await asyncio.sleep(0.1)
+        assert pair.links == Links(0, 0, (), 0)
+
+    play(scene)
+
+
+def test_a_link_over_which_no_kv_comes_gets_no_calls_until_some_does() -> None:
+    async def scene(pair: Pair) -> None:
+        pair.announce(pair.source)
+        pair.target.llm.faults.pull_s = 0.8  # longer than a hand-off is kept
+        pair.announce(pair.target)
+        await asyncio.sleep(1.0)
+        assert pair.links == Links(0, 0, (FailedLink("d", "KV_LOST_TIMEOUT"),), 0)
+        assert pair.prefill.refusal("p", "d") == REFUSAL
+        assert pair.prefill.refusal("p", "elsewhere") == pair.prefill.refusal("unknown", "d") == ""
+        pair.target.llm.faults.pull_s = 0.01
+        await asyncio.sleep(1.0)
+        assert (pair.links.warm, pair.links.failed, pair.prefill.refusal("p", "d")) == (1, (), "")
+
+    play(scene)
+
+
+def test_an_agent_that_is_not_there_costs_nothing_and_its_link_is_not_to_blame() -> None:
+    async def scene(pair: Pair) -> None:
+        pair.reached = False
+        pair.announce(pair.source)
+        pair.announce(pair.target)
+        await asyncio.sleep(20)
+        assert pair.links == Links(0, 1, (), 0)
+        assert pair.source.llm.retentions == []
+        pair.reached = True
+        await asyncio.sleep(61)
+        assert pair.links.warm == 1
+
+    play(scene)
+
+
+def test_calls_go_first() -> None:
+    async def scene(pair: Pair) -> None:
+        full = request_of("full", prompt_tokens=1_270)
+        prefilled = await pair.source.engine.prefill(full)
+        pair.announce(pair.source)
+        pair.announce(pair.target)
+        await asyncio.sleep(0.01)
+        later = request_of("later")
+        waiting = asyncio.create_task(pair.source.engine.prefill(later))
+        await asyncio.sleep(0.01)
+        ranks = [claim.rank for claim in pair.source.engine._held.admission._waiting]
+        assert ranks == [0, LAST_RANK]
+        assert finished(await decode(pair.source, pair.target, full, prefilled)).output_tokens == 12
+        assert finished(await decode(pair.source, pair.target, later, await waiting)).output_tokens == 12
+        await asyncio.sleep(0.5)
+        assert pair.links.warm == 1
+
+    play(scene)
