@@ -2,11 +2,12 @@ SHELL := /bin/sh
 BIN := .venv/bin
 # A stamp for each PYTHON asked for, so that asking for another one sets up again.
 STAMP := .venv/.setup$(subst /,_,$(PYTHON))
+SOURCES := $(shell find libs services -type f -not -path '*/__pycache__/*')
 # Extra arguments of `hexagent demo` and of pytest.
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format protos protos-check protos-breaking baseline lock clean
+.PHONY: help setup native demo test lint format protos protos-check protos-breaking baseline lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +17,11 @@ setup: $(STAMP) ## make .venv from requirements.lock (PYTHON=python3.12 chooses 
 $(STAMP): requirements.lock pyproject.toml tools/setup.sh
 	@sh tools/setup.sh $(PYTHON)
 	@touch $@
+
+native: .native/bin/hexagent ## make .native: the core and the simulator compiled (needs a C compiler and Python.h)
+
+.native/bin/hexagent: $(STAMP) tools/native.sh tools/compile_core.py $(SOURCES)
+	@sh tools/native.sh
 
 demo: setup ## run agent workflows over an emulated mixed cluster and compare the policies
 	@$(BIN)/hexagent demo $(ARGS)
@@ -57,6 +63,6 @@ lock: ## resolve requirements.lock again (needs uv; LOCK_ARGS=--upgrade moves th
 		--custom-compile-command "make lock" --quiet $(LOCK_ARGS) --output-file requirements.lock
 	@! grep -nE '://' requirements.lock
 
-clean: ## remove .venv, caches and build results
-	rm -rf .venv build dist gen .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove .venv, .native, caches and build results
+	rm -rf .venv .native build dist gen .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find libs services tests tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

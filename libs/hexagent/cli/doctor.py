@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from hexagent.cli.compiled import core_is_compiled
 from hexagent.cli.ports import DEFAULT_PORT, free_ports, is_free
 from hexagent.cli.report import Row, console
 from hexagent.core.errors import HexagentError
@@ -49,6 +50,7 @@ def findings(cluster: str) -> Iterator[Finding]:
     """Every check in turn; one that breaks by itself counts as failed."""
     checks: tuple[tuple[str, Callable[[], tuple[Status, str]]], ...] = (
         ("python", _python),
+        ("core", _core),
         ("services", _services),
         ("nats-server", _nats_server),
         ("ports", _ports),
@@ -72,6 +74,10 @@ def _python() -> tuple[Status, str]:
     if here < PYTHON_MIN:
         return "fail", f"{version}; at least {PYTHON_MIN[0]}.{PYTHON_MIN[1]} is needed"
     return ("ok", version) if here in PYTHON_TESTED else ("warn", f"{version} has not been tested")
+
+
+def _core() -> tuple[Status, str]:
+    return "ok", "compiled" if core_is_compiled() else "interpreted; `make native` makes a compiled one"
 
 
 def _services() -> tuple[Status, str]:

@@ -7,6 +7,7 @@ from pstats import Stats
 from time import process_time
 from typing import Final, NamedTuple
 
+from hexagent.cli.compiled import core_is_compiled
 from hexagent.cli.report import Row
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.sim.clusters import named_cluster
@@ -83,6 +84,7 @@ def speed_rows(options: SimulatorOptions, say: Callable[[str], None]) -> list[Ro
                 "workload": case.workload,
                 "instances": len(world.fleet.stations),
                 "workflows": case.workflows,
+                "compiled": int(core_is_compiled()),
                 "calls": result.calls,
                 "events_per_call": result.events / result.calls,
                 "cpu_s": cpu_s,
