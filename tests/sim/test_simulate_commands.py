@@ -14,14 +14,19 @@ from hexagent.cli.simulate import store as store_module
 from hexagent.cli.simulate import sweep
 from hexagent.cli.simulate.axes import seeds
 from hexagent.cli.simulate.execute import execute
+from hexagent.cli.simulate.placements import Place, placed_calls
+from hexagent.cli.simulate.spans import outcomes_of
 from hexagent.cli.simulate.store import Store, code_digest, determinants
 from hexagent.cli.simulate.tables import gap_rows, headline_rows, markdown, sections
 from hexagent.core.errors import InvalidArgument
+from hexagent.sim.clusters import named_cluster
 from hexagent.sim.experiment import paper
 from hexagent.sim.experiment.cell import Cell
 from hexagent.sim.experiment.paper import Experiment
 from hexagent.sim.experiment.pooling import pooled
 from hexagent.sim.experiment.run import Run, Task
+from hexagent.sim.workloads.model import ScriptedWorkflow, Segment, WorkItem, Workload
+from hexagent.sim.world import World
 from tests.sim.test_experiment import CELL, ROW, outcome
 
 SMALL = ["--cluster", "mixed-3", "--workload", "bfcl", "--workflows", "4"]
@@ -37,15 +42,42 @@ def without_times(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def test_run_prints_a_summary_and_draws_the_instances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gantt, rows = tmp_path / "pictures" / "gantt.png", tmp_path / "rows.json"
-    assert run_command(["sim", "run", *SMALL, "--policy", "fcfs", "--gantt", str(gantt), "--json", str(rows)]) == 0
-    assert gantt.read_bytes().startswith(b"\x89PNG")
+    gantt, rows, placements = tmp_path / "pictures" / "gantt.png", tmp_path / "rows.json", tmp_path / "placements.png"
+    command = ["sim", "run", *SMALL, "--policy", "fcfs", "--gantt", str(gantt), "--placements", str(placements)]
+    assert run_command([*command, "--json", str(rows)]) == 0
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in (gantt, placements))
     (row,) = rows_of(rows)
     assert [name for name in row if name in ROW] == ROW
     assert row["policy"] == "fcfs"
     assert isinstance(row["decision_p99_ms"], float)
     assert 0 < row["decision_p99_ms"] < 1_000
-    assert "bfcl" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "bfcl" in shown
+    assert "from 256" in shown
+
+
+def test_tokens_are_counted_where_they_are_computed() -> None:
+    """The second prompt finds the first one cached; outputs may be decoded on either instance."""
+    first = WorkItem(0, (), "a", 640, 100, 512, (Segment("question", 640),))
+    second = WorkItem(
+        1, (0,), "a", 1_000, 5, 512, (Segment("question", 640), Segment("answer", 100, 0), Segment("x", 260))
+    )
+    workload = Workload("w", "w", (ScriptedWorkflow("w0", "c", "default", 0, (first, second)),))
+    world = World(named_cluster("mini", prefix_cache=True), workload, "hexagent-plus", 1)
+    world.run()
+    a100, h200, kept = Place("a100", False), Place("h200", False), Place("a100", True)
+    found = {(each.phase, each.size): each for each in placed_calls(world)}
+    cached = sum(outcome.cached_tokens for _, outcome in outcomes_of(world))
+    assert cached == 640
+    assert found["prefill", "all"].tokens == {a100: 1_000}
+    assert found["prefill", "from 256"].calls == 2
+    assert set(found["decode", "all"].tokens) <= {h200, kept}
+    assert {size: sum(found["decode", size].tokens.values()) for size in ("from 4", "from 64")} == {
+        "from 4": 4,
+        "from 64": 99,
+    }
+    kept_calls = [o for _, o in outcomes_of(world) if o.decode_instance == o.prefill_instance]
+    assert found["decode", "all"].tokens.get(kept, 0) == sum(o.output_tokens - 1 for o in kept_calls)
 
 
 def test_a_run_with_prefix_caches_tells_reuse_predicted_and_found(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ _PROCESSES: Final = os.cpu_count() or 1
     epilog=examples(
         "hexagent sim run --workload bfcl",
         "hexagent sim run --workload mixed --policy fcfs:least-loaded --cluster hetero-2 --gantt gantt.png",
+        "hexagent sim run --workload bfcl --world full --policy hexagent-plus --placements placements.png",
         "hexagent sim run --trace FILE.jsonl --load 0.9 --arrivals poisson",
         "hexagent sim run --workload bfcl --tenants a:1,b:1x8",
     ),
@@ -49,6 +50,10 @@ def sim_run(
     gantt: Annotated[Path, typer.Option("--gantt", metavar="FILE", help="Picture of what each instance did.")] = Path(
         ".hexagent/gantt.png"
     ),
+    placements: Annotated[
+        Path | None,
+        typer.Option("--placements", metavar="FILE", help="Also a picture of which GPU types got which calls."),
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Simulate one workload under one policy; say how late workflows were, by class, and draw what instances did."""
@@ -65,7 +70,8 @@ def sim_run(
         raise usage("sim run", "takes one value for each option; sim compare takes several")
     made_folder(gantt.parent, "gantt")
     check_writable(gantt, "gantt")
-    write_json(json_file, "sim run", seed, [run_one(Run(found[0], names[0], seed), gantt)])
+    check_writable(placements, "placements")
+    write_json(json_file, "sim run", seed, [run_one(Run(found[0], names[0], seed), gantt, placements)])
 
 
 @sim.command(

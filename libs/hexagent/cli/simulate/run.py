@@ -5,6 +5,7 @@ from pathlib import Path
 from hexagent.cli.report import Row, console, error_console, say, table_of
 from hexagent.cli.simulate.execute import outcome_of
 from hexagent.cli.simulate.gantt import draw_gantt
+from hexagent.cli.simulate.placements import draw_placements, placed_calls, placed_rows
 from hexagent.cli.simulate.spans import spans_of
 from hexagent.cli.simulate.tables import name_of
 from hexagent.sim.experiment.run import Bound, Outcome, Run, bound_req95, row_of, world_of
@@ -12,8 +13,8 @@ from hexagent.sim.metrics import summary
 from hexagent.sim.world import World
 
 
-def run_one(run: Run, gantt: Path) -> Row:
-    """Print the summary and draw the picture; the run's row."""
+def run_one(run: Run, gantt: Path, placements: Path | None) -> Row:
+    """Print the summary and draw the pictures; the run's row."""
     world = world_of(run)
     with error_console().status(f"simulating {name_of(run.cell)} under {run.policy}"):
         outcome = outcome_of(run, world)
@@ -26,6 +27,12 @@ def run_one(run: Run, gantt: Path) -> Row:
     lanes = sorted((station.spec.role, name) for name, station in world.fleet.stations.items())
     draw_gantt(spans_of(world), [name for _, name in lanes], title, gantt)
     say(f"what the instances did is drawn in {gantt}")
+    if placements is not None:
+        placed = placed_calls(world)
+        console().print(table_of("Tokens by phase, size of the call and GPU type", placed_rows(placed)))
+        specs = [station.spec for station in world.fleet.stations.values()]
+        draw_placements(placed, specs, title, placements)
+        say(f"which GPU types got which calls is drawn in {placements}")
     return row
 
 

@@ -185,11 +185,12 @@ def gap_rows(pools: Sequence[Pooled]) -> list[Row]:
 
 
 def _settings(pools: Sequence[Pooled], split: bool = True) -> dict[str, list[Pooled]]:
-    """Cells with heterogeneous clusters by what is not as in the paper's burst; `split`: without underloaded ones as
-    well."""
+    """Traces, and cells with the paper's heterogeneous clusters, by what is not as in the paper's burst; with `split`
+    those that are loaded once more by themselves.
+    """
     settings: dict[str, list[Pooled]] = {}
     for pool in pools:
-        if pool.cell.cluster in paper.HETEROGENEOUS:
+        if pool.cell.trace or pool.cell.cluster in paper.HETEROGENEOUS:
             words = [*_world(pool.cell), RECORDED] if pool.cell.trace else _setting(pool.cell)
             settings.setdefault(", ".join(words) or "default", []).append(pool)
     for setting, here in list(settings.items()) if split else ():

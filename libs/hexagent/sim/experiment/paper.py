@@ -31,7 +31,8 @@ COMPARED: Final = (("hexagent", "fcfs"), ("hexagent", "workflow-fcfs"), ("workfl
 FULL_POOL: Final = 5_000  # workflows a cell
 STEADY_S: Final = 300.0
 STEADY_LOADS: Final = (0.3, 0.6, 0.9, 1.2, 1.5)
-TRACE_CALLS: Final = 4_000  # of a trace as many workflows are read as have so many calls, at least one
+TRACE_CALLS: Final = 2_000  # of a trace as many workflows are read as have so many calls, at least one
+TRACE_CLUSTER: Final = "mixed-3"  # small, so that they are enough to make calls queue
 TRACE_LOADS: Final = {"policy-only": 2.0, "full": 6.0}  # at which calls queue; load 1 counts nothing as cached
 
 
@@ -92,7 +93,7 @@ def experiments(world: str, profile: str, seeds: Sequence[int], pool: int, full:
 
 def recorded(world: str, profile: str, seeds: Sequence[int], traces: Sequence[Path]) -> list[Experiment]:
     """The first workflows of each trace, in random arrivals at a load at which calls queue."""
-    plain = Cell(MODELS[0], HETEROGENEOUS[0], "", world, profile, TRACE_LOADS[world], "poisson")
+    plain = Cell(MODELS[0], TRACE_CLUSTER, "", world, profile, TRACE_LOADS[world], "poisson")
     return [
         Experiment(plain._replace(workload=path.stem, trace=str(path), workflows=_first(path)), tuple(seeds))
         for path in traces
