@@ -323,11 +323,12 @@ def test_a_request_that_the_engine_refuses_is_the_only_one_lost() -> None:
     play(scene)
 
 
-def test_an_end_without_a_reason_that_nobody_asked_for_is_a_loss() -> None:
+@pytest.mark.parametrize("reason", [None, "cancelled", "timeout"])
+def test_an_end_that_nobody_asked_for_is_a_loss_however_it_is_called(reason: str | None) -> None:
     async def scene(source: Side, target: Side) -> None:
         running = asyncio.create_task(_all(target, request_of("a", output_tokens=60)))
         await asyncio.sleep(0.02)
-        target.llm._active[0].abort()
+        target.llm._finish(target.llm._active[0], reason)
         assert await refused(running) == "ENGINE_CANCELLED"
 
     play(scene)

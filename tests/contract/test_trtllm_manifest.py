@@ -12,8 +12,9 @@ import pytest
 
 from hexagent.core.workflow.model import FinishReason
 from hexagent_services.worker_agent.engine.port import EngineAborted, EngineRequest, Finished, Generated
+from hexagent_services.worker_agent.engine_host.frames import Frame
 from tests.contract.engines import request_of
-from tests.contract.trtllm.manifest import Manifest, drifts, load_manifest
+from tests.contract.trtllm.manifest import Manifest, breaks, drifts, load_manifest, version_of
 from tests.contract.trtllm.session import Side, decode, finished, started
 from tests.fakes.local_host import fake_library
 from tests.fakes.virtual_loop import run_virtually
@@ -29,6 +30,8 @@ UNUSED = {
     ("CacheTransceiverConfig", "kv_transfer_sender_future_timeout_ms"),
     *(("SchedulerConfig", f) for f in ("context_chunking_policy", "dynamic_batch_config")),
     *(("CapacitySchedulerPolicy", m) for m in ("MAX_UTILIZATION", "STATIC_BATCH")),
+    *(("RequestPerfMetrics", "kv_cache_metrics"), ("KvCacheMetrics", "num_reused_blocks")),  # without `cached_tokens`
+    ("IterationStats", "iter"),  # by way of `trtllm-serve` only
 }
 
 
@@ -71,29 +74,60 @@ def demanding(node: str) -> EngineRequest:
 
 
 async def abort_halfway(side: Side, request: EngineRequest) -> None:
+    generated = 0
     async for event in side.engine.local(request):
-        if isinstance(event, Generated):
+        generated += event.tokens if isinstance(event, Generated) else 0
+        if generated > request.max_tokens // 2:
             side.engine.abort(request.ticket)
+
+
+class Heard:
+    """The largest of each number that an engine's host has said; what it reads leniently would be 0."""
+
+    def __init__(self, side: Side) -> None:
+        self.largest: dict[str, int] = {}
+        link = side.engine._held.link
+        self._hear = link._hear
+        link._hear = self.hear
+
+    def hear(self, frame: Frame) -> None:
+        body = frame.body
+        steps = [{"step_us": s[0], "prefilled": s[1], "decoding": s[2]} for s in body.get("steps", ())]
+        for numbers in (body, body.get("timing", {}), *steps):
+            for name, value in numbers.items():
+                if isinstance(value, int):
+                    self.largest[name] = max(value, self.largest.get(name, 0))
+        self._hear(frame)
+
+    def check(self, *names: str) -> None:
+        assert [name for name in names if not self.largest.get(name)] == []
 
 
 async def use_everything(manifest: Path) -> None:
     library = fake_library(manifest)
     source, target = await started("p", library), await started("d", library)
+    prefill, decoding = Heard(source), Heard(target)
+    target.llm.faults.drafts = 2
     try:
         request = demanding("a")
         async with asyncio.timeout(5):
             events = await decode(source, target, request, await source.engine.prefill(request))
             assert finished(events).finish is FinishReason.STOP
-            last = [event async for event in target.engine.local(demanding("b"))][-1]
-            assert isinstance(last, Finished)
-            assert last.output_tokens == 12
+            long = request_of("d", prompt_tokens=1_100)  # of its blocks others' have to go
+            for again in (demanding("b"), demanding("b"), long):
+                last = [event async for event in target.engine.local(again)][-1]
+                assert isinstance(last, Finished)
+                assert last.output_tokens == 12
             with pytest.raises(EngineAborted):
-                await abort_halfway(target, request_of("c", output_tokens=60, stream="yes"))
+                await abort_halfway(target, request_of("c", output_tokens=400, max_tokens=500, stream="yes"))
             await asyncio.sleep(0.3)
         assert target.engine.take_samples().generated_tokens > 20
-        assert target.engine.load().kv_cached_blocks > 0
+        assert target.engine.load().kv_cached_blocks == len(target.llm.blocks._cached) > 0
         assert target.llm.blocks.used == 0
         assert target.llm.retentions[0].ranges[0].priority == 80
+        prefill.check("max_blocks", "cached_blocks", "step_us", "prefilled", "compute_us")
+        decoding.check("active", "used_blocks", "max_blocks", "decoding", "drafted_tokens", "accepted_tokens")
+        decoding.check("cached_tokens", "transfer_us", "kv_bytes", "step_us")
     finally:
         await source.engine.close()
         await target.engine.close()
@@ -133,9 +167,10 @@ def write_tree(folder: Path, manifest: Manifest) -> Path:
             classes["TorchLlmArgs"] = [f"{name}: object = {value or 'None'}" for name, value in arguments.items()]
         for owner, members in kinds.get("enums", {}).items():
             classes[owner] = [f"{member} = {member!r}" for member in members]
+        reads = [f"{owner}: {' '.join(read)}" for owner, read in kinds.get("reads", {}).items()]
         blocks = [f"class {owner}:\n" + "".join(f"    {line}\n" for line in lines) for owner, lines in classes.items()]
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text("import nothing_that_exists\n" + "\n".join(blocks))
+        (folder / path).write_text("\n".join(("import nothing_that_exists", *blocks, *(f"# {line}" for line in reads))))
     return folder
 
 
@@ -145,7 +180,7 @@ def test_source_is_checked_without_being_run(tmp_path: Path) -> None:
     assert drifts(tree, manifest) == []
     wheel = tmp_path / "some.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for file in tree.rglob("*.py"):
+        for file in tree.rglob("*.py"):  # without the files of other languages
             archive.write(file, file.relative_to(tree))
     assert drifts(wheel, manifest) == []
     for path, kind, owner, name in names(manifest):
@@ -163,15 +198,26 @@ def test_drift_of_other_kinds_is_found(tmp_path: Path) -> None:
     file = tree / "tensorrt_llm/disaggregated_params.py"
     file.write_text(file.read_text() + "    disagg_request_id: object = None\n")
     (tree / "tensorrt_llm/executor/result.py").unlink()
-    assert [drift.partition(": ")[2] for drift in drifts(tree, manifest)] == [
+    (tree / "cpp/tensorrt_llm/nanobind/executor/request.cpp").unlink()
+    found = drifts(tree, manifest)
+    assert [drift.partition(": ")[2] for drift in found] == [
         "BaseLLM.generate_async gained priority",
         "BaseLLM.get_stats_async(timeout=) is 3, not 2",
         "BaseLLM.get_kv_cache_events_async(timeout=) is 3, not 2",
-        "DisaggregatedParams gained ['disagg_request_id']",
+        "DisaggregatedParams gained disagg_request_id",
+        "missing file",
         "missing file",
     ]
+    # Of another version only what is gone matters: its defaults are its own, what it has more is looked for.
+    assert [drift for drift in found if breaks(drift)] == found[-2:]
+    assert version_of(tree) == ""
+    (tree / "tensorrt_llm/version.py").write_text('__version__ = "1.2.1"\n')
+    assert version_of(tree) == manifest["version"]
 
 
 @pytest.mark.skipif("TRTLLM_SRC" not in os.environ, reason="TRTLLM_SRC names no TensorRT-LLM source tree or wheel")
 def test_the_real_source_is_as_the_manifest_says() -> None:
-    assert drifts(Path(os.environ["TRTLLM_SRC"]), load_manifest()) == []
+    """Exactly, where it is of the manifest's version; of another, what we use is there."""
+    source, manifest = Path(os.environ["TRTLLM_SRC"]), load_manifest()
+    exactly = version_of(source) == manifest["version"]
+    assert [drift for drift in drifts(source, manifest) if exactly or breaks(drift)] == []

@@ -238,7 +238,7 @@ class Server:
     def _ended(self, result: GenerationResult) -> None:
         output = result.outputs[0]
         times = output.request_perf_metrics.timing_metrics
-        names = ("arrival_time", "first_scheduled_time", "first_token_time", "last_token_time")
+        names = ("arrival_time", "first_scheduled_time", "first_token_time")
         timing = {name: getattr(times, name).total_seconds() for name in names}
         if times.kv_cache_size:
             timing["kv_cache_size"] = times.kv_cache_size

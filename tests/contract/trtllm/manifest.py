@@ -2,11 +2,13 @@
 
 The manifest lists, by file, `methods` (all parameters in order), `fields` of classes (all, with defaults), `uses` of
 classes (those we use; others may come and go), `arguments` of the engine (fields of a class of such; "" = whatever
-default) and `enums`.
+default), `enums`, and by what says them the names that are only read (`reads`): those have to be words of the file,
+which may be of C++ and is then only in a source tree.
 """
 
 import ast
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 
 MANIFEST = Path(__file__).with_name("manifest_1.2.1.json")
 Manifest = dict[str, Any]
+
+_WORDS = re.compile(r"\w+")
 
 
 def load_manifest(path: Path = MANIFEST) -> Manifest:
@@ -29,13 +33,37 @@ def drifts(root: Path, manifest: Manifest) -> list[str]:
         if path == "version":
             continue
         try:
-            tree = ast.parse(read(path))
+            text = read(path)
         except (KeyError, FileNotFoundError):
-            found.append(f"{path}: missing file")
+            if root.is_dir() or path.endswith(".py"):
+                found.append(f"{path}: missing file")
             continue
-        classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-        found += [f"{path}: {drift}" for drift in _file_drifts(classes, wanted)]
+        drifted = _read_drifts(set(_WORDS.findall(text)), wanted.get("reads", {}))
+        if path.endswith(".py"):
+            tree = ast.parse(text)
+            classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+            drifted += _file_drifts(classes, wanted)
+        found += [f"{path}: {drift}" for drift in drifted]
     return found
+
+
+def breaks(drift: str) -> bool:
+    """Whether something that we use is gone, rather than changed by default or new."""
+    return " gained " not in drift and ", not " not in drift
+
+
+def version_of(root: Path) -> str:
+    """Of a tree or wheel, "" = it does not say."""
+    try:
+        text = _reader(root)("tensorrt_llm/version.py")
+    except (KeyError, FileNotFoundError):
+        return ""
+    said = re.search(r'__version__ = "(.*)"', text)
+    return said[1] if said else ""
+
+
+def _read_drifts(words: set[str], reads: dict[str, list[str]]) -> list[str]:
+    return [f"{owner} lost {name}" for owner, read in reads.items() for name in read if name not in words]
 
 
 def _file_drifts(classes: dict[str, ast.ClassDef], wanted: Manifest) -> list[str]:
@@ -47,7 +75,7 @@ def _file_drifts(classes: dict[str, ast.ClassDef], wanted: Manifest) -> list[str
             have = _fields(classes[name]) if name in classes else {}
             found += _field_drifts(name, have, fields)
             if kind == "fields" and (gained := sorted(set(have) - set(fields))):
-                found.append(f"{name} gained {gained}")
+                found += [f"{name} gained {field}" for field in gained]
     anywhere: dict[str, list[str]] = {}
     for node in (node for name, node in classes.items() if name.endswith("LlmArgs")):
         for name, default in _fields(node).items():

@@ -28,6 +28,11 @@ def bind(path: str, name: str, *arguments: Any, **keywords: Any) -> dict[str, An
     return dict(signature(path, name).bind(*arguments, **keywords).arguments)
 
 
+def told(path: str, owner: str, **values: Any) -> dict[str, Any]:
+    """Of what an object says, that which the manifest names."""
+    return {name: value for name, value in values.items() if name in manifest[path]["reads"][owner]}
+
+
 def _value(default: str) -> Any:
     try:
         return json.loads(default.replace("None", "null").replace("True", "true").replace("False", "false"))

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .contract import told
+
 BYTES_PER_TOKEN = 131_072
+WINDOW = 4096  # of full attention; narrower layers tell of their blocks too
+_EVENTS = "tensorrt_llm/_utils.py"
 _KEYS = itertools.count(1)
 _HERE: dict[int, "Transceiver"] = {}  # of this process
 
@@ -40,7 +44,7 @@ class Blocks:
         self.used += blocks
         while self._cached and len(self._cached) > self.capacity - self.used:
             gone, _ = self._cached.popitem(last=False)
-            self._event({"type": "removed", "block_hashes": [gone]})
+            self._event(told(_EVENTS, "KVCacheEventSerializer", type="removed", block_hashes=[gone]))
         return True
 
     def free(self, blocks: int) -> None:
@@ -64,12 +68,13 @@ class Blocks:
         for chain in self._chains(ids):
             if chain not in self._cached and len(self._cached) < self.capacity:
                 self._cached[chain] = None
-                tokens = [{"token_id": 0, "token_extra_id": 0}] * self.block_tokens
-                stored.append({"type": "stored_block", "block_hash": chain, "tokens": tokens, "priority": 35})
+                stored.append(_stored_block(chain, self.block_tokens))
         left = len(ids) % self.block_tokens
         if left:  # partial blocks are told too
-            stored.append({"type": "stored_block", "block_hash": hash(tuple(ids)), "tokens": [{}] * left})
-        self._event({"type": "stored", "parent_hash": None, "blocks": stored})
+            stored.append(_stored_block(hash(tuple(ids)), left))
+        for window in (WINDOW, WINDOW // 8):
+            self._event(told(_EVENTS, "KVCacheEventSerializer", type="stored", blocks=stored), window)
+            stored = [_stored_block(hash((window, tuple(ids))), self.block_tokens)]
 
     def _chains(self, ids: Sequence[int]) -> list[int]:
         chains, parent = [], 0
@@ -78,10 +83,15 @@ class Blocks:
             chains.append(parent)
         return chains
 
-    def _event(self, data: dict[str, Any]) -> None:
+    def _event(self, data: dict[str, Any], window: int = WINDOW) -> None:
         self._event_id += 1
         if self.records and not (self.lose_events and self._event_id % 3 == 0):
-            self.events.append({"event_id": self._event_id, "data": data, "window_size": 4096})
+            event = {"event_id": self._event_id, "data": data, "window_size": window}
+            self.events.append(told(_EVENTS, "KVCacheEventSerializer", **event))
+
+
+def _stored_block(block_hash: int, tokens: int) -> dict[str, Any]:
+    return told(_EVENTS, "KVCacheEventSerializer", block_hash=block_hash, tokens=[{}] * tokens)
 
 
 class KvGone(Exception):

@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from .contract import bind, checked_arguments, signature
+from .contract import bind, checked_arguments, signature, told
 from .executor.utils import RequestError
 from .kv import Blocks, KvGone, Transceiver, pull
 from .llmapi import DisaggregatedParams
@@ -17,6 +17,8 @@ from .model import faults_from_environment, next_token
 
 _LLM = "tensorrt_llm/llmapi/llm.py"
 _RESULT = "tensorrt_llm/executor/result.py"
+_STATISTICS = "cpp/tensorrt_llm/executor/jsonSerialization.cpp"
+_METRICS = "cpp/tensorrt_llm/nanobind/executor/request.cpp"
 
 
 class GenerationResult:
@@ -30,9 +32,9 @@ class GenerationResult:
         self.params = params
         self.kind = params.request_type if params is not None else "context_and_generation"
         self.finished = False
-        self.cached_tokens = 0
-        self.outputs = [SimpleNamespace(token_ids=[], finish_reason=None, disaggregated_params=None)]
-        self.outputs[0].request_perf_metrics = None
+        self.reused_tokens = 0
+        self.output = SimpleNamespace(token_ids=[], finish_reason=None, disaggregated_params=None)
+        self.output.request_perf_metrics = None
         self._llm = llm
         self._changed = asyncio.Event()
         self.error: Exception | None = None
@@ -43,6 +45,15 @@ class GenerationResult:
         self.times = dict.fromkeys(("arrival", "scheduled", "first", "last", "kv_start", "kv_end"), 0.0)
         self.times["arrival"] = llm.now()
         self.kv_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """What the manifest lets one read."""
+        output = SimpleNamespace(**told(_RESULT, "CompletionOutput", **vars(self.output)))
+        shown = {"cached_tokens": self.reused_tokens, "outputs": [output]}
+        try:
+            return told(_RESULT, "GenerationResult", **shown)[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
     def abort(self) -> None:
         bind(_RESULT, "GenerationResult.abort", self)
@@ -219,7 +230,7 @@ class LLM:
                 self._pulls.add(task)
                 task.add_done_callback(self._pulls.discard)
             else:
-                request.cached_tokens = request.prefilled = self.blocks.cached_tokens(request.prompt_ids)
+                request.reused_tokens = request.prefilled = self.blocks.cached_tokens(request.prompt_ids)
                 if self._abandoned and self.faults.lazy_cleanup:
                     self._free_abandoned()
 
@@ -239,7 +250,7 @@ class LLM:
         self._token(request, ends=request.kind != "context_only")
         if request.kind != "context_only":
             return
-        output = request.outputs[0]
+        output = request.output
         state = await self.transceiver.offer(request.request_id, request.blocks, len(request.prompt_ids))
         timeout_ms = self.arguments["cache_transceiver_config"].kv_transfer_timeout_ms
         if timeout_ms is not None:
@@ -251,7 +262,7 @@ class LLM:
         self._finish(request, "stop" if output.token_ids[-1] == request.sampling.end_id else "not_finished")
 
     def _token(self, request: GenerationResult, ends: bool = True) -> None:
-        ids = request.outputs[0].token_ids
+        ids = request.output.token_ids
         ids.append(next_token([*request.prompt_ids, *ids]))
         request.times["last"] = self.now()
         request.times["first"] = request.times["first"] or self.now()
@@ -286,7 +297,7 @@ class LLM:
             return
         request.times["kv_end"] = self.now()
         request.pulling = False
-        request.outputs[0].token_ids = list(request.params.first_gen_tokens)
+        request.output.token_ids = list(request.params.first_gen_tokens)
         self.blocks.commit(request.prompt_ids)
         if request.streaming:
             request.told()
@@ -302,19 +313,9 @@ class LLM:
         else:
             self._active.remove(request)
         self.blocks.free(request.blocks)
-        output = request.outputs[0]
+        output = request.output
         output.finish_reason = reason  # None: cancelled
-        times = {name: timedelta(seconds=value) for name, value in request.times.items()}
-        timing = SimpleNamespace(
-            arrival_time=times["arrival"],
-            first_scheduled_time=times["scheduled"],
-            first_token_time=times["first"],
-            last_token_time=times["last"],
-            kv_cache_transfer_start=times["kv_start"],
-            kv_cache_transfer_end=times["kv_end"],
-            kv_cache_size=request.kv_bytes,
-        )
-        output.request_perf_metrics = SimpleNamespace(timing_metrics=timing)
+        output.request_perf_metrics = _perf_metrics(request, self.blocks.block_tokens)
         request.finished = True
         request.told()
 
@@ -340,20 +341,43 @@ class LLM:
         self.blocks.lose_events = self.faults.lose_events
         if self.arguments["enable_iter_perf_stats"]:
             self._stats.append(
-                {
-                    "iter": self._iterations,
-                    "iterLatencyMS": latency_s * 1000,
-                    "numActiveRequests": len(self._active),
-                    "numQueuedRequests": len(self._waiting),
-                    "kvCacheStats": {
-                        "maxNumBlocks": self.blocks.capacity,
-                        "usedNumBlocks": self.blocks.used,
-                        "freeNumBlocks": self.blocks.capacity - self.blocks.used,
-                    },
-                    "inflightBatchingStats": {"numCtxTokens": context_tokens, "numGenRequests": generating},
-                    "specDecodingStats": {
-                        "numDraftTokens": self.faults.drafts * generating,
-                        "numAcceptedTokens": accepted,
-                    },
-                }
+                told(
+                    _STATISTICS,
+                    "IterationStats",
+                    iter=self._iterations,
+                    iterLatencyMS=latency_s * 1000,
+                    numActiveRequests=len(self._active),
+                    kvCacheStats=told(
+                        _STATISTICS,
+                        "KvCacheStats",
+                        maxNumBlocks=self.blocks.capacity,
+                        usedNumBlocks=self.blocks.used,
+                    ),
+                    inflightBatchingStats=told(
+                        _STATISTICS, "InflightBatchingStats", numCtxTokens=context_tokens, numGenRequests=generating
+                    ),
+                    specDecodingStats=told(
+                        _STATISTICS,
+                        "SpecDecodingStats",
+                        numDraftTokens=self.faults.drafts * generating,
+                        numAcceptedTokens=accepted,
+                    ),
+                )
             )
+
+
+def _perf_metrics(request: GenerationResult, block_tokens: int) -> SimpleNamespace:
+    times = {name: timedelta(seconds=value) for name, value in request.times.items()}
+    timing = told(
+        _METRICS,
+        "TimingMetrics",
+        arrival_time=times["arrival"],
+        first_scheduled_time=times["scheduled"],
+        first_token_time=times["first"],
+        kv_cache_transfer_start=times["kv_start"],
+        kv_cache_transfer_end=times["kv_end"],
+        kv_cache_size=request.kv_bytes,
+    )
+    reused = told(_METRICS, "KvCacheMetrics", num_reused_blocks=request.reused_tokens // block_tokens)
+    groups = {"timing_metrics": SimpleNamespace(**timing), "kv_cache_metrics": SimpleNamespace(**reused)}
+    return SimpleNamespace(**told(_METRICS, "RequestPerfMetrics", **groups))

@@ -214,7 +214,7 @@ class TrtllmEngine:
         if finish == "refused":
             log.warning("%s: %s refused: %s", self.spec.instance_id, run.ticket, frame.body["message"])
             raise EngineRefused("KV_LOST_ENGINE" if run.phase is Phase.PULLING else "ENGINE_REFUSED")
-        if finish == "cancelled":
+        if finish and finish not in _FINISH:  # cancelled, or a time limit that nobody has set here
             raise EngineRefused("ENGINE_CANCELLED")
         return frame
 
