@@ -7,14 +7,16 @@ in a step of the batch that decodes.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from hexagent.core.estimate.estimator import Estimator
-from hexagent.core.policy.dispatch import PredictedFinish
-from hexagent.core.policy.order import Ages, IntArray
+from hexagent.core.policy.books import IDLE
+from hexagent.core.policy.dispatch import Plan, PredictedFinish
+from hexagent.core.policy.order import Ages, IntArray, Order
 from hexagent.core.policy.placement import NEVER_US, OTHERS_MAX, SimulatedState, begins_us, smallest
 from hexagent.core.policy.profile import Profile
-from hexagent.core.policy.topology import Topology
-from hexagent.core.policy.waiting import WaitingCalls
+from hexagent.core.policy.topology import Topology, ints
+from hexagent.core.policy.waiting import PROMPT, WaitingCalls
 from hexagent.core.scheduling.ledger import Mixing
 from hexagent.core.scheduling.record import Candidate
 from hexagent.core.units import MILLI, PPM
@@ -36,6 +38,18 @@ class Keeping(PredictedFinish):
     def __init__(self, estimator: Estimator, profile: Profile) -> None:
         super().__init__(estimator, profile, aware=True)
 
+    def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
+        return super().plan(order, topology, waiting, now_us) if self._may_start(topology, waiting) else Plan()
+
+    def _may_start(self, topology: Topology, waiting: WaitingCalls) -> bool:
+        """Whether a prefill instance is idle, or a decode instance that appends one of the calls."""
+        idle, hits = topology.books.prefill[IDLE] > 0, waiting.hits(topology)
+        if hits is None or idle[: topology.senders].any():
+            return True
+        held = hits[0][:, topology.senders :][:, idle[topology.senders :]]
+        new_tokens = waiting.columns[:, PROMPT, None] - held
+        return bool(is_short(new_tokens, held, self._profile.local_prefill_tokens_max).any())
+
     def _ages(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Ages:
         """With what is left to prefill, where more of it waits for each instance than counts as little."""
         ages, hits = waiting.ages(now_us), waiting.hits(topology)
@@ -49,6 +63,11 @@ class Keeping(PredictedFinish):
         if topology.senders == len(topology.prefill) and topology.receivers == len(topology.decode):
             return super()._state(topology, waiting, rows, now_us)
         return KeepingState(topology, self._estimator, waiting, rows, now_us, self._profile)
+
+
+def is_short(new_tokens: IntArray, held: IntArray, tokens_max: int) -> npt.NDArray[np.bool_]:
+    """Whether a decode instance appends a prompt: it holds at least as much of it as is new, which is not much."""
+    return new_tokens <= np.minimum(held, tokens_max)
 
 
 class KeepingState(SimulatedState):
@@ -89,7 +108,7 @@ class KeepingState(SimulatedState):
         """Sure only where no prefill instance could take a call and none of these can be appended."""
         senders = self._topology.senders
         able = [i for i in self._once_idle if self._idle[i] or self._headroom_us[i] >= 0]
-        return able[0] >= senders and bool(self._long[np.array(able) - senders][:, rows].all())
+        return able[0] >= senders and not self._short[np.array(able) - senders][:, rows].any()
 
     def feasible(self, r: int) -> bool:
         return self._roomy or bool(self._near(r)[1].min() < NEVER_US)
@@ -140,36 +159,30 @@ class KeepingState(SimulatedState):
         if own >= 0:
             self._weigh(i)
         if i >= senders:
-            self._close(i)
+            self._leave_us[i] = NEVER_US
+            self._end_us[i, ~self._short[i - senders]] = NEVER_US
         if own >= receivers:
             full = self._kv_tokens[self._topology.never_evicts[own]] > self._decode_room[own]
             self._full[own - receivers] = full | (self._slots[own] <= 0)
         self._slow_down()
 
     def _append(self, tokens_max: int) -> None:
-        """A prompt takes what it adds to a step of the batch, for which the one under way must end. The instance must
-        hold at least as much of it as is to be computed, which may be no more than `tokens_max`."""
-        topology = self._topology
+        """A prompt takes what it adds to a step of the batch, for which the one under way must end."""
+        topology, there = self._topology, slice(self._topology.senders, None)
         assert self._cached is not None
-        # Shape (decode instances of P, calls).
-        self._long = self._new_tokens(np.s_[topology.senders :]) > np.minimum(
-            self._cached[topology.senders :], tokens_max
-        )
-        for i in range(topology.senders, len(self._idle)):
-            j = int(topology.own[i])
-            if topology.decode[j].decoding:
-                self._alone_us[i] = np.maximum(self._alone_us[i] - self._floor_us[i], 0)
-                self._floor_us[i] = 0
-                self._free_us[i] += self._step_us[j] * 3 // 2
-                self._end_us[i] = self._alone_us[i] + self._free_us[i]
-            self._idle[i] &= not self._long[i - topology.senders].all()
-            self._close(i)
+        # Which prompts each decode instance appends, (decode instances of P, calls).
+        self._short = is_short(self._new_tokens(there), self._cached[there], tokens_max)
+        own = topology.own[there]
+        decodes = ints(bool(topology.decode[j].decoding) for j in own.tolist())
+        floor_us = ints(self._floor_us[there])
+        free_us = ints(self._free_us[there]) + decodes * ints(self._step_us)[own] * 3 // 2
+        self._alone_us[there] = np.maximum(self._alone_us[there] - (decodes * floor_us)[:, None], 0)
+        self._floor_us[there] = ((1 - decodes) * floor_us).tolist()
+        self._free_us[there] = free_us.tolist()
+        self._end_us[there] = np.where(self._short, self._alone_us[there] + free_us[:, None], NEVER_US)
+        self._leave_us[there] = NEVER_US
+        self._idle[there] = (ints(self._idle[there]) * self._short.any(axis=1)).tolist()
         self._startable = sum(self._idle)
-
-    def _close(self, i: int) -> None:
-        """A decode instance hands over to none, and appends nothing long."""
-        self._leave_us[i] = NEVER_US
-        self._end_us[i, self._long[i - self._topology.senders]] = NEVER_US
 
     def _slow_down(self) -> None:
         """What decode on prefill instances takes, as busy as they are."""
