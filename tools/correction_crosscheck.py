@@ -15,6 +15,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from time import process_time_ns
@@ -150,7 +151,7 @@ def steps(load: Load, seed: int, nominal: StepTimes, table: StepTable) -> Iterat
     for number in range(REQUESTS):
         slow = number >= REQUESTS // 2
         if number == REQUESTS // 2:
-            model.retune(truth._replace(hidden_factor_ppm=truth.hidden_factor_ppm * SLOWER_PPM // PPM))
+            model.retune(replace(truth, hidden_factor_ppm=truth.hidden_factor_ppm * SLOWER_PPM // PPM))
         now_us += round(draw.expovariate(load.rate_per_s) * 1e6)
         prompt = round(2 ** draw.uniform(8, 12))
         output = round(2 ** draw.uniform(0, load.most_output_tokens.bit_length() - 1))

@@ -1,10 +1,12 @@
 """Units: times are integer microseconds of model time unless a name says otherwise."""
 
-US_PER_MS = 1_000
-US_PER_S = 1_000_000
-PPM = 1_000_000  # one as parts per million: factors, ratios and noise are integers in ppm
-MILLI = 1_000  # one as thousandths: SLO scales
-NEVER_US = 1 << 61  # later than any time
+from typing import Final
+
+US_PER_MS: Final = 1_000
+US_PER_S: Final = 1_000_000
+PPM: Final = 1_000_000  # one as parts per million: factors, ratios and noise are integers in ppm
+MILLI: Final = 1_000  # one as thousandths: SLO scales
+NEVER_US: Final = 1 << 61  # later than any time
 
 
 def ceil_div(a: int, b: int) -> int:

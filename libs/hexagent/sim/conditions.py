@@ -1,6 +1,6 @@
 """How a simulated run departs from what schedulers are told: true step times, and errors of their estimates."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hexagent.core.estimate.snapshot import EMPTY, LengthQuantiles, LinkFit, Snapshot, SpeedFactor, ToolQuantiles
 from hexagent.core.instance.noise import Truth, hash64
@@ -8,7 +8,7 @@ from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.units import PPM
 from hexagent.core.workflow.model import Hints
 
-NO_HINTS = -1
+NO_HINTS: Final = -1
 
 
 class Conditions(NamedTuple):
@@ -22,7 +22,7 @@ class Conditions(NamedTuple):
     hint_noise_ppm: int = NO_HINTS  # clients say their workflow's horizon with such a log error; NO_HINTS: they do not
 
 
-CONDITIONS = Conditions()
+CONDITIONS: Final = Conditions()
 
 
 class EstimateNoise:

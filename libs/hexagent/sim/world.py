@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.learner import Learner
@@ -48,7 +48,9 @@ from hexagent.sim.oracle import ScriptOracle
 from hexagent.sim.shares import Shares, TenantShare
 from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
 
-SNAPSHOT_PERIOD_US = 500_000  # between two reports of an instance as well; what estimator and agents have by default
+SNAPSHOT_PERIOD_US: Final = (
+    500_000  # between two reports of an instance as well; what estimator and agents have by default
+)
 
 Journal = Callable[[SchedulerEvent | DecisionRecord, int], None]
 

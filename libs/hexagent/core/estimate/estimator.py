@@ -1,6 +1,7 @@
 """Estimates evaluated in process: nominal tables of the cluster's instances times a snapshot's parameters."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.lengths import LengthTable, PredictedLength
@@ -12,7 +13,7 @@ from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role
 from hexagent.core.units import PPM, US_PER_S, ceil_div
 
-SOLO_CACHE_MAX = 100_000
+SOLO_CACHE_MAX: Final = 100_000
 
 Kinds = dict[LinkSpec | None, list[StepTable]]  # by link; None = not disaggregated, so that no KV moves
 

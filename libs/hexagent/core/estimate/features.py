@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-ROUNDS_MAX = 12  # later rounds of a loop are alike
-NOTHING_YET = -1  # bucket of a workflow that has no earlier output of the role
+ROUNDS_MAX: Final = 12  # later rounds of a loop are alike
+NOTHING_YET: Final = -1  # bucket of a workflow that has no earlier output of the role
 
 
 class OwnOutputs(NamedTuple):
@@ -18,7 +18,7 @@ class OwnOutputs(NamedTuple):
         return OwnOutputs(self.calls + 1, self.tokens + output_tokens, output_tokens)
 
 
-NO_OUTPUTS = OwnOutputs()
+NO_OUTPUTS: Final = OwnOutputs()
 
 
 class CallFeatures(NamedTuple):

@@ -1,6 +1,7 @@
 """The estimator's state: everything observed goes in, snapshots come out."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from hexagent.core.estimate.calibration import Calibration
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
@@ -25,7 +26,9 @@ from hexagent.core.workflow.events import (
 from hexagent.core.workflow.graph import NEVER, Node, WorkflowGraph
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
 
-REFRESH_US = 10 * US_PER_S  # what has not changed is told again, so that who hears nothing knows that it is alone
+REFRESH_US: Final = (
+    10 * US_PER_S
+)  # what has not changed is told again, so that who hears nothing knows that it is alone
 
 
 class _OpenWorkflow:

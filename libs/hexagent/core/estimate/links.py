@@ -7,7 +7,7 @@ beyond the transfer itself: more is a queue at the sender, and queues are the sc
 """
 
 from collections import defaultdict, deque
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hexagent.core.estimate.snapshot import LinkFit
 from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec
@@ -15,14 +15,14 @@ from hexagent.core.instance.telemetry import TransferSample
 from hexagent.core.instance.transfer import PIPELINED_TAIL_PPM
 from hexagent.core.units import PPM, US_PER_S, ceil_div
 
-WINDOW = 64  # transfers a fit is made of: with 7 % noise the time of a long one is right within 3 %
-TRUSTED = 24  # below this the pair of GPU types answers
-REFIT = 8  # transfers after which a fit is made again
-APART_PERCENT = 100  # the upper third must have so much more KV than the lower one, else set-up and rate are one
+WINDOW: Final = 64  # transfers a fit is made of: with 7 % noise the time of a long one is right within 3 %
+TRUSTED: Final = 24  # below this the pair of GPU types answers
+REFIT: Final = 8  # transfers after which a fit is made again
+APART_PERCENT: Final = 100  # the upper third must have so much more KV than the lower one, else set-up and rate are one
 LOWEST_PPM, HIGHEST_PPM = PPM // 8, 8 * PPM  # beyond this the description of the link is wrong, not its speed
-SETUP_US_MAX = 10 * US_PER_S
-FREE_PERCENT = 10  # of transfers find their sender free, even where most do not
-ROWS_MAX = 1_000  # of a snapshot: 40 KiB
+SETUP_US_MAX: Final = 10 * US_PER_S
+FREE_PERCENT: Final = 10  # of transfers find their sender free, even where most do not
+ROWS_MAX: Final = 1_000  # of a snapshot: 40 KiB
 
 
 def described(source: InstanceSpec, target: InstanceSpec) -> LinkSpec:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections import defaultdict, deque
+from typing import Final
 
 from hexagent.core.estimate.snapshot import SpeedFactor
 from hexagent.core.estimate.tables import StepTable
@@ -9,9 +10,9 @@ from hexagent.core.instance.telemetry import StepSample
 from hexagent.core.units import PPM
 
 LOWEST_PPM, HIGHEST_PPM = PPM // 4, 4 * PPM  # beyond this the description of the instance is wrong, not its speed
-WINDOW = 64  # observations a factor is the median of: with 7 % noise a step it is right within 2 %
-CHANGED = 8  # observations in a row on one side of the median that make a change of speed rather than chance ...
-CHANGED_PPM = PPM // 10  # ... if their own median is this far off; less than that the window forgets soon enough
+WINDOW: Final = 64  # observations a factor is the median of: with 7 % noise a step it is right within 2 %
+CHANGED: Final = 8  # observations in a row on one side of the median that make a change of speed rather than chance ...
+CHANGED_PPM: Final = PPM // 10  # ... if their own median is this far off; less than that the window forgets soon enough
 
 
 class Factor:

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.estimate.roofline import GPUS, MODELS, PRECISION_BYTES, TP_SIZES, ModelFigures, Roofline
@@ -31,7 +31,8 @@ _ROOFLINE_BATCH = tuple(size for size in _ROOFLINE_NEW if size <= 512)
 _ROOFLINE_CONTEXT = (16, 1024, 8192, 32768, 131072)
 
 
-class Grid(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Grid:
     """`us[i][j]` is the time at `rows[i]`, `columns[j]`; both axes ascend and have two points or more."""
 
     rows: tuple[int, ...]
@@ -40,7 +41,7 @@ class Grid(NamedTuple):
 
     def at(self, row: int, column: int) -> int:
         """Bilinear interpolation, rounded down; see the module for what happens outside the grid."""
-        rows, columns, us = self
+        rows, columns, us = self.rows, self.columns, self.us
         i = bisect_right(rows, row, 1, len(rows) - 1) - 1
         j = bisect_right(columns, column, 1, len(columns) - 1) - 1
         row_0, column_0 = rows[i], columns[j]

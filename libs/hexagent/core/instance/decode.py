@@ -1,10 +1,11 @@
 """The calls that decode together, without an event per token."""
 
 from heapq import heappop, heappush
+from typing import Final
 
 from hexagent.core.instance.call import Call
 
-SHARE_PARTS = 1 << 20  # of a microsecond: what a step's time is divided to
+SHARE_PARTS: Final = 1 << 20  # of a microsecond: what a step's time is divided to
 
 
 class DecodeBatch:

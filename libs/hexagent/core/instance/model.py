@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.blocks import BlockPool
@@ -30,9 +31,9 @@ from hexagent.core.instance.times import StepTimes, TrueTimes
 from hexagent.core.instance.transfer import Sender
 from hexagent.core.units import NEVER_US
 
-_PHASES = tuple(Phase)
-_WAITS_TO_BE_SENT = (Phase.QUEUED, Phase.PREFILLING, Phase.PINNED)
-_COMPUTES = (Phase.QUEUED, Phase.PREFILLING, Phase.JOINING, Phase.DECODING)
+_PHASES: Final = tuple(Phase)
+_WAITS_TO_BE_SENT: Final = (Phase.QUEUED, Phase.PREFILLING, Phase.PINNED)
+_COMPUTES: Final = (Phase.QUEUED, Phase.PREFILLING, Phase.JOINING, Phase.DECODING)
 
 
 class InstanceModel:

@@ -1,14 +1,15 @@
 """Hidden truth of an instance: how its real steps differ from the tables, the same on every platform and run."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Final
 
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.core.units import PPM
 
-_MASK = (1 << 64) - 1
+_MASK: Final = (1 << 64) - 1
 
 # Upper half of 256 equally likely standard normal values, in ppm. Literals, since a computed quantile could
 # differ between maths libraries in the last bit and with it every later event.
@@ -63,10 +64,11 @@ def _multipliers(noise_ppm: int) -> tuple[int, ...]:
     return tuple(reversed(below)) + tuple(above)
 
 
-TRANSFER = -1  # position of the noise of a call's transfer
+TRANSFER: Final = -1  # position of the noise of a call's transfer
 
 
-class Truth(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Truth:
     """What an emulated instance does to a table's step time; no scheduler or estimator sees it.
 
     A step takes table time x hidden x (prefill or decode factor) x noise. The two factors stand for hardware

@@ -1,11 +1,11 @@
 """What an instance gathers between two telemetry reports, bounded."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hexagent.core.instance.io import StepDone
 from hexagent.core.instance.telemetry import SpeculationSample, StepSample, TransferSample
 
-SAMPLES_MAX = 64  # of each kind in a report; what comes later tells no more about the same second
+SAMPLES_MAX: Final = 64  # of each kind in a report; what comes later tells no more about the same second
 
 
 class Samples(NamedTuple):

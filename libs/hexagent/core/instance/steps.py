@@ -1,5 +1,7 @@
 """Engine steps: what runs in them, how long they take and what they bring about."""
 
+from typing import Final
+
 from hexagent.core.instance.call import Call, Phase, RankedQueue, Residents
 from hexagent.core.instance.decode import SHARE_PARTS, DecodeBatch
 from hexagent.core.instance.io import (
@@ -15,7 +17,7 @@ from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.instance.times import TrueTimes
 from hexagent.core.units import ceil_div
 
-MAX_RUN_STEPS = 64  # equal decode steps priced at once: contexts grow by at most half of it unpriced
+MAX_RUN_STEPS: Final = 64  # equal decode steps priced at once: contexts grow by at most half of it unpriced
 
 
 class Step:

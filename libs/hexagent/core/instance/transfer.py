@@ -2,6 +2,7 @@
 
 from collections import deque
 from heapq import heappop, heappush
+from typing import Final
 
 from hexagent.core.instance.call import Call, Phase
 from hexagent.core.instance.io import SendKv
@@ -11,7 +12,7 @@ from hexagent.core.units import NEVER_US, PPM, US_PER_S, ceil_div, scale_ppm
 
 # With pipelined transfer KV of finished layers and chunks moves while prefill computes; this part, the last
 # layers of the last chunk, is left to move after it.
-PIPELINED_TAIL_PPM = 50_000
+PIPELINED_TAIL_PPM: Final = 50_000
 
 
 class Sender:

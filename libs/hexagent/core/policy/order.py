@@ -1,7 +1,7 @@
 """The order in which waiting calls are placed: one small class a policy, scores as integer arrays."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from hexagent.core.scheduling.calls import Call
 
 IntArray = npt.NDArray[np.int64]
 
-NOT_NOW = 1 << 62  # score of a call that does not start in this plan
+NOT_NOW: Final = 1 << 62  # score of a call that does not start in this plan
 
 
 class Ages(NamedTuple):

@@ -19,7 +19,7 @@ from hexagent.core.workflow.events import (
 )
 from hexagent.core.workflow.model import LIVE, TERMINAL, CallOutcome, NodeKind, NodeSpec, NodeStatus, WorkflowStatus
 
-NEVER = -1  # of a time: it did not happen
+NEVER: Final = -1  # of a time: it did not happen
 STATUSES: Final = max(NodeStatus) + 1
 
 
@@ -35,7 +35,7 @@ class GraphDelta(NamedTuple):
     closed: tuple[str, ...] = ()  # reached their end
 
 
-NOTHING = GraphDelta()
+NOTHING: Final = GraphDelta()
 
 
 class Node:

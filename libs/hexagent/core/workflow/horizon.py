@@ -6,10 +6,11 @@ are numbered 0, 1, 2... in a topological order, as `WorkflowGraph` numbers them.
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 from hexagent.core.workflow.model import Join
 
-_DIRTY = -1  # of a path below: not known; then no ancestor's is known either
+_DIRTY: Final = -1  # of a path below: not known; then no ancestor's is known either
 
 
 class Horizon:

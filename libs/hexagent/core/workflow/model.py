@@ -1,7 +1,7 @@
 """Values a workflow is made of: nodes, joins, segments, results."""
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hexagent.core.ids import CallId
 
@@ -27,7 +27,7 @@ class NodeStatus(IntEnum):
     REFUSED = 7  # admission or a limit said no; retry may be right
 
 
-TERMINAL = frozenset({NodeStatus.SUCCEEDED, NodeStatus.FAILED, NodeStatus.CANCELLED, NodeStatus.REFUSED})
+TERMINAL: Final = frozenset({NodeStatus.SUCCEEDED, NodeStatus.FAILED, NodeStatus.CANCELLED, NodeStatus.REFUSED})
 
 
 class WorkflowStatus(IntEnum):
@@ -39,7 +39,7 @@ class WorkflowStatus(IntEnum):
     ABANDONED = 6  # idle expiry: no client for longer than the limit
 
 
-LIVE = frozenset({WorkflowStatus.RUNNING, WorkflowStatus.PAUSED})  # the workflow takes commands
+LIVE: Final = frozenset({WorkflowStatus.RUNNING, WorkflowStatus.PAUSED})  # the workflow takes commands
 
 
 class FinishReason(IntEnum):

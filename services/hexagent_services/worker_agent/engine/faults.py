@@ -18,6 +18,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from hexagent.core.errors import InvalidArgument
@@ -108,7 +109,7 @@ class FaultyEngine:
         if fault.kind == "hang":
             self._inner.freeze(True)
         else:
-            slow = self._truth._replace(prefill_factor_ppm=factor_ppm, decode_factor_ppm=factor_ppm)
+            slow = replace(self._truth, prefill_factor_ppm=factor_ppm, decode_factor_ppm=factor_ppm)
             self._inner.retune(slow)
         if fault.to_us < FOREVER_US:
             await self._clock.sleep_until(fault.to_us)
