@@ -12,7 +12,7 @@ from hexagent.core.instance.spec import ClusterSpec, TenantSpec
 from hexagent.sim.experiment import paper
 from hexagent.sim.experiment.bootstrap import interval, required_scales, resampled_scales
 from hexagent.sim.experiment.cell import LOAD_RANGE, Cell, check_cell, cluster_of, workload_of
-from hexagent.sim.experiment.load import at_rate, capacity
+from hexagent.sim.experiment.load import at_rate, capacity, over_again
 from hexagent.sim.experiment.policies import POLICIES, every, ours, published, strong
 from hexagent.sim.experiment.pooling import Pooled, gap_closed, mean_share, pooled, reduction, underloaded
 from hexagent.sim.experiment.run import Bound, Outcome, Run, bound_req95, judged, row_of, world_of
@@ -93,6 +93,17 @@ def test_a_duration_that_judges_nothing_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="after the warm-up") as error:
         workload_of(CELL._replace(workflows=0, duration_s=1.0, load=0.01), 1)
     assert error.value.field == "duration_s"
+
+
+def test_a_workload_over_again_has_its_workflows_in_other_orders() -> None:
+    once = at_rate(generate("bfcl", Options(workflows=20, seed=1)), 500, "poisson", 1)
+    workflows = over_again(once, 3, 1).workflows
+    assert len({script.workflow_id for script in workflows}) == 60
+    arrivals_us = [script.arrival_us for script in workflows]
+    assert arrivals_us == sorted(arrivals_us)
+    parts = [[script.items for script in workflows[start : start + 20]] for start in (0, 20, 40)]
+    assert parts[0] != parts[1] != parts[2]
+    assert [sorted(part) for part in parts] == [sorted(script.items for script in once.workflows)] * 3
 
 
 def test_a_rate_keeps_the_order_of_arrival() -> None:

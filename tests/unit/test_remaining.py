@@ -70,6 +70,43 @@ def test_workflows_that_still_run_count_as_far_as_they_have_come() -> None:
     assert levels.further(2, "step")[0] >= 1
 
 
+def test_chances_are_of_what_follows() -> None:
+    levels = Levels()
+    for depth in (1, 2, 4) * 100:
+        for level in range(1, depth):
+            levels.went_on(level, "step", "step")
+        levels.ended(depth, "step")
+    chances = levels.chances(1, "step") / 10**9
+    assert chances[:4] == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3], abs=0.05)
+    assert chances.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_workflow_between_two_levels_has_come_beyond_the_first() -> None:
+    """Every second one ends at once, the others wait long before they go on."""
+    work = RemainingWork()
+    waiting = [Trail("agent", Hints()) for _ in range(40)]
+    for trail in waiting:
+        run(work, 1)
+        work.deepened(trail, ["step"], CALL_US, 1)
+        work.set_between(trail, True)
+    new = Trail("agent", Hints())
+    work.deepened(new, ["step"], CALL_US, 1)
+    first, *_ = ahead(work, new)
+    assert first == pytest.approx(0.5, abs=0.05)
+    for trail in waiting:
+        work.set_between(trail, False)
+    for _ in range(20):
+        run(work, 1)
+    assert ahead(work, new)[0] > 0.9
+
+
+def ahead(work: RemainingWork, trail: Trail) -> list[float]:
+    """Chances of 0, 1, 2, ... further levels."""
+    known = work.levels_ahead(trail, CALL_US)
+    assert known is not None
+    return [chance / 10**9 for chance in known[0].tolist()]
+
+
 @pytest.mark.parametrize(("log_error", "trusted"), [(0.1, True), (0.2, True), (0.45, False)])
 def test_a_hint_is_trusted_by_its_record(log_error: float, trusted: bool) -> None:
     rng = random.Random(2)

@@ -8,7 +8,7 @@ from hexagent.core.estimate.lengths import PERCENTS
 from hexagent.core.estimate.scores import GROUPS_MAX, PRIOR_PPM, TRUSTED, Calibrated, Scores
 from hexagent.core.units import PPM
 
-GROUP = ("agent", "step")
+GROUP = ("agent", "step", "h100")
 
 
 def coverage(drift: float, calls: int = 6_000) -> list[float]:
@@ -37,9 +37,9 @@ def test_a_group_that_has_few_scores_is_answered_by_a_wider_one() -> None:
     scores = Scores(50)
     assert scores.quantile_ppm(GROUP) == PRIOR_PPM[50]
     for _ in range(TRUSTED):
-        scores.observe(("agent", "other"), 3 * PPM, False)
+        scores.observe(("agent", "other", "h100"), 3 * PPM, False)
     assert scores.quantile_ppm(GROUP) == 3 * PPM
-    assert scores.quantile_ppm(("stranger", "")) == 3 * PPM
+    assert scores.quantile_ppm(("stranger", "", "")) == 3 * PPM
     for _ in range(TRUSTED):
         scores.observe(GROUP, PPM, False)
     assert scores.quantile_ppm(GROUP) == PPM
@@ -48,6 +48,6 @@ def test_a_group_that_has_few_scores_is_answered_by_a_wider_one() -> None:
 def test_groups_are_bounded() -> None:
     scores = Scores(90)
     for number in range(2 * GROUPS_MAX):
-        scores.observe((f"class {number}", "step"), PPM, True)
-    assert scores.level_ppm((f"class {2 * GROUPS_MAX - 1}", "step")) == 90 * PPM // 100
-    assert scores.level_ppm(("class 0", "step")) > 90 * PPM // 100
+        scores.observe((f"class {number}", "step", ""), PPM, True)
+    assert scores.level_ppm((f"class {2 * GROUPS_MAX - 1}", "step", "")) == 90 * PPM // 100
+    assert scores.level_ppm(("class 0", "step", "")) > 90 * PPM // 100

@@ -10,11 +10,15 @@ from matplotlib.figure import Figure
 from hexagent.cli.report import Row, Value
 from hexagent.cli.simulate.pictures import save
 from hexagent.core.estimate.lengths import PERCENTS
-from hexagent.sim.experiment.cell import Cell, check_cell
+from hexagent.core.units import ceil_div
+from hexagent.sim.experiment.cell import Cell, check_cell, workload_of
+from hexagent.sim.experiment.load import over_again
 from hexagent.sim.experiment.run import Run, world_of
 from hexagent.sim.experiment.witness import QUANTITIES, Observation, Witness
+from hexagent.sim.workloads.model import Workload
 
-WORKFLOWS: Final = {"sharegpt": 450, "lats": 60, "mixed": 100}  # so that a run has about 3,000 calls at least
+WORKFLOWS: Final = {"bfcl": 1_000, "sharegpt": 2_000, "lats": 120, "mixed": 300}  # a run must outlast its workflows
+TRACE_CALLS, TRACE_WORKFLOWS = 6_000, 150  # a trace is run over again until there are so many
 ALL: Final = "all"
 WITHIN: Final = 2.0  # points of coverage; in cells with few workflows their 99 % band instead
 BAND: Final = 2.576  # standard errors
@@ -48,7 +52,7 @@ def estimator_rows(options: EstimatorOptions, say: Callable[[str], None]) -> lis
         errors: dict[tuple[str, str], list[tuple[int, int, bool]]] = {}
         for seed in options.seeds:
             say(f"{cell.workload}, seed {seed}")
-            world = world_of(Run(cell, "hexagent", seed))
+            world = world_of(Run(cell, "hexagent", seed), workload(cell, seed))
             witness = Witness(world, options.warm_up)
             world.run()
             observations += [seen._replace(workflow=f"{seed}/{seen.workflow}") for seen in witness.observations]
@@ -58,6 +62,15 @@ def estimator_rows(options: EstimatorOptions, say: Callable[[str], None]) -> lis
         rows += quantile_rows(cell.workload, observations)
         rows += [_error_row(cell.workload, *key, records) for key, records in errors.items()]
     return rows
+
+
+def workload(cell: Cell, seed: int) -> Workload:
+    once = workload_of(cell, seed)
+    if not cell.trace:
+        return once
+    calls = sum(len(script.items) for script in once.workflows)
+    times = max(ceil_div(TRACE_CALLS, calls), ceil_div(TRACE_WORKFLOWS, len(once.workflows)))
+    return over_again(once, times, seed)
 
 
 def quantile_rows(workload: str, observations: Sequence[Observation]) -> list[Row]:

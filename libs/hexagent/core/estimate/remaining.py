@@ -20,7 +20,7 @@ in it, is below `TRUSTED_MILLI`. So a hint counts for as much as hints of its cl
 from math import isqrt
 from typing import Final, NamedTuple
 
-from hexagent.core.estimate.levels import DEPTH_MAX, Levels
+from hexagent.core.estimate.levels import DEPTH_MAX, Ints, Levels
 from hexagent.core.units import MILLI
 from hexagent.core.workflow.model import Hints
 
@@ -98,9 +98,13 @@ class _Class:
         """Final horizons of workflows that came as far, at the `PERCENTS` of `levels`; none while too few are known."""
         if self.completed < COMPLETED_MIN:
             return ()
-        pace_us = self._horizon_us * MILLI // self._depth
-        level_us = (horizon_us + PACE_PRIOR * pace_us) // (trail.depth + PACE_PRIOR)
+        level_us = self.level_us(trail, horizon_us)
         return tuple([horizon_us + further * level_us for further in self.levels.further(trail.depth, trail.role)])
+
+    def level_us(self, trail: "Trail", horizon_us: int) -> int:
+        """Time of a level, once a workflow has completed: what this one's levels have taken, drawn to the class's."""
+        pace_us = self._horizon_us * MILLI // self._depth
+        return (horizon_us + PACE_PRIOR * pace_us) // (trail.depth + PACE_PRIOR)
 
     def totals(self, trail: "Trail", horizon_us: int, calls: int) -> tuple[int, ...]:
         """What each predictor says the final horizon is."""
@@ -130,12 +134,23 @@ class _Class:
 class Trail:
     """How one workflow got where it is."""
 
-    __slots__ = ("depth", "hints", "history_us", "revealed_us", "role", "totals", "unrevealed_us", "workflow_class")
+    __slots__ = (
+        "between",
+        "depth",
+        "hints",
+        "history_us",
+        "revealed_us",
+        "role",
+        "totals",
+        "unrevealed_us",
+        "workflow_class",
+    )
 
     def __init__(self, workflow_class: str, hints: Hints) -> None:
         self.workflow_class = workflow_class
         self.hints = hints
         self.depth = 0
+        self.between = False  # the deepest level has ended, and there is no other yet
         self.role = ""  # of the deepest level
         self.history_us: tuple[int, ...] = ()  # final horizons that history says, at `levels.PERCENTS`
         self.totals: tuple[int, ...] = ()  # the latest, by predictor
@@ -173,6 +188,13 @@ class RemainingWork:
                 tuple([total if total == _NOTHING else max(total - horizon_us, 0) for total in trail.totals])
             )
 
+    def set_between(self, trail: Trail, between: bool) -> None:
+        """All calls of the workflow have ended and it has not; or it has calls again, or has ended."""
+        known = self._classes.get(trail.workflow_class)
+        if known is not None and trail.depth and trail.between is not between:
+            trail.between = between
+            known.levels.between(trail.depth, trail.role, 1 if between else -1)
+
     def completed(self, trail: Trail, horizon_us: int) -> None:
         """The workflow is complete; one that failed or was cancelled tells nothing about those that complete."""
         known = self._classes.get(trail.workflow_class)
@@ -191,6 +213,14 @@ class RemainingWork:
             if total_us != _NOTHING:
                 return Remaining(max(total_us - horizon_us, 0), known.records[place].trusted)
         return Remaining(0, False)
+
+    def levels_ahead(self, trail: Trail, horizon_us: int) -> tuple[Ints, int] | None:
+        """Chances of 0, 1, 2, ... further levels, as `Levels.chances` gives them, and the time of one; None while too
+        little is known of the class."""
+        known = self._classes.get(trail.workflow_class)
+        if known is None or known.completed < COMPLETED_MIN:
+            return None
+        return known.levels.chances(trail.depth, trail.role), known.level_us(trail, horizon_us)
 
     def errors(self) -> tuple[Error, ...]:
         """Measured errors, sorted by class; predictors that never said anything left out."""

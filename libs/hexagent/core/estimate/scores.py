@@ -1,4 +1,4 @@
-"""Conformal scores: what was measured over what was predicted, by group, from a role to its class to everything.
+"""Conformal scores: what was measured over what was predicted, by group, from a GPU type to a role to a class to all.
 
 A quantile of the scores times a prediction is a quantile of what will be measured, as far as what comes is like what
 was: stated coverage is coverage, whatever the prediction is worth. Where it is not quite, since load has changed or
@@ -16,14 +16,14 @@ from hexagent.core.estimate.lengths import PERCENTS
 from hexagent.core.estimate.quantiles import RunningQuantiles
 from hexagent.core.units import PPM, ceil_div
 
-GROUPS_MAX: Final = 256  # classes and roles remembered; later ones fall back to wider groups
+GROUPS_MAX: Final = 256  # remembered; later ones fall back to wider groups
 TRUSTED: Final = 100  # scores a group needs to answer, so that it has a 99 % quantile
 TRUSTED_WIDEST: Final = 20  # the same where nothing wider could answer
 PRIOR_PPM: Final = {50: PPM, 90: 2 * PPM, 99: 4 * PPM}  # before anything was measured
-STEP_PPM: Final = 20  # of a level, for each per cent of what a miss or a hit was unlikely by
+STEP_PPM: Final = 10  # of a level, for each per cent of what a miss or a hit was unlikely by
 
-Group = tuple[str, str]  # class and role, "" = all
-EVERYTHING: Final[Group] = ("", "")
+Group = tuple[str, str, str]  # class, role and GPU type, "" = all
+EVERYTHING: Final[Group] = ("", "", "")
 
 
 def score_ppm(measured: int, predicted: int) -> int:
@@ -37,7 +37,7 @@ class Scores:
     def __init__(self, percent: int) -> None:
         self._percent = percent
         self._groups: defaultdict[Group, RunningQuantiles] = defaultdict(RunningQuantiles)
-        self._levels_ppm: dict[Group, int] = {}  # of classes and roles
+        self._levels_ppm: dict[Group, int] = {}  # of the narrowest groups
 
     def observe(self, group: Group, ppm: int, missed: bool) -> None:
         """A measurement with its score, and whether it was above its prediction."""
@@ -82,4 +82,5 @@ class Calibrated:
 
 def _widening(group: Group) -> tuple[Group, ...]:
     """Each group once, the narrowest first."""
-    return tuple(dict.fromkeys((group, (group[0], ""), EVERYTHING)))
+    name, role, _ = group
+    return tuple(dict.fromkeys((group, (name, role, ""), (name, "", ""), EVERYTHING)))

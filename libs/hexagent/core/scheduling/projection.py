@@ -173,6 +173,8 @@ class Projection:
                 workflow.trail.settle(workflow.horizon_us)
                 for spec in nodes:
                     self._reveal(workflow, workflow.graph.node(spec.node_id), roles)
+                if workflow.calls:
+                    self.work.set_between(workflow.trail, False)
             case CallFinished(outcome=outcome):
                 call = workflow.calls.get(outcome.call.node_id)
                 if call is not None:
@@ -182,6 +184,7 @@ class Projection:
             case ToolFinished(node=node):
                 self._closed(workflow, node.node_id)
             case WorkflowFinished(status=status):
+                self.work.set_between(workflow.trail, False)
                 if status is WorkflowStatus.COMPLETED:
                     self.work.completed(workflow.trail, workflow.horizon_us)
                 del self.workflows[workflow.graph.workflow_id]
@@ -247,6 +250,8 @@ class Projection:
     def _change(self, workflow: Workflow, delta: GraphDelta, now_us: int, predict: bool) -> Change:
         calls = workflow.calls
         ended = tuple([calls.pop(node_id) for node_id in delta.closed if node_id in calls])
+        if ended and not calls:
+            self.work.set_between(workflow.trail, True)
         ready = tuple([calls[node_id] for node_id in delta.ready if node_id in calls])
         for call in ready:
             call.become_ready(now_us)

@@ -1,5 +1,6 @@
 """What a cluster can take: the arrival rate that is load 1.0."""
 
+import random
 from collections import Counter
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import US_PER_S, ceil_div
 from hexagent.sim.workloads.arrivals import arrival_times, parse_arrivals
-from hexagent.sim.workloads.model import Workload
+from hexagent.sim.workloads.model import ScriptedWorkflow, Workload
 
 
 class Capacity(NamedTuple):
@@ -67,3 +68,17 @@ def at_rate(workload: Workload, rate_milli: int, arrivals: str, seed: int) -> Wo
             [script._replace(arrival_us=at_us) for script, at_us in zip(workload.workflows, times, strict=True)]
         ),
     )
+
+
+def over_again(workload: Workload, times: int, seed: int) -> Workload:
+    """Its workflows so many times, each time in another order at the same intervals."""
+    arrivals_us = [script.arrival_us for script in workload.workflows]
+    period_us = arrivals_us[-1] + max(arrivals_us[-1] // len(arrivals_us), 1)
+    workflows: list[ScriptedWorkflow] = []
+    for number in range(times):
+        scripts = random.Random(f"{seed} {number}").sample(workload.workflows, len(arrivals_us))
+        workflows += [
+            script._replace(workflow_id=f"{script.workflow_id}.{number}", arrival_us=number * period_us + at_us)
+            for script, at_us in zip(scripts, arrivals_us, strict=True)
+        ]
+    return workload._replace(source=f"{workload.source}, {times} times", workflows=tuple(workflows))

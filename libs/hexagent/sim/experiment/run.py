@@ -8,6 +8,7 @@ from hexagent.sim.experiment.cell import WORLDS, Cell, cluster_of, conditions_of
 from hexagent.sim.experiment.policies import HINT_ERROR, dispatch_of, unhinted
 from hexagent.sim.metrics import WorkflowRow, jain, summary
 from hexagent.sim.shares import TenantShare
+from hexagent.sim.workloads.model import Workload
 from hexagent.sim.world import World
 
 Value = str | int | float | bool | None
@@ -69,14 +70,14 @@ class Outcome(NamedTuple):
     contested_s: float = 0.0
 
 
-def world_of(run: Run) -> World:
-    """The simulated world of the run, ready to go."""
+def world_of(run: Run, workload: Workload | None = None) -> World:
+    """The simulated world of the run, ready to go; `workload` stands in for the cell's."""
     cell, policy = run.cell, unhinted(run.policy)
     if policy != run.policy:
         cell = cell._replace(hints=HINT_ERROR)
     return World(
         cluster_of(cell),
-        workload_of(cell, run.seed),
+        workload or workload_of(cell, run.seed),
         policy,
         run.seed,
         conditions=conditions_of(cell),

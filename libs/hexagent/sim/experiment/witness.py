@@ -20,17 +20,19 @@ from typing import NamedTuple
 
 from hexagent.core.estimate.lengths import PERCENTS, PredictedLength
 from hexagent.core.estimate.quantiles import RunningQuantiles
+from hexagent.core.estimate.residual import Guess, ResidualTimes
 from hexagent.core.estimate.scores import Calibrated
 from hexagent.core.estimate.tables import StepTable
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.io import StepDone
 from hexagent.core.instance.samples import SampleBuffer
+from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.effects import Dispatch, Effect
 from hexagent.core.scheduling.events import SchedulerEvent
 from hexagent.core.scheduling.ledger import Attempt
 from hexagent.core.scheduling.projection import Workflow
 from hexagent.core.units import scale_ppm
-from hexagent.core.workflow.events import CallFinished, ToolFinished, ToolStarted, WorkflowFinished
+from hexagent.core.workflow.events import CallFinished, NodesRevealed, ToolFinished, ToolStarted, WorkflowFinished
 from hexagent.core.workflow.model import CallOutcome, CallTimes, NodeStatus, WorkflowStatus
 from hexagent.sim.world import World
 
@@ -104,9 +106,10 @@ class Witness:
         self._core.handle = self  # type: ignore[method-assign]
         self._left = warm_up_calls
         self._calls: dict[CallId, tuple[_Expected, _Expected, _Expected]] = {}  # length, rest of it, duration
+        self._residual_times = ResidualTimes()
         self._residuals: dict[str, list[tuple[int, _Expected]]] = {}  # by workflow, with the call's node
         self._tools: dict[CallId, _Expected] = {}
-        self._durations = Calibrated()
+        self._durations, self._rests = Calibrated(), Calibrated()
         self._seen: dict[tuple[str, str], RunningQuantiles] = {}  # by quantity and class
         self._specs = {name: station.spec for name, station in world.fleet.stations.items()}
         self._steps = {name: StepLog(self._estimator.table(spec)) for name, spec in self._specs.items()}
@@ -123,7 +126,11 @@ class Witness:
                 self._tool_ended(node, at_us)
             case WorkflowFinished(workflow_id=workflow_id, status=status):
                 self._workflow_ended(workflow_id, status)
+        revealed = self._core.projection.workflows.get(event.workflow_id) if isinstance(event, NodesRevealed) else None
+        depth, horizon_us = (revealed.trail.depth, revealed.horizon_us) if revealed else (0, 0)
         effects = self._handle(event, now_us)
+        if revealed and revealed.trail.depth > depth:
+            self._residual_times.settled(revealed.graph.workflow_id, depth, horizon_us)
         tickets = [effect.ticket for effect in effects if isinstance(effect, Dispatch)]
         if tickets:
             self._dispatched(tickets)
@@ -153,14 +160,22 @@ class Witness:
         durations = tuple([known_us + (tokens - 1) * step_us for tokens in lengths])
         self._calls[call.call_id] = (
             self._expected("output_tokens", workflow, call.role, gpus, lengths),
-            self._expected("rest_tokens", workflow, call.role, gpus, rest),
+            self._expected("rest_tokens", workflow, call.role, gpus, rest, self._rests),
             self._expected("call_us", workflow, call.role, gpus, durations, self._durations),
         )
-        start_us = workflow.horizon.start_us(call.index)
-        rest_us = tuple([max(total_us, workflow.horizon_us) - start_us for total_us in workflow.trail.history_us])
-        if rest_us:
-            residual = self._expected("residual_us", workflow, call.role, gpus, rest_us)
-            self._residuals.setdefault(call.call_id.workflow_id, []).append((call.index, residual))
+        self._expect_residual(call, gpus)
+
+    def _expect_residual(self, call: Call, gpus: tuple[str, ...]) -> None:
+        workflow, workflow_id = call.workflow, call.call_id.workflow_id
+        ahead = self._core.projection.work.levels_ahead(workflow.trail, workflow.horizon_us)
+        if ahead is not None:
+            chances, level_us = ahead
+            name, start_us = workflow.graph.spec.workflow_class, workflow.horizon.start_us(call.index)
+            guess = Guess(name, call.role, workflow.trail.depth, start_us, workflow.horizon_us, level_us)
+            quantiles = self._residual_times.quantiles(guess, chances)
+            residual = self._expected("residual_us", workflow, call.role, gpus, quantiles)
+            self._residuals.setdefault(workflow_id, []).append((call.index, residual))
+            self._residual_times.expect(workflow_id, guess)
 
     def _expected(
         self,
@@ -174,8 +189,10 @@ class Witness:
         name = workflow.graph.spec.workflow_class
         seen = self._seen.get((quantity, name))
         baseline = tuple([seen.quantile(percent) for percent in PERCENTS]) if seen else composed
-        predicted = calibrated.quantiles((name, role), composed) if calibrated else composed
-        return _Expected(name, role, gpus, self._left <= 0, composed, predicted, baseline)
+        expected = _Expected(name, role, gpus, self._left <= 0, composed, composed, baseline)
+        if calibrated is None:
+            return expected
+        return expected._replace(predicted=calibrated.quantiles(_group(expected), composed))
 
     def _call_ended(self, outcome: CallOutcome) -> None:
         expected = self._calls.pop(outcome.call, None)
@@ -185,10 +202,11 @@ class Witness:
         length, rest, duration = expected
         service_us = _service_us(outcome.times)
         self._observe(outcome.call.workflow_id, "output_tokens", length, outcome.output_tokens)
+        group = _group(duration)
         if outcome.output_tokens > length.predicted[0]:
             self._observe(outcome.call.workflow_id, "rest_tokens", rest, outcome.output_tokens)
+            self._rests.observe(group, rest.composed, rest.predicted, outcome.output_tokens)
         self._observe(outcome.call.workflow_id, "call_us", duration, service_us)
-        group = (duration.workflow_class, duration.role)
         self._durations.observe(group, duration.composed, duration.predicted, service_us)
         given_us = self._given_us(outcome)
         given = duration._replace(predicted=(given_us,) * 3)
@@ -225,6 +243,9 @@ class Witness:
     def _workflow_ended(self, workflow_id: str, status: WorkflowStatus) -> None:
         residuals = self._residuals.pop(workflow_id, [])
         workflow = self._core.projection.workflows[workflow_id]
+        if status is WorkflowStatus.COMPLETED:
+            self._residual_times.settled(workflow_id, workflow.trail.depth, workflow.horizon_us)
+        self._residual_times.forget(workflow_id)
         for node, expected in residuals if status is WorkflowStatus.COMPLETED else ():
             measured_us = workflow.horizon_us - workflow.horizon.start_us(node)
             self._observe(workflow_id, "residual_us", expected, measured_us)
@@ -235,6 +256,11 @@ class Witness:
                 Observation(workflow, expected.gpus, quantity, expected.predicted, expected.baseline, measured)
             )
         self._seen.setdefault((quantity, expected.workflow_class), RunningQuantiles()).add(measured)
+
+
+def _group(expected: _Expected) -> tuple[str, str, str]:
+    """Scores are by what decodes the call."""
+    return expected.workflow_class, expected.role, expected.gpus[-1]
 
 
 def _service_us(times: CallTimes) -> int:

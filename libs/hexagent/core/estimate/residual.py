@@ -1,0 +1,147 @@
+"""Residual time of workflows: quantiles of what a call and all that follows it take alone on the cluster.
+
+How much follows is a number of levels, and what that much takes is another question; each is learned where nothing
+hides it. `Levels` gives the chance of n further levels, workflows that still run counting as far as they have come. A
+*guess* at what n levels take is the horizon and n times the time of a level. What they took over the guess is its
+score, measured as soon as a workflow has come n levels further, whether it ends there or not: scores of completed
+workflows alone would be those of short ones. Few levels scatter more than many, so each doubling of n + 1 has scores
+of its own. The residual time is the mixture by the chances of n of guesses for n levels times their scores.
+"""
+
+from collections import defaultdict
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from hexagent.core.estimate.lengths import PERCENTS
+from hexagent.core.estimate.levels import Ints
+from hexagent.core.estimate.quantiles import RunningQuantiles
+from hexagent.core.estimate.scores import score_ppm
+from hexagent.core.units import PPM
+
+DOUBLINGS: Final = 6  # of n + 1 that are told apart; 31 and more levels are alike
+GROUPS_MAX: Final = 512  # of scores, 8 MiB; later ones fall back to wider groups
+TRUSTED: Final = 20  # scores a group needs to answer
+PENDING_MAX: Final = 256  # predictions of one workflow that are scored
+STALE: Final = 16  # points are read again when one in so many of the scores is new
+LEAST_PPB: Final = 10_000  # numbers of levels with less chance do not count
+
+_Group = tuple[str, str, int]  # class, role of the call, doublings of n + 1; "" and -1 = all
+
+# Scores stand for themselves at these levels, in ppm, with these weights: 2 % apart, the last tenth 0.5 %.
+_EDGES: Final = np.concatenate((np.arange(0, 900_000, 20_000), np.arange(900_000, PPM + 1, 5_000)))
+_LEVELS_PPM: Final = tuple(((_EDGES[:-1] + _EDGES[1:]) // 2).tolist())
+_WEIGHTS: Final = np.diff(_EDGES) // 5_000
+
+
+class Guess(NamedTuple):
+    """What n further levels take is said to be `horizon_us` and n times `level_us`, less `start_us`."""
+
+    workflow_class: str
+    role: str  # of the call
+    depth: int  # levels there are
+    start_us: int  # of the call, after the workflow's
+    horizon_us: int
+    level_us: int
+
+    def us(self, levels: Ints) -> Ints:
+        return np.maximum(self.horizon_us + levels * self.level_us - self.start_us, 1)
+
+
+class _Pending:
+    """A guess, and the doublings it has been scored for."""
+
+    __slots__ = ("doublings", "guess")
+
+    def __init__(self, guess: Guess) -> None:
+        self.guess = guess
+        self.doublings = 0
+
+
+class _Points:
+    """Scores of a group, and those at `_LEVELS_PPM` as they were lately."""
+
+    __slots__ = ("_ppm", "_read", "scores")
+
+    def __init__(self) -> None:
+        self.scores = RunningQuantiles()
+        self._ppm: Ints = np.zeros(0, dtype=np.int64)
+        self._read = 0  # scores there were
+
+    def ppm(self) -> Ints:
+        if (self.scores.count - self._read) * STALE > self._read:
+            self._ppm = np.array([self.scores.at_ppm(level_ppm) for level_ppm in _LEVELS_PPM], dtype=np.int64)
+            self._read = self.scores.count
+        return self._ppm
+
+
+class ResidualTimes:
+    """Of workflows that are told from each other by their ids."""
+
+    def __init__(self) -> None:
+        self._groups: defaultdict[_Group, _Points] = defaultdict(_Points)
+        self._pending: defaultdict[str, list[_Pending]] = defaultdict(list)  # by workflow
+
+    def quantiles(self, guess: Guess, chances: Ints) -> tuple[int, ...]:
+        """At `PERCENTS`; `chances` of n further levels are those of `Levels.chances`."""
+        levels = np.flatnonzero(chances >= LEAST_PPB)
+        values, weights = [], []
+        for doublings, of_it in _by_doublings(levels):
+            points = self._points(guess, doublings)
+            values.append((guess.us(of_it)[:, None] * points // PPM).ravel())
+            weights.append((chances[of_it][:, None] * (_WEIGHTS if len(points) > 1 else _WEIGHTS.sum())).ravel())
+        value, weight = np.concatenate(values), np.concatenate(weights)
+        order = np.argsort(value, kind="stable")
+        cumulative = weight[order].cumsum()
+        places = np.searchsorted(cumulative, [int(cumulative[-1]) * percent // 100 for percent in PERCENTS])
+        return tuple(value[order][places].tolist())
+
+    def expect(self, workflow_id: str, guess: Guess) -> None:
+        """Score the guess with what will be known of the workflow."""
+        if len(self._pending[workflow_id]) < PENDING_MAX:
+            self._pending[workflow_id].append(_Pending(guess))
+
+    def settled(self, workflow_id: str, depth: int, horizon_us: int) -> None:
+        """The workflow had this horizon when it was `depth` levels deep, and goes on or is complete."""
+        for pending in self._pending.get(workflow_id, ()):
+            guess = pending.guess
+            levels = depth - guess.depth
+            doublings = _doublings(levels)
+            if levels < 0 or doublings < pending.doublings:
+                continue
+            pending.doublings = doublings + 1
+            guessed_us = max(guess.horizon_us + levels * guess.level_us - guess.start_us, 1)
+            ppm = score_ppm(max(horizon_us - guess.start_us, 1), guessed_us)
+            for group in _widening(guess, doublings):
+                if group in self._groups or len(self._groups) < GROUPS_MAX:
+                    self._groups[group].scores.add(ppm)
+
+    def forget(self, workflow_id: str) -> None:
+        """The workflow has ended."""
+        self._pending.pop(workflow_id, None)
+
+    def _points(self, guess: Guess, doublings: int) -> Ints:
+        """Of the narrowest group that has enough; one as long as there is none."""
+        for group in _widening(guess, doublings):
+            points = self._groups.get(group)
+            if points is not None and points.scores.count >= TRUSTED:
+                return points.ppm()
+        return np.array([PPM])
+
+
+def _doublings(levels: int) -> int:
+    """Of n + 1: 0 for 0, 1 for 1 and 2, 2 for 3 to 6, and so on."""
+    return min((levels + 1).bit_length() - 1, DOUBLINGS - 1)
+
+
+def _by_doublings(levels: Ints) -> list[tuple[int, Ints]]:
+    """Ascending numbers of levels, parted."""
+    edges = [(1 << doublings) - 1 for doublings in range(1, DOUBLINGS)]
+    parts = np.split(levels, np.searchsorted(levels, edges))
+    return [(doublings, part) for doublings, part in enumerate(parts) if len(part)]
+
+
+def _widening(guess: Guess, doublings: int) -> tuple[_Group, ...]:
+    """Each group once, the narrowest first."""
+    name = guess.workflow_class
+    return tuple(dict.fromkeys(((name, guess.role, doublings), (name, "", doublings), (name, "", -1))))
