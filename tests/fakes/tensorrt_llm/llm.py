@@ -314,6 +314,8 @@ class LLM:
             self._active.remove(request)
         self.blocks.free(request.blocks)
         output = request.output
+        if reason in ("stop", "length") and request.blocks:
+            self.blocks.commit([*request.prompt_ids, *output.token_ids[:-1]])
         output.finish_reason = reason  # None: cancelled
         output.request_perf_metrics = _perf_metrics(request, self.blocks.block_tokens)
         request.finished = True

@@ -38,6 +38,7 @@ PROFILES: dict[str, EngineProfile] = {
     for p in (
         EngineProfile("trtllm-1.2.1", HandOff.PULL, True, True, True, False, 1, False),
         EngineProfile("trtllm-1.3", HandOff.PULL, True, True, True, True, 1, True),
+        EngineProfile("trtllm-leases", HandOff.PULL, False, True, True, False, 1, False),
         EngineProfile("push", HandOff.PUSH, False, True, False, False, 1, True),
         EngineProfile("ideal", HandOff.PULL, False, True, True, True, 4, True),
     )

@@ -22,6 +22,8 @@ from hexagent_services.worker_agent.engine.run import Kind, Phase, Run
 from hexagent_services.worker_agent.engine.watchdog import Watchdog
 from hexagent_services.worker_agent.engine_host.frames import Frame
 
+USED_UP: Final = "used_up"  # event in the place of an end that is only a lease's
+FIRST_RANK: Final = -1  # before every call: what has begun is not to wait for what has not
 _ENDS_PREFILL: Final = ("stop", "length", "not_finished")
 _IN_ENGINE: Final = (Phase.COMPUTING, Phase.PULLING, Phase.DECODING)
 _MOVES: Final = (Phase.COMPUTING, Phase.DECODING)  # whatever others do; a pull has its own timeout
@@ -60,22 +62,24 @@ class Held:
         """Let it wait for room. `EngineRefused` where there can never be enough."""
         if run.number not in self.by_number:
             return  # aborted or refused meanwhile, which it is told when it asks for room
-        if tokens > self._options.max_seq_tokens:
+        longest = tokens + run.request.max_tokens - run.lease
+        if longest > self._options.max_seq_tokens:
             raise EngineRefused("TOO_LONG_FOR_ENGINE")
-        blocks = self.admission.need(tokens)
-        if blocks > self._spec.kv_blocks:
+        if self.admission.need(longest) > self._spec.kv_blocks:
             raise EngineRefused("KV_TOO_SMALL")
+        blocks = self.admission.need(tokens)
         if blocks > self.admission.capacity:
             raise EngineRefused("KV_SHRUNK")  # by leaks, or the engine had less memory than described
         computes = 0 if run.kind is Kind.DECODE else len(run.prompt_ids)
-        self.admission.add(Claim(run.request.rank, run.number, blocks, computes, decodes))
+        rank = FIRST_RANK if run.renewed else run.request.rank
+        self.admission.add(Claim(rank, run.number, blocks, computes, decodes))
         self._pump()
 
     def submit(self, run: Run, order: dict[str, Any], phase: Phase) -> None:
         """Give it to the engine, unless it has been told why not."""
         if run.number in self.by_number:
             run.phase = phase
-            run.submitted_us = self._clock.now_us()
+            run.submitted_us = run.submitted_us or self._clock.now_us()
             self.link.send(order | {"id": run.number}, run.prompt_ids)
 
     def drop(self, run: Run) -> None:
@@ -142,8 +146,12 @@ class Held:
             self._on_said(run, frame)
 
     def _on_said(self, run: Run, frame: Frame) -> None:
-        event = frame.body["event"]
-        if event == "prefilled" and frame.body["finish"] in _ENDS_PREFILL:
+        event, finish = frame.body["event"], frame.body.get("finish")
+        run.output_ids.extend(frame.ids)
+        if finish == "length" and run.lease < run.request.max_tokens and not run.left:
+            self._renew(run, frame)
+            return
+        if event == "prefilled" and finish in _ENDS_PREFILL:
             self.admission.computed(run.number)
             run.phase = Phase.PINNED
             self._after(self._options.hand_off_s, self.release, run)
@@ -152,10 +160,25 @@ class Held:
             self.admission.computed(run.number)
             run.phase = Phase.DECODING
         elif event in ("prefilled", "ended"):
-            run.timing = frame.body.get("timing", {})
+            run.timing = {**run.timing, **frame.body.get("timing", {})}
             self.release(run)
         run.tell(frame)
         self._pump()
+
+    def _renew(self, run: Run, frame: Frame) -> None:
+        """Its lease is used up: what comes behind is another request, which waits for room before all others."""
+        run.timing = frame.body.get("timing", {})
+        run.tell(Frame({"event": USED_UP}, frame.ids))
+        del self.by_number[run.number]
+        self.admission.withdraw(run.number)
+        self._numbers += 1
+        run.renew(self._numbers)
+        self.by_number[run.number] = run
+        try:
+            self.claim(run, len(run.prompt_ids) + run.leased_tokens, decodes=True)
+        except EngineRefused as error:
+            run.tell(error)
+            self.release(run)
 
     def _on_stats(self, stats: Mapping[str, Any]) -> None:
         self.observed.take_stats(stats, self.by_number.values(), self._clock.now_us())

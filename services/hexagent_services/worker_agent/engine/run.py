@@ -35,7 +35,11 @@ class Run:
         self.arrived_us = now_us
         self.submitted_us = 0
         self.prompt_ids: Sequence[int] = ()
+        self.lease = request.max_tokens  # output tokens, delivered ones included, that the engine may come to as yet
         self.output_tokens = request.delivered_tokens  # so far, those of earlier attempts included
+        self.output_ids: list[int] = []  # behind `prompt_ids`, as the engine has said them
+        self._in_prompt = request.delivered_tokens  # tokens of output at the end of `prompt_ids`
+        self.renewed = False
         self.left = False
         self.timing: Mapping[str, int] = {}  # of its end, as `engine_host.requests.timing_of`
         self._said: asyncio.Queue[Frame | Exception | None] = asyncio.Queue()
@@ -46,12 +50,26 @@ class Run:
 
     @property
     def tokens_left(self) -> int:
-        return self.request.max_tokens - self.request.delivered_tokens
+        """Of output behind `prompt_ids`, at most."""
+        return self.request.max_tokens - self._in_prompt
+
+    @property
+    def leased_tokens(self) -> int:
+        """Of these, what the engine may generate before it is asked again."""
+        return self.lease - self._in_prompt
 
     @property
     def context(self) -> int:
         """Tokens of KV it has."""
-        return len(self.prompt_ids) + self.output_tokens - self.request.delivered_tokens
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    def renew(self, number: int) -> None:
+        """Go on as a new request, whose prompt is all there is."""
+        self.number, self.kind, self.phase, self.renewed = number, Kind.LOCAL, Phase.WAITING, True
+        self._in_prompt += len(self.output_ids)
+        self.prompt_ids = (*self.prompt_ids, *self.output_ids)
+        self.output_ids = []
+        self.lease = min(2 * self.lease, self.request.max_tokens)
 
     def tell(self, said: Frame | Exception | None) -> None:
         """None: it has room."""

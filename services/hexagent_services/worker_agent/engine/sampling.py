@@ -1,13 +1,14 @@
 """A call's sampling as TensorRT-LLM takes it; what it cannot do is refused by name."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from hexagent.api.common.v1 import call_pb2
 from hexagent.core.errors import Unsupported
 from hexagent_services.worker_agent.engine.port import EngineRequest
 
-_AS_THEY_ARE = (
+_FREE: Final = (call_pb2.ResponseFormat.KIND_UNSPECIFIED, call_pb2.ResponseFormat.KIND_TEXT)
+_AS_THEY_ARE: Final = (
     "temperature",
     "top_p",
     "top_k",
@@ -19,7 +20,24 @@ _AS_THEY_ARE = (
 )
 
 
-def sampling_arguments(request: EngineRequest, end_token_ids: tuple[int, ...]) -> dict[str, Any]:
+LEASE_MIN: Final = 64  # tokens
+# What depends on more than the text so far, so that a new request would not go on as the old one.
+_STATEFUL: Final = ("seed", "presence_penalty", "frequency_penalty", "repetition_penalty")
+
+
+def lease_of(request: EngineRequest) -> int:
+    """Tokens of output, delivered ones included, that an engine is first asked for: as many as are reserved for it.
+
+    All it may come to where it could not be gone on with.
+    """
+    call = request.call
+    stateful = any(call.sampling.HasField(name) for name in _STATEFUL)
+    if stateful or call.response_format.kind not in _FREE:
+        return request.max_tokens
+    return min(request.max_tokens, max(request.reserve_output_tokens, request.delivered_tokens + LEASE_MIN))
+
+
+def sampling_arguments(request: EngineRequest, end_token_ids: tuple[int, ...], max_tokens: int) -> dict[str, Any]:
     """Keyword arguments of `SamplingParams`. `Unsupported` (UNSUPPORTED_BY_ENGINE) names the field."""
     call, sampling = request.call, request.call.sampling
     _check_supported(call)
@@ -31,7 +49,7 @@ def sampling_arguments(request: EngineRequest, end_token_ids: tuple[int, ...]) -
     if stop_ids:
         arguments["stop_token_ids"] = stop_ids
     arguments["ignore_eos"] = sampling.ignore_eos
-    arguments["max_tokens"] = request.max_tokens - request.delivered_tokens
+    arguments["max_tokens"] = max_tokens
     return arguments
 
 
@@ -50,7 +68,7 @@ def response_format_of(request: EngineRequest, guided: bool) -> dict[str, Any] |
     that a client already has.
     """
     kinds, asked = call_pb2.ResponseFormat, request.call.response_format
-    if asked.kind in (kinds.KIND_UNSPECIFIED, kinds.KIND_TEXT):
+    if asked.kind in _FREE:
         return None
     if not guided:
         raise _unsupported("response_format")

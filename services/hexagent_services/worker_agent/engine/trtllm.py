@@ -2,7 +2,8 @@
 
 KV is pulled by the decode side's engine, through its own transceiver. What is known of the engine and kept here:
 
-- It takes blocks for the prompt and the longest output before it pulls (GUARANTEED_NO_EVICT); so does the ledger.
+- It takes blocks for the prompt and the longest output before it pulls (GUARANTEED_NO_EVICT); so does the ledger. Where
+  the scheduler reserves less, the engine is asked for less output, and again behind what came: a lease.
 - A prefilled prompt holds its blocks until it is pulled, or until the transfer timeout; nobody can free them sooner.
 - An abort while KV is on its way leaks; the host makes it wait for the first token. A request that does not end long
   after its abort, blocks that nobody holds, or work that does not move mean a broken engine: everything on it is
@@ -21,7 +22,7 @@ from hexagent.core.instance.spec import PROFILES, FlipWay, InstanceSpec, LinkSpe
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import Clock
-from hexagent_services.worker_agent.engine.held import Held
+from hexagent_services.worker_agent.engine.held import USED_UP, Held
 from hexagent_services.worker_agent.engine.host_process import Host
 from hexagent_services.worker_agent.engine.options import TrtllmOptions
 from hexagent_services.worker_agent.engine.port import (
@@ -39,7 +40,12 @@ from hexagent_services.worker_agent.engine.port import (
     Prefilled,
 )
 from hexagent_services.worker_agent.engine.run import Kind, Phase, Run, request_id
-from hexagent_services.worker_agent.engine.sampling import response_format_of, retention_of, sampling_arguments
+from hexagent_services.worker_agent.engine.sampling import (
+    lease_of,
+    response_format_of,
+    retention_of,
+    sampling_arguments,
+)
 from hexagent_services.worker_agent.engine.text import Decoder, Text
 from hexagent_services.worker_agent.engine_host.frames import Frame
 
@@ -145,7 +151,8 @@ class TrtllmEngine:
     def reserve(self, request: EngineRequest, source_instance: str, kv_ready: bool) -> None:
         run = self._held.open(request, Kind.DECODE)
         try:
-            self._held.claim(run, request.prompt_tokens + request.max_tokens, decodes=True)
+            run.lease = lease_of(request)
+            self._held.claim(run, request.prompt_tokens + run.lease, decodes=True)
         except EngineRefused:
             self._held.leave(run)
             raise
@@ -159,6 +166,7 @@ class TrtllmEngine:
             raise EngineAborted(0)
         try:
             run.prompt_ids = prefilled.prompt_token_ids
+            run.output_ids = list(prefilled.first_token_ids)
             await run.room()
             await self._pulled(run, prefilled)
             transfer = KvPiece(b"", True, prefilled.kv_bytes, run.submitted_us, self._clock.now_us())
@@ -180,7 +188,8 @@ class TrtllmEngine:
         run = self._held.open(request, Kind.LOCAL)
         try:
             run.prompt_ids = await self._text.prompt_ids(request)
-            self._held.claim(run, len(run.prompt_ids) + run.tokens_left, decodes=True)
+            run.lease = lease_of(request)
+            self._held.claim(run, len(run.prompt_ids) + run.leased_tokens, decodes=True)
             await run.room()
             frame = await self._submit(run, {"op": "local"}, Phase.COMPUTING)
             decoder = self._text.decoder(request)
@@ -199,7 +208,7 @@ class TrtllmEngine:
         """Give it to the engine and wait for the first answer."""
         call = run.request.call
         order |= {
-            "sampling": sampling_arguments(run.request, self._text.end_token_ids),
+            "sampling": sampling_arguments(run.request, self._text.end_token_ids, run.leased_tokens),
             "response_format": response_format_of(run.request, self._guided),
             "retention": retention_of(call),
             "stream": call.stream or bool(call.sampling.stop),  # a stop text is seen only as it comes
@@ -246,11 +255,21 @@ class TrtllmEngine:
             if frame.body["event"] == "ended":
                 finish = _FINISH[frame.body["finish"]]
                 break
+            if frame.body["event"] == USED_UP:
+                more = await self._renewed(run, decoder)
+                piece, text = piece + more, text + more
             if run.request.call.stream and piece:
                 yield Generated(self._clock.now_us(), run.output_tokens - told, piece)
                 told = run.output_tokens
         rest, finish = decoder.end(finish)
         yield Finished(self._clock.now_us(), run.output_tokens, finish, text + rest)
+
+    async def _renewed(self, run: Run, decoder: Decoder) -> bytes:
+        """More of an output whose lease is used up: the text of the next token. What there is of KV may be cached."""
+        await run.room()
+        frame = await self._submit(run, {"op": "local"}, Phase.COMPUTING)
+        self._held.observed.samples.reused_tokens += frame.body["cached_tokens"]
+        return self._fed(run, decoder, frame.ids)
 
     def _fed(self, run: Run, decoder: Decoder, ids: Sequence[int]) -> bytes:
         """The text of new ids; those that only end an output are not counted."""
