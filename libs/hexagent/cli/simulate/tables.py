@@ -160,7 +160,7 @@ def headline_rows(pools: Sequence[Pooled]) -> list[Row]:
             rows.append({"policy": policy, "from": which, "cells": len(reductions), **_mean_and_extremes(reductions)})
     if rows:
         figures = {f"mean{percent}": _change(paper.MEAN[percent]) for percent in JUDGED}
-        figures |= {f"most{percent}": _change(paper.LARGEST[percent]) for percent in JUDGED}
+        figures |= {"most": _changes([paper.LARGEST[percent] for percent in JUDGED])}
         figures |= {"policy": "the paper's hexagent", "from": "its own"}
         rows.append({column: figures.get(column) for column in rows[0]})
     return rows
@@ -238,10 +238,13 @@ def _reductions(pool: Pooled, policy: str, which: str) -> Mapping[int, Reduction
 
 
 def _mean_and_extremes(reductions: Sequence[Mapping[int, Reduction]]) -> Row:
+    """`most` and `least` are at JUDGED percents."""
     several = {percent: [reduced[percent] for reduced in reductions] for percent in STATED}
-    row = {f"mean{percent}": _interval_text(mean_share(reduced)) for percent, reduced in several.items()}
+    means = {percent: mean_share(reduced) for percent, reduced in several.items()}
+    row = {f"mean{percent}": _interval_text(means[percent]) for percent in JUDGED}
+    row["mean100"] = _change(means[100].value)
     for word, extreme in (("most", max), ("least", min)):
-        row |= {f"{word}{p}": _change(extreme(one.share.value for one in reduced)) for p, reduced in several.items()}
+        row[word] = _changes([extreme(one.share.value for one in several[percent]) for percent in JUDGED])
     return row
 
 
@@ -251,6 +254,10 @@ def _text(req: Interval) -> str:
 
 def _interval_text(share: Interval) -> str:
     return f"{_change(share.value)} [{_change(share.high)}, {_change(share.low)}]"
+
+
+def _changes(shares: Sequence[float]) -> str:
+    return " / ".join(map(_change, shares))
 
 
 def _share_text(share: Interval | None) -> str:
