@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from hexagent.cli.compiled import core_is_compiled
+from hexagent.cli.simulate.execute import outcome_of
 from hexagent.sim.experiment.cell import Cell
 from hexagent.sim.experiment.run import Run, world_of
 
@@ -22,9 +23,11 @@ RUNS = (
 
 
 def outcomes() -> list[object]:
-    """The digest of each run's events and what it says of its workflows."""
+    """The digest of each run's events and what it says of its workflows; and what `sim compare` has of one, timed."""
     results = [world_of(run).run() for run in RUNS]
-    return [core_is_compiled(), *([result.digest, repr(result.rows)] for result in results)]
+    timed = outcome_of(RUNS[0])
+    assert timed.decision_p99_ms > 0
+    return [core_is_compiled(), *([result.digest, repr(result.rows)] for result in results), repr(timed.rows)]
 
 
 @pytest.fixture(scope="module")

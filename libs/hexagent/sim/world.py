@@ -53,6 +53,7 @@ SNAPSHOT_PERIOD_US: Final = (
 )
 
 Journal = Callable[[SchedulerEvent | DecisionRecord, int], None]
+Handle = Callable[[SchedulerEvent, int], tuple[Effect, ...]]
 
 
 class RunResult(NamedTuple):
@@ -96,6 +97,7 @@ class World:
             cluster = aggregated(cluster)
         self.tracker = Tracker(Limits(), catalog_of(cluster, [script.tenant for script in workload.workflows]))
         self.scheduler = SchedulerCore(cluster, policy, profile, oracle=oracle)
+        self.handle: Handle = self.scheduler.handle  # what is to look at its events stands here before it
         self._shares = Shares(self.scheduler)
         # Revision 1 holds what is told before anything is learned.
         self.learner = Learner(cluster.tables, last_revision=1)
@@ -280,7 +282,7 @@ class World:
         self._tell_scheduler(event)
 
     def _tell_scheduler(self, event: SchedulerEvent) -> None:
-        effects = self.scheduler.handle(event, self.now_us)
+        effects = self.handle(event, self.now_us)
         if self._journal is not None:
             self._journal(event, self.now_us)
             for effect in effects:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from time import thread_time_ns
 from typing import Any, Final
 
-from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.effects import Dispatch, Effect
 from hexagent.core.scheduling.events import SchedulerEvent
 from hexagent.core.units import US_PER_S, ceil_div
@@ -17,12 +16,12 @@ _NS_PER_MS: Final = 1_000_000
 
 
 class Stopwatch:
-    """Stands before a core's `handle`; keeps the processor time of each event that dispatched calls."""
+    """Stands before the scheduler of a world; keeps the processor time of each event that dispatched calls."""
 
-    def __init__(self, core: SchedulerCore) -> None:
+    def __init__(self, world: World) -> None:
         self.spent_ns: list[int] = []
-        self._handle = core.handle
-        core.handle = self  # type: ignore[method-assign]
+        self._handle = world.handle
+        world.handle = self
 
     def __call__(self, event: SchedulerEvent, now_us: int) -> tuple[Effect, ...]:
         began_ns = thread_time_ns()
@@ -52,7 +51,7 @@ def outcome_from(run: Run, kept: Mapping[str, Any]) -> Outcome:
 def outcome_of(run: Run, world: World | None = None) -> Outcome:
     """Run it, in a world of its own unless one is given that has not run yet."""
     world = world or world_of(run)
-    watch = Stopwatch(world.scheduler)
+    watch = Stopwatch(world)
     result = world.run()
     spent_ns = sorted(watch.spent_ns)
     return Outcome(

@@ -102,8 +102,8 @@ class Witness:
     def __init__(self, world: World, warm_up_calls: int) -> None:
         self.observations: list[Observation] = []
         self._core, self._estimator = world.scheduler, world.scheduler.estimator
-        self._handle = self._core.handle
-        self._core.handle = self  # type: ignore[method-assign]
+        self._handle = world.handle
+        world.handle = self
         self._left = warm_up_calls
         self._calls: dict[CallId, tuple[_Expected, _Expected, _Expected]] = {}  # length, rest of it, duration
         self._residual_times = ResidualTimes()
