@@ -145,9 +145,10 @@ class World:
         heap = self._heap
         with uncollected():
             while heap:
-                self.now_us, _, action, arguments = heappop(heap)
+                now_us, _, action, arguments = heappop(heap)
+                self.now_us = now_us
                 self.events += 1
-                action(*arguments, self.now_us)
+                action(*arguments, now_us)
         rows = tuple(self._rows[script.workflow_id] for script in self._scripts)
         digest, reuse = self._digest.hexdigest(), self.scheduler.ledger.reuse
         shares = self._shares

@@ -1,6 +1,7 @@
 """What an instance's report must be like to be learned from."""
 
 from collections.abc import Sequence
+from operator import le
 from typing import Final, NamedTuple
 
 from hexagent.core.errors import InvalidArgument
@@ -9,6 +10,8 @@ from hexagent.core.units import US_PER_S
 
 AHEAD_US: Final = 10 * US_PER_S  # an agent's clock may be ahead by so much of model time
 MOST: Final = 2**62  # of any count or time
+LEAST_OF_STEP: Final = (1, 1, 0, 0, 0, 0)
+LEAST_OF_TRANSFER: Final = (0, 1, 0, 0)  # of all but its instances
 
 
 def check_report(telemetry: Telemetry, now_us: int) -> None:
@@ -20,10 +23,10 @@ def check_report(telemetry: Telemetry, now_us: int) -> None:
     source = telemetry.instance_id
     if not telemetry.at_us <= now_us + AHEAD_US:
         raise _error(source, "at_us", f"{telemetry.at_us} is ahead of {now_us}", "FROM_THE_FUTURE")
-    _check_rows(source, "steps", telemetry.steps, ("steps", "duration_us"))
-    _check_rows(source, "transfers", telemetry.transfers, ("duration_us",))
+    _check_rows(source, "steps", telemetry.steps, LEAST_OF_STEP)
+    _check_rows(source, "transfers", telemetry.transfers, LEAST_OF_TRANSFER)
     if telemetry.speculation is not None:
-        _check_rows(source, "speculation", (telemetry.speculation,), ())
+        _check_rows(source, "speculation", (telemetry.speculation,), (0, 0))
         drafted, accepted = telemetry.speculation
         if accepted > drafted:
             raise _error(source, "speculation", f"{accepted} of {drafted} tokens are accepted", "BAD_OBSERVATION")
@@ -36,12 +39,15 @@ def check_report(telemetry: Telemetry, now_us: int) -> None:
             raise _error(source, f"transfers[{index}].start_us", text, "FROM_THE_FUTURE")
 
 
-def _check_rows(source: str, name: str, rows: Sequence[NamedTuple], positive: tuple[str, ...]) -> None:
+def _check_rows(source: str, name: str, rows: Sequence[NamedTuple], least: tuple[int, ...]) -> None:
+    """`least` is that of the last fields of each row, which are numbers."""
     for index, row in enumerate(rows):
-        for field, value in zip(row._fields, row, strict=True):
-            least = 1 if field in positive else 0
-            if not isinstance(value, str) and not least <= value <= MOST:  # NaN is within no bounds
-                text = f"{value} is not within {least} to {MOST}"
+        values = row[-len(least) :]
+        if all(map(le, least, values)) and max(values) <= MOST:  # NaN is within no bounds
+            continue
+        for field, value, low in zip(row._fields[-len(least) :], values, least, strict=True):
+            if not low <= value <= MOST:
+                text = f"{value} is not within {low} to {MOST}"
                 raise _error(source, f"{name}[{index}].{field}", text, "BAD_OBSERVATION")
 
 

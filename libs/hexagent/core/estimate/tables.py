@@ -43,14 +43,17 @@ class Grid:
         """Bilinear interpolation, rounded down; see the module for what happens outside the grid."""
         rows, columns, us = self.rows, self.columns, self.us
         i = bisect_right(rows, row, 1, len(rows) - 1) - 1
-        j = bisect_right(columns, column, 1, len(columns) - 1) - 1
-        row_0, column_0 = rows[i], columns[j]
-        row_span = rows[i + 1] - row_0
-        column_span = columns[j + 1] - column_0
-        down = row - row_0 if row > row_0 else 0
-        right = column - column_0 if column > column_0 else 0
         upper, lower = us[i], us[i + 1]
+        row_span = rows[i + 1] - rows[i]
+        down = row - rows[i] if row > rows[i] else 0
+        if column <= columns[0]:
+            return ((row_span - down) * upper[0] + down * lower[0]) // row_span
+        j = bisect_right(columns, column, 1, len(columns) - 1) - 1
+        column_span = columns[j + 1] - columns[j]
+        right = column - columns[j]
         left = column_span - right
+        if not down:
+            return (upper[j] * left + upper[j + 1] * right) // column_span
         top = (row_span - down) * (upper[j] * left + upper[j + 1] * right)
         return (top + down * (lower[j] * left + lower[j + 1] * right)) // (row_span * column_span)
 

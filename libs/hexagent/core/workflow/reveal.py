@@ -108,24 +108,24 @@ def _check_call(node: NodeSpec, call: CallSpec, path: str, limits: Limits) -> No
     if len(call.segments) > limits.segments_per_prompt:
         raise _over("TOO_MANY_SEGMENTS", f"{path}.segments", len(call.segments), limits.segments_per_prompt, "segments")
     guaranteed = node.join.needed(len(node.after)) == len(node.after)
-    for j, segment in enumerate(call.segments):
-        if segment.tokens < 0 or segment.tokens > limits.prompt_tokens:
-            _check_tokens(segment.tokens, f"{path}.segments[{j}]", "tokens", limits.prompt_tokens)
-        if bool(segment.digest) == bool(segment.output_of):
+    for j, (digest, tokens, output_of) in enumerate(call.segments):
+        if tokens < 0 or tokens > limits.prompt_tokens:
+            _check_tokens(tokens, f"{path}.segments[{j}]", "tokens", limits.prompt_tokens)
+        if (not digest) is (not output_of):
             raise _bad("BAD_SEGMENT", f"{path}.segments[{j}]", "a segment has either a digest or `output_of`")
-        if not segment.output_of:
+        if not output_of:
             continue
-        if segment.output_of not in node.after:
+        if output_of not in node.after:
             raise _bad(
                 "OUTPUT_NOT_A_PARENT",
                 f"{path}.segments[{j}].output_of",
-                f"{segment.output_of} must be among the parents of {node.node_id}",
+                f"{output_of} must be among the parents of {node.node_id}",
             )
         if not guaranteed:
             raise _bad(
                 "OUTPUT_NOT_GUARANTEED",
                 f"{path}.segments[{j}].output_of",
-                f"the join of {node.node_id} may be met without {segment.output_of}; only a join that waits for"
+                f"the join of {node.node_id} may be met without {output_of}; only a join that waits for"
                 " every parent may use an output",
             )
 
