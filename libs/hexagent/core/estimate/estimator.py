@@ -1,21 +1,17 @@
 """Estimates evaluated in process: nominal tables of the cluster's instances times a snapshot's parameters."""
 
 from collections.abc import Iterable
-from typing import Final
 
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.lengths import LengthTable, PredictedLength
 from hexagent.core.estimate.links import described, moving_us
 from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import EMPTY, LinkFit, Snapshot
+from hexagent.core.estimate.solo import SoloTimes
 from hexagent.core.estimate.tables import StepTable
 from hexagent.core.estimate.variants import table_of
-from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec, Role
-from hexagent.core.units import PPM, US_PER_S, ceil_div
-
-SOLO_CACHE_MAX: Final = 100_000
-
-Kinds = dict[LinkSpec | None, list[StepTable]]  # by link; None = not disaggregated, so that no KV moves
+from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec
+from hexagent.core.units import PPM
 
 
 class Estimator:
@@ -34,22 +30,7 @@ class Estimator:
         self._speeds: dict[str, tuple[int, int]] = {}
         self._links: dict[tuple[str, str], LinkFit] = {}  # of instances
         self._link_kinds: dict[tuple[str, str], LinkFit] = {}  # of GPU types
-        self._solo_cache: dict[tuple[str, int, int], int] = {}
-        self._prefill_cache: dict[tuple[str, int], list[tuple[LinkSpec | None, int]]] = {}
-        self._prefill_kinds: dict[str, Kinds] = {}
-        self._decode_kinds: dict[str, Kinds] = {}
-        for spec in cluster.instances:
-            if spec.role in (Role.PREFILL, Role.BOTH):
-                self._add_kind(self._prefill_kinds, spec)
-            if spec.role in (Role.DECODE, Role.BOTH):
-                self._add_kind(self._decode_kinds, spec)
-
-    def _add_kind(self, kinds: dict[str, Kinds], spec: InstanceSpec) -> None:
-        """Keep one table of each kind: instances that differ only in name have equal solo times."""
-        link = None if spec.role is Role.BOTH else spec.link
-        tables = kinds.setdefault(spec.model, {}).setdefault(link, [])
-        if self.table(spec) not in tables:
-            tables.append(self.table(spec))
+        self._solo = SoloTimes([(spec, self.table(spec)) for spec in cluster.instances])
 
     def update(self, snapshot: Snapshot) -> None:
         """Use newer parameters; an older revision is ignored unless the known one is stale and older."""
@@ -126,47 +107,7 @@ class Estimator:
         Over pairs of GPU kinds: prefill + transfer + decode at the mean context of its own growth. No learned
         factor, hidden factor or load enters. One output token needs no hand-off. 0 for a model nobody serves.
         """
-        key = (model, prompt_tokens, output_tokens)
-        known = self._solo_cache.get(key)
-        if known is None:
-            if len(self._solo_cache) >= SOLO_CACHE_MAX:
-                self._solo_cache.clear()
-            known = self._solo_cache[key] = self._solo(model, max(prompt_tokens, 1), max(output_tokens, 1))
-        return known
-
-    def _solo(self, model: str, prompt_tokens: int, output_tokens: int) -> int:
-        prefill, decode = self._prefill_kinds.get(model, {}), self._decode_kinds.get(model, {})
-        if not prefill:
-            return 0
-        prefill_us = self._solo_prefill_us(model, prompt_tokens)
-        if output_tokens == 1:
-            return min([us for _, us in prefill_us])
-        context = prompt_tokens + output_tokens // 2
-        step_us = [(link, min([t.decode_us(1, context) for t in tables])) for link, tables in decode.items()]
-        kv_bytes = prompt_tokens * next(iter(prefill.values()))[0].kv_bytes_per_token
-        times = [
-            us + (output_tokens - 1) * step + (_nominal_us(source, target, kv_bytes) if source and target else 0)
-            for source, us in prefill_us
-            for target, step in step_us
-            if (source is None) == (target is None)
-        ]
-        return min(times, default=0)
-
-    def _solo_prefill_us(self, model: str, prompt_tokens: int) -> list[tuple[LinkSpec | None, int]]:
-        """Least time of the prompt by link: a call is asked about with its predicted and its true length."""
-        known = self._prefill_cache.get((model, prompt_tokens))
-        if known is None:
-            if len(self._prefill_cache) >= SOLO_CACHE_MAX:
-                self._prefill_cache.clear()
-            kinds = self._prefill_kinds[model].items()
-            known = [(link, min([t.prefill_us(prompt_tokens) for t in tables])) for link, tables in kinds]
-            self._prefill_cache[model, prompt_tokens] = known
-        return known
-
-
-def _nominal_us(source: LinkSpec, target: LinkSpec, kv_bytes: int) -> int:
-    rate = min(source.bytes_per_s, target.bytes_per_s)
-    return max(source.setup_us, target.setup_us) + ceil_div(kv_bytes * US_PER_S, rate)
+        return self._solo.solo_us(model, prompt_tokens, output_tokens)
 
 
 def _fitted(link: LinkSpec, fit: LinkFit | None) -> LinkSpec:
