@@ -102,7 +102,7 @@ def test_the_scheduler_has_the_hint_and_the_paper_s_rule_does_without() -> None:
     records = [{e.predictor: e for e in world.scheduler.projection.work.errors()} for world in worlds]
     assert "solo" not in records[0]
     solo = records[1]["solo"]
-    assert (solo.workflows, solo.trusted) == (6, True)
+    assert solo.workflows == 6
     assert solo.log_error_milli < 100  # what is revealed has predicted lengths
 
 

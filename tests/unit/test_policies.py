@@ -15,7 +15,7 @@ from hexagent.core.policy.registry import RECIPES, known
 from hexagent.core.scheduling.effects import Record
 from hexagent.core.scheduling.events import Phase, Tick
 from hexagent.core.units import PPM
-from hexagent.core.workflow.model import CallTimes
+from hexagent.core.workflow.model import CallTimes, Hints
 from tests.sim.cases import CAP, MODEL, PROMPT, Desk, decodes, instance, prefills
 
 
@@ -172,6 +172,28 @@ def test_hexagent_takes_the_older_of_equal_workflows() -> None:
     desk.reveal("young", "a", now_us=5_000_001, prompt=8_000)
     desk.reveal("old", "b", now_us=5_000_002, prompt=8_000)
     assert order_of(desk, 5_000_003) == ["old/b", "young/a"]
+
+
+@pytest.mark.parametrize(("policy", "first"), [("hexagent", "w/a"), ("hexagent-plus", "w/b")])
+def test_of_a_declared_plan_hexagent_plus_takes_the_branch_with_more_behind_it(policy: str, first: str) -> None:
+    desk = busy(policy)
+    desk.start("w", 1)
+    desk.reveal("w", "plan", now_us=2)
+    desk.reveal("w", "a", "b", after=("plan",), prompt=8_000)
+    desk.reveal("w", "c", after=("b",))
+    assert order_of(desk, 3)[:2] == ["w/plan", first]
+
+
+def test_hexagent_plus_counts_on_a_part_of_what_a_client_says_is_still_to_come() -> None:
+    """Equally late: of the one that is said to go on for long that is a smaller part."""
+    desk = busy("hexagent-plus")
+    desk.start("long", 1, hints=Hints(100_000_000))
+    desk.start("short", 1)
+    desk.reveal("long", "a", now_us=60_000_000, prompt=8_000)
+    desk.reveal("short", "b", prompt=8_000)
+    ages = desk.core.waiting[MODEL].ages(60_000_000)
+    assert ages.unrevealed_us.tolist() == [pytest.approx(47_950_000 - ages.horizon_us[0], abs=10_000), 0]
+    assert order_of(desk, 60_000_001) == ["short/b", "long/a"]
 
 
 class Told:

@@ -1,16 +1,27 @@
-"""Predicted remaining work: levels that follow, hints by their record, and when either may be used."""
+"""Predicted remaining work: levels that follow, hints by their record, and how much of either to count on."""
 
 import math
 import random
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 
 from hexagent.core.estimate.levels import Levels
-from hexagent.core.estimate.remaining import Remaining, RemainingWork, Trail, log_ratio_milli
+from hexagent.core.estimate.remaining import RemainingWork, Trail, log_ratio_milli
 from hexagent.core.workflow.model import Hints
 
 CALL_US = 1_000_000
+
+
+class Remaining(NamedTuple):
+    unrevealed_us: int  # predicted
+    counted_us: int  # of it
+
+
+def remaining(work: RemainingWork, trail: Trail, horizon_us: int) -> Remaining:
+    counted_us = trail.total_us * int(work.counted_ppm[trail.record]) // 1_000_000
+    return Remaining(max(trail.total_us - horizon_us, 0), max(counted_us - horizon_us, 0))
 
 
 def run(work: RemainingWork, calls: int, hints: Hints = Hints(), name: str = "agent") -> list[Remaining]:
@@ -20,30 +31,35 @@ def run(work: RemainingWork, calls: int, hints: Hints = Hints(), name: str = "ag
     for depth in range(1, calls + 1):
         trail.settle((depth - 1) * CALL_US)
         work.deepened(trail, ["step"], depth * CALL_US, depth)
-        predicted.append(work.remaining(trail, depth * CALL_US))
+        predicted.append(remaining(work, trail, depth * CALL_US))
     work.completed(trail, calls * CALL_US)
     return predicted
 
 
-def test_a_loop_of_fixed_length_is_predicted_and_trusted() -> None:
+def test_a_loop_of_fixed_length_is_predicted_and_comes_to_be_counted_on() -> None:
     work = RemainingWork()
-    first = run(work, 8)
-    assert not any(remaining.trusted for remaining in first)
-    for _ in range(40):
-        run(work, 8)
-    predicted = run(work, 8)
-    assert all(remaining.trusted for remaining in predicted)
-    expected = [(8 - depth) * CALL_US for depth in range(1, 9)]
-    assert [remaining.unrevealed_us for remaining in predicted] == pytest.approx(expected, abs=1_000)
+    assert not any(remaining.counted_us for remaining in run(work, 8))
+    counted_us = []
+    for _ in range(4):
+        for _ in range(40):
+            run(work, 8)
+        predicted = run(work, 8)
+        expected = [(8 - depth) * CALL_US for depth in range(1, 9)]
+        assert [remaining.unrevealed_us for remaining in predicted] == pytest.approx(expected, abs=1_000)
+        assert all(remaining.counted_us <= remaining.unrevealed_us for remaining in predicted)
+        counted_us.append(predicted[0].counted_us)
+    assert counted_us == sorted(counted_us)
+    assert counted_us[0] > 3 * CALL_US
+    assert counted_us[-1] > 5 * CALL_US
 
 
-def test_what_cannot_be_known_is_not_trusted() -> None:
+def test_what_cannot_be_known_is_not_counted_on() -> None:
     rng = random.Random(1)
     work = RemainingWork()
     for _ in range(200):
         run(work, rng.choice((1, 2, 4, 8, 16, 32)))
-    assert not any(remaining.trusted for remaining in run(work, 32))
-    assert [error.trusted for error in work.errors()] == [False]
+    assert not any(remaining.counted_us for remaining in run(work, 32))
+    assert [error.counted_ppm < 150_000 for error in work.errors()] == [True]
 
 
 def test_a_role_tells_what_follows_it() -> None:
@@ -107,36 +123,48 @@ def ahead(work: RemainingWork, trail: Trail) -> list[float]:
     return [chance / 10**9 for chance in known[0].tolist()]
 
 
-@pytest.mark.parametrize(("log_error", "trusted"), [(0.1, True), (0.2, True), (0.45, False)])
-def test_a_hint_is_trusted_by_its_record(log_error: float, trusted: bool) -> None:
+@pytest.mark.parametrize(("log_error", "least", "most"), [(0.1, 0.9, 0.96), (0.3, 0.55, 0.8), (0.6, 0.1, 0.4)])
+def test_a_hint_counts_by_its_record(log_error: float, least: float, most: float) -> None:
     rng = random.Random(2)
     work = RemainingWork()
+    calls, hint_us = 0, 0
     answers: list[Remaining] = []
-    for _ in range(60):
+    for _ in range(200):
         calls = rng.choice((1, 2, 4, 8, 16, 32))
-        answers = run(work, calls, Hints(round(calls * CALL_US * rng.lognormvariate(0, log_error))))
-    assert answers[0].trusted is trusted
+        hint_us = round(calls * CALL_US * rng.lognormvariate(0, log_error))
+        answers = run(work, calls, Hints(hint_us))
     record = next(error for error in work.errors() if error.predictor == "solo")
     assert record.log_error_milli <= 1_000 * log_error * 1.2
-    assert run(work, 4, Hints(4 * CALL_US), "another class")[0] == Remaining(3 * CALL_US, False)
+    assert least < record.counted_ppm / 1e6 < most
+    assert answers[0].unrevealed_us == max(hint_us - CALL_US, 0)
+    assert answers[0].counted_us <= answers[0].unrevealed_us
+
+
+def test_a_hint_of_a_class_that_is_not_known_counts_little() -> None:
+    first = run(RemainingWork(), 16, Hints(16 * CALL_US))[0]
+    assert first.unrevealed_us == 15 * CALL_US
+    assert 6 * CALL_US < first.counted_us < 7 * CALL_US
 
 
 def test_the_number_of_calls_is_a_hint_too() -> None:
     rng = random.Random(3)
     work = RemainingWork()
-    for _ in range(30):
+    for _ in range(200):
         calls = rng.choice((1, 2, 4, 8, 16, 32))
         run(work, calls, Hints(total_calls=calls))
-    expected = [Remaining((5 - depth) * CALL_US, True) for depth in range(1, 6)]
-    assert run(work, 5, Hints(total_calls=5)) == expected
+    predicted = run(work, 5, Hints(total_calls=5))
+    assert [remaining.unrevealed_us for remaining in predicted] == [(5 - depth) * CALL_US for depth in range(1, 6)]
+    assert predicted[0].counted_us == pytest.approx(4 * CALL_US, rel=0.05)
 
 
-def test_without_a_hint_a_class_of_hinting_workflows_is_not_trusted() -> None:
+def test_without_a_hint_a_workflow_of_a_hinting_class_is_not_counted_on() -> None:
     work = RemainingWork()
     for calls in (1, 30) * 20:
         run(work, calls, Hints(calls * CALL_US))
-    assert run(work, 30, Hints(30 * CALL_US))[0] == Remaining(29 * CALL_US, True)
-    assert not run(work, 30)[0].trusted
+    hinted, silent = run(work, 30, Hints(30 * CALL_US))[0], run(work, 30)[0]
+    assert hinted.unrevealed_us == 29 * CALL_US
+    assert hinted.counted_us > 25 * CALL_US
+    assert not silent.counted_us
 
 
 def test_a_workflow_that_failed_tells_nothing() -> None:

@@ -284,7 +284,7 @@ def bench_estimator(
     with options_named({"workload": "workloads", "trace": "traces"}):
         rows = estimator_rows(options, error_console().print)
     console().print(table_of("coverage of 50, 90 and 99 % quantiles; pinball over the baseline's", shown(rows)))
-    columns = ("workload", "quantity", "workflows", "log_error", "trusted")
+    columns = ("workload", "quantity", "workflows", "log_error", "counted")
     remaining = [{column: row[column] for column in columns} for row in rows if row["log_error"] is not None]
     console().print(table_of("remaining work", remaining))
     write_json(json_file, "bench estimator", options.seeds[0], rows)

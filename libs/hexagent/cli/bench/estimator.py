@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from hexagent.cli.report import Row, Value
 from hexagent.cli.simulate.pictures import save
 from hexagent.core.estimate.lengths import PERCENTS
-from hexagent.core.units import ceil_div
+from hexagent.core.units import PPM, ceil_div
 from hexagent.sim.experiment.cell import Cell, check_cell, workload_of
 from hexagent.sim.experiment.load import over_again
 from hexagent.sim.experiment.run import Run, world_of
@@ -49,7 +49,7 @@ def estimator_rows(options: EstimatorOptions, say: Callable[[str], None]) -> lis
     rows: list[Row] = []
     for cell in cells(options):
         observations: list[Observation] = []
-        errors: dict[tuple[str, str], list[tuple[int, int, bool]]] = {}
+        errors: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
         for seed in options.seeds:
             say(f"{cell.workload}, seed {seed}")
             world = world_of(Run(cell, "hexagent", seed), workload(cell, seed))
@@ -58,7 +58,7 @@ def estimator_rows(options: EstimatorOptions, say: Callable[[str], None]) -> lis
             observations += [seen._replace(workflow=f"{seed}/{seen.workflow}") for seen in witness.observations]
             for error in world.scheduler.projection.work.errors():
                 key = (error.workflow_class, error.predictor)
-                errors.setdefault(key, []).append((error.workflows, error.log_error_milli, error.trusted))
+                errors.setdefault(key, []).append((error.workflows, error.log_error_milli, error.counted_ppm))
         rows += quantile_rows(cell.workload, observations)
         rows += [_error_row(cell.workload, *key, records) for key, records in errors.items()]
     return rows
@@ -104,7 +104,7 @@ def _judged(seen: Sequence[Observation], place: int, percent: int) -> Row:
         "observations": count,
         "workflows": len({one.workflow for one in seen}),
         "log_error": None,
-        "trusted": None,
+        "counted": None,
     }
 
 
@@ -124,8 +124,8 @@ def pinball(pairs: Iterable[tuple[int, int]], percent: int) -> float:
     return sum(costs) / (100 * len(costs))
 
 
-def _error_row(workload: str, name: str, predictor: str, records: Sequence[tuple[int, int, bool]]) -> Row:
-    """The log error of predicted remaining work over seeds; `trusted` if it is in most runs."""
+def _error_row(workload: str, name: str, predictor: str, records: Sequence[tuple[int, int, int]]) -> Row:
+    """The log error of predicted remaining work over seeds; `counted`, how much a predicted total counts by then."""
     workflows = sum(count for count, _, _ in records)
     square = sum(count * milli * milli for count, milli, _ in records) / max(workflows, 1)
     unused = dict.fromkeys(("coverage", "ties", "band", "covers", "pinball", "baseline_pinball", "mape"))
@@ -138,7 +138,7 @@ def _error_row(workload: str, name: str, predictor: str, records: Sequence[tuple
         "observations": workflows,
         "workflows": workflows,
         "log_error": sqrt(square) / 1_000,
-        "trusted": 2 * sum(trusted for _, _, trusted in records) > len(records),
+        "counted": sum(counted for _, _, counted in records) / len(records) / PPM,
     }
 
 

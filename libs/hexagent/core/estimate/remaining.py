@@ -1,11 +1,12 @@
-"""What of a workflow is not revealed yet: how far its horizon will grow, and whether the prediction deserves trust.
+"""What of a workflow is not revealed yet: how far its horizon will grow, and how much of that to count on.
 
-For policies: `call.workflow.remaining()` answers `Remaining(unrevealed_us, trusted)`. `unrevealed_us` is F, the length
-by which the horizon is predicted to grow beyond what it is now (`horizon_us`); never negative. Where `trusted` is
-False a policy does without it: a wrong F is worse than none, in particular for the last per cent of workflows.
+A workflow that is told to be longer than it is is served too late, which the last per cent of workflows show. So a
+predicted final horizon m counts by the error s that such predictions have had: m exp(-CAUTION s^2), in ppm of m
+`counted_ppm`. With k = 2 CAUTION that is E[X^-k]^(-1/k) of a log-normal X of median m: what ranks workflows of unknown
+length by the expected k-th power of their stretch.
 
-Three predictors name a final horizon each time the workflow's longest chain of calls gets deeper; in between F shrinks
-as the horizon grows:
+Three predictors name the final horizon each time the workflow's longest chain of calls gets deeper; in between what is
+not revealed shrinks as the horizon grows:
 
 - `history`: levels that workflows of the class went on for from here (`Levels`), times this workflow's time a level;
 - `solo`: the client's hint of the final horizon;
@@ -13,33 +14,31 @@ as the horizon grows:
 
 When a workflow has completed, each is charged the mean over its levels of the squared log error ln((R + F) / H), with H
 the final horizon and R the part of it that was revealed then, both with true lengths. Of those that know something of a
-workflow the one whose error for the class is least answers, and is trusted if that error, with the doubt of few samples
-in it, is below `TRUSTED_MILLI`. So a hint counts for as much as hints of its class have been worth.
+workflow the one whose error for the class is least answers, the doubt of few samples counted in. So a hint counts for
+as much as hints of its class have been worth.
 """
 
 from math import isqrt
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from hexagent.core.estimate.levels import DEPTH_MAX, Ints, Levels
-from hexagent.core.units import MILLI
+from hexagent.core.instance.noise import exp_ppm
+from hexagent.core.units import MILLI, PPM
 from hexagent.core.workflow.model import Hints
 
-TRUSTED_MILLI: Final = 300  # log error in thousandths; hints worse than about 350 cost more than they gain
+CAUTION: Final = 6  # a total with a log error of 0.1 counts 94 %, one with 0.3 58 %, one with 0.6 12 %
 CLASSES_MAX: Final = 64  # of workflows; what comes later is not predicted
 COMPLETED_MIN: Final = 5  # workflows of a class before its history says anything
 PACE_PRIOR: Final = 2  # levels that the class's time a level weighs beside the workflow's own
 FORGET: Final = 256  # workflows after which an error weighs 1/e
-DOUBT, DOUBT_MILLI = 2, 500  # a record is judged as if so many more workflows had this error
-
 PREDICTORS: Final = ("history", "solo", "calls")
-_NOTHING: Final = -1  # what a predictor says that does not know
-
-
-class Remaining(NamedTuple):
-    """What a policy may know of the part that is not revealed."""
-
-    unrevealed_us: int  # F: predicted growth of the horizon
-    trusted: bool
+# A record is judged as if so many more workflows had such an error, in thousandths: the first workflows of a client are
+# served by what it says, though with caution. In a burst the short ones end first, so history is long of them alone.
+DOUBTS: Final = ((20, 500), (2, 350), (2, 350))
+NO_RECORD: Final = -1  # counts nothing
+_SILENT: Final = -1  # what a predictor says that does not know
 
 
 class Error(NamedTuple):
@@ -49,71 +48,69 @@ class Error(NamedTuple):
     predictor: str
     workflows: int
     log_error_milli: int  # root of the mean square, in thousandths
-    trusted: bool
+    counted_ppm: int  # how much a predicted total counts
 
 
 class _Record:
     """Squared log errors of one predictor."""
 
-    __slots__ = ("_squares", "_weight", "count")
+    __slots__ = ("_doubt", "_squares", "_weight", "count", "counted_ppm", "doubtful")
 
-    def __init__(self) -> None:
+    def __init__(self, workflows: int, log_error_milli: int) -> None:
         self.count = 0
+        self._doubt = workflows * MILLI, workflows * MILLI * log_error_milli**2  # as `_weight` and `_squares`
         self._weight = 0  # of the samples, in thousandths, FORGET at most
         self._squares = 0  # their sum, weighted alike
+        self._judge()
 
     def charge(self, square: int) -> None:
         self.count += 1
         self._weight += MILLI - self._weight // FORGET
         self._squares += square * MILLI - self._squares // FORGET
+        self._judge()
+
+    def _judge(self) -> None:
+        """`doubtful` is the mean squared log error with the doubt of few samples in it, in ppm."""
+        weight, squares = self._doubt
+        self.doubtful = (self._squares + squares) // (self._weight + weight)
+        self.counted_ppm = PPM * PPM // exp_ppm(CAUTION * self.doubtful)
 
     @property
     def log_error_milli(self) -> int:
         return isqrt(self._squares // max(self._weight, 1))
 
-    @property
-    def doubtful_milli(self) -> int:
-        """The error with the doubt of few samples."""
-        doubt = DOUBT * MILLI
-        return isqrt((self._squares + doubt * DOUBT_MILLI * DOUBT_MILLI) // (self._weight + doubt))
-
-    @property
-    def trusted(self) -> bool:
-        return self.doubtful_milli < TRUSTED_MILLI
-
 
 class _Class:
     """What is known of a class of workflows."""
 
-    __slots__ = ("_depth", "_horizon_us", "best_first", "completed", "levels", "records")
+    __slots__ = ("_depth", "_horizon_us", "best_first", "completed", "levels", "places", "records")
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
+        self.places = slice(first, first + len(PREDICTORS))  # of its records
         self.levels = Levels()
-        self.records = [_Record() for _ in PREDICTORS]
+        self.records = [_Record(*doubt) for doubt in DOUBTS]
         self.best_first = list(range(len(PREDICTORS)))  # their places
         self.completed = 0  # workflows
         self._horizon_us = self._depth = 0  # sums over the latest of them, the second in thousandths
 
-    def history_us(self, trail: "Trail", horizon_us: int) -> tuple[int, ...]:
-        """Final horizons of workflows that came as far, at the `PERCENTS` of `levels`; none while too few are known."""
+    def history_us(self, trail: "Trail", horizon_us: int) -> int:
+        """The median final horizon of workflows that came as far; `_SILENT` while too few are known."""
         if self.completed < COMPLETED_MIN:
-            return ()
-        level_us = self.level_us(trail, horizon_us)
-        return tuple([horizon_us + further * level_us for further in self.levels.further(trail.depth, trail.role)])
+            return _SILENT
+        return horizon_us + self.levels.further(trail.depth, trail.role)[0] * self.level_us(trail, horizon_us)
 
     def level_us(self, trail: "Trail", horizon_us: int) -> int:
         """Time of a level, once a workflow has completed: what this one's levels have taken, drawn to the class's."""
         pace_us = self._horizon_us * MILLI // self._depth
         return (horizon_us + PACE_PRIOR * pace_us) // (trail.depth + PACE_PRIOR)
 
-    def totals(self, trail: "Trail", horizon_us: int, calls: int) -> tuple[int, ...]:
+    def totals_us(self, trail: "Trail", horizon_us: int, calls: int) -> tuple[int, ...]:
         """What each predictor says the final horizon is."""
-        trail.history_us = self.history_us(trail, horizon_us)
         hints = trail.hints
         return (
-            trail.history_us[0] if trail.history_us else _NOTHING,
-            hints.total_solo_us or _NOTHING,
-            horizon_us * hints.total_calls // calls if hints.total_calls else _NOTHING,
+            self.history_us(trail, horizon_us),
+            hints.total_solo_us or _SILENT,
+            horizon_us * hints.total_calls // calls if hints.total_calls else _SILENT,
         )
 
     def complete(self, trail: "Trail", horizon_us: int) -> None:
@@ -124,11 +121,11 @@ class _Class:
             squares = [
                 log_ratio_milli(revealed_us + unrevealed_us, horizon_us) ** 2
                 for unrevealed_us, revealed_us in zip(predicted, trail.revealed_us, strict=True)
-                if unrevealed_us != _NOTHING
+                if unrevealed_us != _SILENT
             ]
             if squares:
                 record.charge(sum(squares) // len(squares))
-        self.best_first.sort(key=lambda place: (self.records[place].doubtful_milli, place))
+        self.best_first.sort(key=lambda place: (self.records[place].doubtful, place))
 
 
 class Trail:
@@ -138,10 +135,10 @@ class Trail:
         "between",
         "depth",
         "hints",
-        "history_us",
+        "record",
         "revealed_us",
         "role",
-        "totals",
+        "total_us",
         "unrevealed_us",
         "workflow_class",
     )
@@ -152,8 +149,8 @@ class Trail:
         self.depth = 0
         self.between = False  # the deepest level has ended, and there is no other yet
         self.role = ""  # of the deepest level
-        self.history_us: tuple[int, ...] = ()  # final horizons that history says, at `levels.PERCENTS`
-        self.totals: tuple[int, ...] = ()  # the latest, by predictor
+        self.total_us = 0  # the final horizon that the best predictor says
+        self.record = NO_RECORD  # the place of that predictor's in `RemainingWork.counted_ppm`
         # At each level, the first DEPTH_MAX of them: F by predictor, and the horizon before more than it was revealed.
         self.unrevealed_us: list[tuple[int, ...]] = []
         self.revealed_us: list[int] = []
@@ -169,6 +166,7 @@ class RemainingWork:
 
     def __init__(self) -> None:
         self._classes: dict[str, _Class] = {}
+        self.counted_ppm = np.zeros(CLASSES_MAX * len(PREDICTORS) + 1, dtype=np.int64)  # the last one is of `NO_RECORD`
 
     def deepened(self, trail: Trail, roles: list[str], horizon_us: int, calls: int) -> None:
         """The workflow's longest chain has further levels, of these roles; it has `calls` calls in all."""
@@ -176,16 +174,20 @@ class RemainingWork:
         if known is None:
             if len(self._classes) >= CLASSES_MAX:
                 return
-            known = self._classes[trail.workflow_class] = _Class()
+            known = self._classes[trail.workflow_class] = _Class(len(self._classes) * len(PREDICTORS))
+            self._judge(known)
         for role in roles:
             if trail.depth:
                 known.levels.went_on(trail.depth, trail.role, role)
             trail.depth += 1
             trail.role = role
-        trail.totals = known.totals(trail, horizon_us, calls)
+        totals_us = known.totals_us(trail, horizon_us, calls)
+        spoken = [place for place in known.best_first if totals_us[place] != _SILENT]
+        if spoken:
+            trail.total_us, trail.record = totals_us[spoken[0]], known.places.start + spoken[0]
         if len(trail.unrevealed_us) < DEPTH_MAX:
             trail.unrevealed_us.append(
-                tuple([total if total == _NOTHING else max(total - horizon_us, 0) for total in trail.totals])
+                tuple([total_us if total_us == _SILENT else max(total_us - horizon_us, 0) for total_us in totals_us])
             )
 
     def set_between(self, trail: Trail, between: bool) -> None:
@@ -202,17 +204,10 @@ class RemainingWork:
             trail.settle(horizon_us)
             known.levels.ended(trail.depth, trail.role)
             known.complete(trail, horizon_us)
+            self._judge(known)
 
-    def remaining(self, trail: Trail, horizon_us: int) -> Remaining:
-        """F of a workflow whose horizon is `horizon_us`."""
-        known = self._classes.get(trail.workflow_class)
-        if known is None or not trail.totals:
-            return Remaining(0, False)
-        for place in known.best_first:
-            total_us = trail.totals[place]
-            if total_us != _NOTHING:
-                return Remaining(max(total_us - horizon_us, 0), known.records[place].trusted)
-        return Remaining(0, False)
+    def _judge(self, known: _Class) -> None:
+        self.counted_ppm[known.places] = [record.counted_ppm for record in known.records]
 
     def levels_ahead(self, trail: Trail, horizon_us: int) -> tuple[Ints, int] | None:
         """Chances of 0, 1, 2, ... further levels, as `Levels.chances` gives them, and the time of one; None while too
@@ -225,7 +220,7 @@ class RemainingWork:
     def errors(self) -> tuple[Error, ...]:
         """Measured errors, sorted by class; predictors that never said anything left out."""
         return tuple(
-            Error(name, predictor, record.count, record.log_error_milli, record.trusted)
+            Error(name, predictor, record.count, record.log_error_milli, record.counted_ppm)
             for name, known in sorted(self._classes.items())
             for predictor, record in zip(PREDICTORS, known.records, strict=True)
             if record.count

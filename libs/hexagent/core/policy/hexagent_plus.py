@@ -1,10 +1,13 @@
-"""The paper's rule with what is not revealed yet and what is cached: relatively latest first, for little work sooner.
+"""The paper's rule with what is behind a call, not revealed yet and cached: relatively latest first, for little work
+sooner.
 
-R(c, t) = ((t - arrival) + Delta(c, t) + F) / (H(t) + F), with F the length by which the horizon is predicted to grow
-where that prediction deserves trust (`hexagent.core.estimate.remaining`), and 0 elsewhere. With prefix caches R is
-divided by sqrt(1 + T / `cheap_prefill_us`), with T the time of the part of the prompt that no cache is believed to
-hold: H is the time without caches, so by R alone calls that find theirs would wait behind much longer ones. Lateness
-grows without limit and the divisor does not, so none waits for ever. Without either what is left is the paper's.
+R(c, t) = ((t - arrival) + Delta(c, t) + T_down(c) + F) / (H(t) + F): when the workflow would end through this call, as
+a multiple of its final horizon. T_down is the longest path that is revealed behind the call, so of the branches of a
+declared plan those go first that the join waits for; F is what to count on of the horizon's growth to come
+(`hexagent.core.estimate.remaining`). With prefix caches R is divided by sqrt(1 + T / `cheap_prefill_us`), with T the
+time of the part of the prompt that no cache is believed to hold: H is the time without caches, so by R alone calls that
+find theirs would wait behind much longer ones. Lateness grows without limit and the divisor does not, so none waits for
+ever. Without any of these what is left is the paper's.
 """
 
 import numpy as np
@@ -19,20 +22,17 @@ class HexagentPlus:
 
     def __init__(self, profile: Profile) -> None:
         self._cheap_us = profile.cheap_prefill_us
-        self._ages: Ages | None = None  # of the plan under way, and of its calls F and what R is divided by
-        self._unrevealed_us = np.zeros(0, dtype=np.int64)
-        self._divisor_us = np.zeros(0, dtype=np.int64)
+        self._ages: Ages | None = None  # of the plan under way, and of its calls what does not depend on the finish
+        self._since_us = self._divisor_us = np.zeros(0, dtype=np.int64)
 
     def scores(self, ages: Ages, finish_us: IntArray) -> IntArray:
         if ages is not self._ages:
-            remaining = [call.workflow.remaining() for call in ages.calls]
             self._ages = ages
-            self._unrevealed_us = np.array([r.unrevealed_us * r.trusted for r in remaining], dtype=np.int64)
-            self._divisor_us = ages.horizon_us + self._unrevealed_us
+            self._since_us = ages.arrival_us - ages.below_us - ages.unrevealed_us
+            self._divisor_us = ages.horizon_us + ages.unrevealed_us
             if ages.prefill_us is not None:
                 self._divisor_us = self._divisor_us * dearness_milli(ages.prefill_us, self._cheap_us) // MILLI
-        late_us = finish_us - ages.arrival_us + self._unrevealed_us
-        return -(late_us * PPM // self._divisor_us)
+        return -((finish_us - self._since_us) * PPM // self._divisor_us)
 
 
 def dearness_milli(prefill_us: IntArray, cheap_us: int) -> IntArray:

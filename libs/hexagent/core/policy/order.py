@@ -22,6 +22,8 @@ class Ages(NamedTuple):
     ready_us: IntArray
     arrival_us: IntArray  # of the workflow
     horizon_us: IntArray  # of the workflow, at least 1
+    unrevealed_us: IntArray  # what to count on of the horizon's growth to come
+    below_us: IntArray  # longest path revealed behind the call
     calls: Sequence[Call]
     now_us: int
     prefill_us: IntArray | None = None  # alone, where least is left to compute; None = not looked at

@@ -11,7 +11,7 @@ from hexagent.core.policy.order import Ages, IntArray
 from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
 
-READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX, HORIZON = range(7)
+READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX, HORIZON, BELOW = range(8)
 _FIRST_ROWS = 64
 
 
@@ -34,7 +34,7 @@ class WaitingCalls:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._columns = np.zeros((7, _FIRST_ROWS), dtype=np.int64)
+        self._columns = np.zeros((8, _FIRST_ROWS), dtype=np.int64)
         self._nominal_us = np.zeros((0, _FIRST_ROWS), dtype=np.int64)
         self._topology: Topology | None = None
         self._hits: Hits | None = None  # once they were asked for
@@ -48,7 +48,7 @@ class WaitingCalls:
 
     @property
     def columns(self) -> IntArray:
-        """Shape (calls, 7): READY, ARRIVAL, PROMPT, ..., HORIZON, the place of the workflow's."""
+        """Shape (calls, 8): READY, ARRIVAL, PROMPT, ..., HORIZON, the place of the workflow's, BELOW."""
         return self._columns[:, : len(self.calls)].T
 
     def nominal_us(self, topology: Topology) -> IntArray:
@@ -78,9 +78,12 @@ class WaitingCalls:
         return PrefillWork(self.columns[:, PROMPT, None] - tokens, nominal_us)
 
     def ages(self, now_us: int) -> Ages:
-        columns = self.columns
-        horizon_us = self.calls[0].workflow.horizons.us[columns[:, HORIZON]] if self.calls else columns[:, HORIZON]
-        return Ages(columns[:, READY], columns[:, ARRIVAL], np.maximum(horizon_us, 1), self.calls, now_us)
+        ready_us, arrival_us, places, below_us = self._columns[[READY, ARRIVAL, HORIZON, BELOW], : len(self.calls)]
+        horizon_us = unrevealed_us = places
+        if self.calls:
+            horizons = self.calls[0].workflow.horizons
+            horizon_us, unrevealed_us = np.maximum(horizons.us[places], 1), horizons.unrevealed_us(places)
+        return Ages(ready_us, arrival_us, horizon_us, unrevealed_us, below_us, self.calls, now_us)
 
     def add(self, call: Call) -> None:
         row, count = self._index(call), len(self.calls)
@@ -99,6 +102,7 @@ class WaitingCalls:
             call.output_q90,
             call.max_tokens,
             call.workflow.place,
+            call.below_us,
         )
         if self._topology is not None:
             self._nominal_us[:, row] = self._topology.nominal_prefill_us(call.prompt_tokens)

@@ -15,6 +15,7 @@ class Call:
     __slots__ = (
         "_chain",
         "attempts",
+        "below_us",
         "cache_salt",
         "call_id",
         "expected_output_tokens",
@@ -61,6 +62,7 @@ class Call:
         self.ready_us = 0
         self.order = (0, call_id)  # first come first served; the tie-break of every policy
         self.path_us = 0  # the workflow's `Service.path_us` when the call became ready
+        self.below_us = 0  # longest path revealed behind it by then, alone on the cluster
         self.attempts = 0
         self._chain: tuple[PrefixSegment, ...] = ()
 

@@ -3,14 +3,16 @@
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
 from hexagent.core.estimate.lengths import PredictedLength
-from hexagent.core.estimate.remaining import Remaining, RemainingWork, Trail
+from hexagent.core.estimate.remaining import NO_RECORD, RemainingWork, Trail
 from hexagent.core.ids import CallId
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.service import Service
+from hexagent.core.units import PPM
 from hexagent.core.workflow.events import (
     CallFinished,
     NodesRevealed,
@@ -25,20 +27,39 @@ from hexagent.core.workflow.graph import NEVER, NOTHING, GraphDelta, Node, Workf
 from hexagent.core.workflow.horizon import Horizon
 from hexagent.core.workflow.model import CallOutcome, NodeStatus, WorkflowStatus
 
+_Ints = npt.NDArray[np.int64]
+
 
 class Horizons:
-    """The horizons of running workflows in one array, so that a queue can look up those of all its calls at once."""
+    """The horizons of running workflows in arrays, so that a queue can look up those of all its calls at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted_ppm: _Ints) -> None:
         self.us = np.zeros(64, dtype=np.int64)  # by place
+        self._total_us = np.zeros(64, dtype=np.int64)  # predicted final ones
+        self._record = np.zeros(64, dtype=np.int64)  # what they count by
+        self._counted_ppm = counted_ppm
         self._free: list[int] = list(range(len(self.us)))
 
     def take(self) -> int:
         """A place for a workflow's horizon."""
         if not self._free:
             self._free = list(range(len(self.us), 2 * len(self.us)))
-            self.us = np.concatenate([self.us, np.zeros_like(self.us)])
-        return self._free.pop()
+            self.us, self._total_us, self._record = (
+                np.concatenate([old, np.zeros_like(old)]) for old in (self.us, self._total_us, self._record)
+            )
+        place = self._free.pop()
+        self._record[place] = NO_RECORD
+        return place
+
+    def predict(self, place: int, total_us: int, record: int) -> None:
+        """How long the horizon will become, by the predictor of this record."""
+        self._total_us[place], self._record[place] = total_us, record
+
+    def unrevealed_us(self, places: _Ints) -> _Ints:
+        """What to count on of the growth to come."""
+        counted_us = self._total_us[places] * self._counted_ppm[self._record[places]] // PPM
+        unrevealed_us: _Ints = np.maximum(counted_us - self.us[places], 0)
+        return unrevealed_us
 
     def release(self, place: int) -> None:
         self._free.append(place)
@@ -61,27 +82,21 @@ class Workflow:
         "revealed_calls",
         "service",
         "trail",
-        "work",
     )
 
-    def __init__(self, started: WorkflowStarted, work: RemainingWork, horizons: Horizons) -> None:
+    def __init__(self, started: WorkflowStarted, horizons: Horizons) -> None:
         self.admitted = False  # some call of it was accepted
         self.arrival_us = started.at_us
         self.graph = WorkflowGraph(started)
         self.horizon = Horizon()
         self.horizon_us = 0  # completion time of the revealed graph had the workflow run alone
-        self.horizons, self.place = horizons, horizons.take()  # where `horizon_us` stands as well
+        self.horizons, self.place = horizons, horizons.take()  # where horizon and remaining work stand as well
         self.calls: dict[str, Call] = {}
         self.service = Service()
         self.own: dict[str, OwnOutputs] = {}  # by role
         self.depths: list[int] = []  # of each node: calls on the longest chain that ends with it
         self.revealed_calls = 0
-        self.work = work
         self.trail = Trail(started.spec.workflow_class, started.spec.hints)
-
-    def remaining(self) -> Remaining:
-        """F, what the horizon is predicted to grow by, and whether to rely on it."""
-        return self.work.remaining(self.trail, self.horizon_us)
 
     def revealed(self, node: Node, roles: list[str]) -> None:
         """Take in a node's depth; `roles` are those of the levels that this reveal adds."""
@@ -149,7 +164,7 @@ class Projection:
         self.workflows: dict[str, Workflow] = {}
         self.with_terms: dict[str, None] = {}  # of them those with a priority, an SLO scale or a deadline
         self.work = RemainingWork()
-        self._horizons = Horizons()
+        self._horizons = Horizons(self.work.counted_ppm)
 
     def find(self, call_id: CallId) -> Call | None:
         workflow = self.workflows.get(call_id.workflow_id)
@@ -160,7 +175,7 @@ class Projection:
         if isinstance(event, WorkflowStarted):
             workflow = self.workflows.get(event.spec.workflow_id)
             if workflow is None:
-                workflow = self.workflows[event.spec.workflow_id] = Workflow(event, self.work, self._horizons)
+                workflow = self.workflows[event.spec.workflow_id] = Workflow(event, self._horizons)
             self._note_terms(workflow)
             return NO_CHANGE
         workflow = self.workflows.get(workflow_of(event))
@@ -196,7 +211,9 @@ class Projection:
                 return Change(ready=workflow.ready())
         workflow.horizon_us = self._horizons.us[workflow.place] = workflow.horizon.total_us()
         if roles:
-            self.work.deepened(workflow.trail, roles, workflow.horizon_us, workflow.revealed_calls)
+            trail = workflow.trail
+            self.work.deepened(trail, roles, workflow.horizon_us, workflow.revealed_calls)
+            self._horizons.predict(workflow.place, trail.total_us, trail.record)
         if delta is NOTHING:
             return NO_CHANGE
         # What is ready as it is revealed has its prediction.
@@ -256,6 +273,7 @@ class Projection:
         for call in ready:
             call.become_ready(now_us)
             call.path_us = workflow.service.path_us
+            call.below_us = workflow.horizon.below_us(call.index) - workflow.horizon.cost_us(call.index)
             if predict:
                 call.output_q50, call.output_q90, call.output_q99 = self._length(call)
         return Change(ready, ended)
