@@ -62,7 +62,7 @@ def test_tree_search_with_joins_completes_under_another_policy(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
-        ("bfcl_multi_turn_base", "hexagent:cache-aware"),
+        ("bfcl_multi_turn_base", "hexagent-plus"),
         ("tot_game24", "hexagent"),
         ("mlperf_agentic_coding", "prefix-affinity"),
         ("mooncake_conversation_chains", "conversation-sticky"),
