@@ -5,9 +5,10 @@ import random
 import numpy as np
 import pytest
 
+from hexagent.core.estimate import residual
 from hexagent.core.estimate.lengths import PERCENTS
 from hexagent.core.estimate.remaining import RemainingWork, Trail
-from hexagent.core.estimate.residual import PENDING_MAX, Guess, ResidualTimes
+from hexagent.core.estimate.residual import TRUSTED, Guess, ResidualTimes
 from hexagent.core.workflow.model import Hints
 
 CALL_US = 1_000_000
@@ -77,23 +78,38 @@ def test_before_anything_is_known_the_guess_stands() -> None:
 
 
 def test_a_group_without_scores_is_answered_by_its_class() -> None:
-    residual = ResidualTimes()
+    times = ResidualTimes()
     guess = Guess("agent", "step", 1, 0, CALL_US, CALL_US)
     for number in range(50):
-        residual.expect(f"w{number}", guess)
-        residual.settled(f"w{number}", 1, 2 * CALL_US)
-    assert residual.quantiles(guess._replace(role="other"), ONE_LEVEL)[0] == 2 * CALL_US
-    assert residual.quantiles(guess._replace(workflow_class="other"), ONE_LEVEL)[0] == CALL_US
+        times.expect(f"w{number}", guess)
+        times.settled(f"w{number}", 1, 2 * CALL_US)
+    assert times.quantiles(guess._replace(role="other"), ONE_LEVEL)[0] == 2 * CALL_US
+    assert times.quantiles(guess._replace(workflow_class="other"), ONE_LEVEL)[0] == CALL_US
 
 
-def test_what_is_remembered_of_a_workflow_is_bounded() -> None:
-    residual = ResidualTimes()
+def test_what_is_remembered_of_a_workflow_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residual, "PENDING_MAX", TRUSTED - 1)
+    times = ResidualTimes()
     guess = Guess("agent", "step", 1, 0, CALL_US, CALL_US)
-    for _ in range(2 * PENDING_MAX):
-        residual.expect("w", guess)
-    residual.settled("w", 1, 3 * CALL_US)
-    residual.settled("w", 1, 9 * CALL_US)  # scored once for each doubling of levels
-    assert residual.quantiles(guess, ONE_LEVEL) == (3 * CALL_US,) * 3
-    residual.forget("w")
-    residual.settled("w", 8, 9 * CALL_US)
-    assert residual.quantiles(guess, ONE_LEVEL) == (3 * CALL_US,) * 3
+    for name, calls in (("wide", 2 * TRUSTED), ("small", 1)):
+        for number in range(calls):
+            times.expect(name, guess._replace(role=f"step {number}"))
+        times.settled(name, 1, 3 * CALL_US)
+        times.settled(name, 1, 9 * CALL_US)  # scored once for each doubling of levels
+        times.forget(name)
+        times.settled(name, 8, 9 * CALL_US)
+        expected = CALL_US if name == "wide" else 3 * CALL_US  # TRUSTED scores with that of the small one
+        assert times.quantiles(guess, ONE_LEVEL) == (expected,) * 3
+
+
+def test_calls_side_by_side_are_scored_once() -> None:
+    times = ResidualTimes()
+    guess = Guess("agent", "step", 1, 0, CALL_US, CALL_US)
+    for name, calls, level_us in (
+        ("wide", 10 * TRUSTED, 9 * CALL_US),
+        *((f"w{n}", 1, CALL_US) for n in range(TRUSTED)),
+    ):
+        for _ in range(calls):
+            times.expect(name, guess)
+        times.settled(name, 1, level_us)
+    assert times.quantiles(guess, ONE_LEVEL)[:2] == (CALL_US, CALL_US)

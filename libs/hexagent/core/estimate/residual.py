@@ -22,7 +22,7 @@ from hexagent.core.units import PPM
 DOUBLINGS: Final = 6  # of n + 1 that are told apart; 31 and more levels are alike
 GROUPS_MAX: Final = 512  # of scores, 8 MiB; later ones fall back to wider groups
 TRUSTED: Final = 20  # scores a group needs to answer
-PENDING_MAX: Final = 256  # predictions of one workflow that are scored
+PENDING_MAX: Final = 256  # guesses of one workflow that are scored
 STALE: Final = 16  # points are read again when one in so many of the scores is new
 LEAST_PPB: Final = 10_000  # numbers of levels with less chance do not count
 
@@ -80,7 +80,8 @@ class ResidualTimes:
 
     def __init__(self) -> None:
         self._groups: defaultdict[_Group, _Points] = defaultdict(_Points)
-        self._pending: defaultdict[str, list[_Pending]] = defaultdict(list)  # by workflow
+        # By workflow, then by role and depth.
+        self._pending: defaultdict[str, dict[tuple[str, int], _Pending]] = defaultdict(dict)
 
     def quantiles(self, guess: Guess, chances: Ints) -> tuple[int, ...]:
         """At `PERCENTS`; `chances` of n further levels are those of `Levels.chances`."""
@@ -97,13 +98,15 @@ class ResidualTimes:
         return tuple(value[order][places].tolist())
 
     def expect(self, workflow_id: str, guess: Guess) -> None:
-        """Score the guess with what will be known of the workflow."""
-        if len(self._pending[workflow_id]) < PENDING_MAX:
-            self._pending[workflow_id].append(_Pending(guess))
+        """Score the guess with what will be known of the workflow; of calls side by side that of the first, so that
+        wide workflows do not outvote others."""
+        pending = self._pending[workflow_id]
+        if len(pending) < PENDING_MAX:
+            pending.setdefault((guess.role, guess.depth), _Pending(guess))
 
     def settled(self, workflow_id: str, depth: int, horizon_us: int) -> None:
         """The workflow had this horizon when it was `depth` levels deep, and goes on or is complete."""
-        for pending in self._pending.get(workflow_id, ()):
+        for pending in self._pending.get(workflow_id, {}).values():
             guess = pending.guess
             levels = depth - guess.depth
             doublings = _doublings(levels)
