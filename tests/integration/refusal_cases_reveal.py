@@ -138,6 +138,8 @@ def prompt_cases() -> list[Case]:
              segments=[text(tokens=1_000_000)]), INVALID, "PROMPT_TOO_LARGE", f"{NODE}.call.prompt_tokens"),
         node("prompt beyond any", call(segments=[text(tokens=2**31 - 1)]), INVALID, "TOO_MANY_TOKENS",
              f"{NODE}.call.prompt_tokens"),
+        node("precision that is none", call(hints=workflow_pb2.CallHints(min_precision="fp3")), INVALID,
+             "UNKNOWN_PRECISION", f"{NODE}.call.hints.min_precision"),
         node("unknown model", call(model="gpt-17"), NOT_FOUND, "UNKNOWN_MODEL", f"{NODE}.call.model"),
     ]  # fmt: skip
 

@@ -43,7 +43,7 @@ def output(*nodes: str) -> tuple[SegmentRef, ...]:
 
 @pytest.fixture
 def tracker() -> Tracker:
-    tracker = Tracker(LIMITS, Catalog(("default",), {"m": 1_000}))
+    tracker = Tracker(LIMITS, Catalog(("default",), {"m": 1_000}, least_precision={"m": "fp8"}))
     tracker.handle(StartWorkflow(WorkflowSpec("w", "default", "c")), 0)
     tracker.handle(RevealNodes("w", (call("old"), tool("oldtool"))), 1)
     return tracker
@@ -98,6 +98,8 @@ REFUSED = [
     ((call("a")._replace(template="t", round=2),), PRE, "BAD_ROUND", "nodes[0].round"),
     ((call("a"), call("b", model="gpt")), MISSING, "UNKNOWN_MODEL", "nodes[1].call.model"),
     ((call("a", prompt_tokens=995),), BAD, "PROMPT_TOO_LARGE", "nodes[0].call.prompt_tokens"),
+    ((call("a", min_precision="fp3"),), BAD, "UNKNOWN_PRECISION", "nodes[0].call.hints.min_precision"),
+    ((call("a", min_precision="bf16"),), BAD, "PRECISION_NOT_SERVED", "nodes[0].call.hints.min_precision"),
 ]
 
 
@@ -135,6 +137,20 @@ def test_a_call_must_fit_an_instance_of_each_phase() -> None:
         large = call("b", model=model, prompt_tokens=tokens[0], max_tokens=tokens[1])
         with pytest.raises(errors.InvalidArgument, match=f"fit no instance that {phase} {model}"):
             tracker.handle(RevealNodes("w", (large,)), 2)
+
+
+def test_a_call_that_wants_precise_weights_is_taken_where_all_instances_of_its_model_have_them() -> None:
+    cluster = named_cluster("mini")
+    precise = tuple(spec._replace(precision="bf16") for spec in cluster.instances)
+    wanting = call("a", model=cluster.models[0], min_precision="bf16")
+    for instances, taken in ((precise, True), ((precise[0]._replace(precision="fp8"), *precise[1:]), False)):
+        tracker = Tracker(LIMITS, catalog_of(cluster._replace(instances=instances), ["other"]))
+        tracker.handle(StartWorkflow(WorkflowSpec("w", "other", "c")), 0)
+        if taken:
+            tracker.handle(RevealNodes("w", (wanting,)), 1)
+            continue
+        with pytest.raises(errors.InvalidArgument, match="in fp8 on some instance, the call wants bf16"):
+            tracker.handle(RevealNodes("w", (wanting,)), 1)
 
 
 def test_nodes_come_in_any_order_and_leave_sorted_and_stable(tracker: Tracker) -> None:

@@ -48,7 +48,7 @@ class CallOptions(SamplingOptions, total=False):
     response_format: str | Mapping[str, Any]  # "text", "json", a JSON schema, or OpenAI's form
     expected_output_tokens: int  # a hint
     lora: str  # adapter on top of the model
-    min_precision: str  # lowest weight precision, such as fp8 or bf16
+    min_precision: str  # of weights, fp8 or bf16; refused where an instance of the model has less
     cache_salt: str  # keeps the prompt's KV apart from other salts'
     template_options: Mapping[str, Any]  # variables of the model's chat template, such as enable_thinking
     engine_options: Mapping[str, str]  # options of one engine, keys like `emulated.output_tokens`

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from hexagent.core.estimate.roofline import PRECISION_BYTES
 from hexagent.core.instance.spec import ClusterSpec, Role
 from hexagent.core.units import US_PER_S
 
@@ -38,6 +39,7 @@ class Catalog(NamedTuple):
     tenants: tuple[str, ...]
     largest_kv_tokens: Mapping[str, int] = MappingProxyType({})  # by model: what its largest decode instance holds
     largest_prompt_tokens: Mapping[str, int] = MappingProxyType({})  # the same of prefill; absent = no less
+    least_precision: Mapping[str, str] = MappingProxyType({})  # by model: of the weights of its instances
     workflows_max: Mapping[str, int] = MappingProxyType({})  # live at a time, by tenant; absent = no limit
 
 
@@ -48,6 +50,10 @@ def catalog_of(cluster: ClusterSpec, tenants: Iterable[str] = ()) -> Catalog:
         for largest, other in ((decode, Role.PREFILL), (prefill, Role.DECODE)):
             if spec.role is not other:
                 largest[spec.model] = max(largest[spec.model], spec.kv_tokens)
+    least: dict[str, str] = {}
+    for spec in cluster.instances:
+        known = least.get(spec.model, spec.precision)
+        least[spec.model] = min(known, spec.precision, key=PRECISION_BYTES.__getitem__)
     names = dict.fromkeys([*(tenant.name for tenant in cluster.tenants), *tenants])
     limits = {tenant.name: tenant.workflows_max for tenant in cluster.tenants if tenant.workflows_max}
-    return Catalog(tuple(names), decode, prefill, limits)
+    return Catalog(tuple(names), decode, prefill, least, limits)

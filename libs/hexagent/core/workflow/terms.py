@@ -1,6 +1,7 @@
 """Checks the terms of a workflow: who it belongs to, what it hints, how soon it must be done."""
 
 from hexagent.core.errors import DeadlineExceeded, InvalidArgument, NotFound
+from hexagent.core.estimate.roofline import PRECISION_BYTES
 from hexagent.core.ids import checked_id
 from hexagent.core.workflow.limits import Catalog, Limits
 from hexagent.core.workflow.model import CallSpec, WorkflowSpec
@@ -75,6 +76,20 @@ def validate_size(call: CallSpec, path: str, catalog: Catalog) -> None:
                 field=f"{path}.prompt_tokens",
                 details={"limit": str(largest)},
             )
+
+
+def validate_precision(call: CallSpec, path: str, catalog: Catalog) -> None:
+    """Raises InvalidArgument UNKNOWN_PRECISION or PRECISION_NOT_SERVED: a call may be placed on any instance of its
+    model, so all of them must be as precise as it wants."""
+    field, wanted, least = f"{path}.hints.min_precision", call.min_precision, catalog.least_precision.get(call.model)
+    if not wanted:
+        return
+    if wanted not in PRECISION_BYTES:
+        message = f"{field}: there is no precision {wanted[:40]!r}; known: {', '.join(PRECISION_BYTES)}"
+        raise InvalidArgument(message, reason="UNKNOWN_PRECISION", field=field)
+    if least is not None and PRECISION_BYTES[least] < PRECISION_BYTES[wanted]:
+        message = f"{field}: weights of {call.model} are in {least} on some instance, the call wants {wanted} at least"
+        raise InvalidArgument(message, reason="PRECISION_NOT_SERVED", field=field, details={"limit": least})
 
 
 def validate_text(reason: str, message: str, limits: Limits) -> None:
