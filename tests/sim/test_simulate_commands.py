@@ -204,7 +204,7 @@ def test_the_headline_is_said_without_underloaded_cells_too() -> None:
     ]
     parts = {part.title.partition(": ")[2]: part.rows for part in sections(pools) if "Change" in part.title}
     counts = {setting: [row["cells"] for row in rows if row["policy"] == "hexagent"] for setting, rows in parts.items()}
-    assert counts == {"default": [2, 2, 2], "default, loaded cells": [1, 1, 1]}
+    assert counts == {"policy-only": [2, 2, 2], "policy-only, loaded cells": [1, 1, 1]}
 
 
 def test_the_gap_is_said_of_loaded_cells() -> None:
@@ -217,7 +217,7 @@ def test_the_gap_is_said_of_loaded_cells() -> None:
     ]
     rows = gap_rows(pools)
     assert [(row["setting"], row["cells"], row["closed95"]) for row in rows] == [
-        (setting, 1, "50% [50%, 50%]") for setting in ("default", "full", "recorded traces")
+        (setting, 1, "50% [50%, 50%]") for setting in ("policy-only", "full", "recorded traces, load 2")
     ]
     calm = {**scales, "hexagent": 2.1, "hexagent-plus": 2.0}
     pool = pooled(cells[0], {policy: [outcome(Run(cells[0], policy, 1), [value])] for policy, value in calm.items()})

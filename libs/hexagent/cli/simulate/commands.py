@@ -196,7 +196,7 @@ def bench_capacity(
     arrivals: Annotated[str, typer.Option("--arrivals", help="fixed, poisson, gamma or gamma:CV.")] = "poisson",
     duration: Annotated[
         float, typer.Option("--duration", min=1, help="Seconds of arrivals, the first tenth not judged.")
-    ] = 90.0,
+    ] = 60.0,
     seed_list: Annotated[str, typer.Option("--seeds", help=f"{_SEEDS}.")] = "101-102",
     processes: Processes = _PROCESSES,
     out: Annotated[

@@ -50,6 +50,7 @@ LEFT_OPEN: Final = (
 )  # what the paper does not say
 COLUMNS_MAX: Final = 6  # of a matrix, beside the policy
 RECORDED: Final = "recorded traces"
+POLICY_ONLY: Final = Cell._field_defaults["world"]
 
 
 def name_of(cell: Cell) -> str:
@@ -185,14 +186,14 @@ def gap_rows(pools: Sequence[Pooled]) -> list[Row]:
 
 
 def _settings(pools: Sequence[Pooled], split: bool = True) -> dict[str, list[Pooled]]:
-    """Traces, and cells with the paper's heterogeneous clusters, by what is not as in the paper's burst; with `split`
-    those that are loaded once more by themselves.
+    """Traces, of whatever size, and cells with the paper's heterogeneous clusters, by what is not as in its burst; with
+    `split` those that are loaded once more by themselves.
     """
     settings: dict[str, list[Pooled]] = {}
     for pool in pools:
         if pool.cell.trace or pool.cell.cluster in paper.HETEROGENEOUS:
-            words = [*_world(pool.cell), RECORDED] if pool.cell.trace else _setting(pool.cell)
-            settings.setdefault(", ".join(words) or "default", []).append(pool)
+            words = [RECORDED, *_setting(pool.cell._replace(workflows=0))] if pool.cell.trace else _setting(pool.cell)
+            settings.setdefault(", ".join(words) or POLICY_ONLY, []).append(pool)
     for setting, here in list(settings.items()) if split else ():
         loaded = [pool for pool in here if not underloaded(pool)]
         if 0 < len(loaded) < len(here):
@@ -278,16 +279,12 @@ def _words(cell: Cell) -> list[str]:
 
 def _setting(cell: Cell) -> list[str]:
     """What of the cell is not as in the paper's burst."""
-    words = _world(cell)
+    usual = Cell._field_defaults
+    words = [getattr(cell, name) for name in ("world", "engine_profile") if getattr(cell, name) != usual[name]]
     for name in _varied(cell):
         value = getattr(cell, name)
         words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".replace("\n", ", "))
     return words
-
-
-def _world(cell: Cell) -> list[str]:
-    usual = Cell._field_defaults
-    return [getattr(cell, name) for name in ("world", "engine_profile") if getattr(cell, name) != usual[name]]
 
 
 def _varied(cell: Cell) -> list[str]:
