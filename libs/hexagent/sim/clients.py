@@ -3,7 +3,7 @@
 An item with a tool time shows as two nodes, the tool `tN` and the call `cN` after it; others as the call alone.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
@@ -20,6 +20,8 @@ from hexagent.core.workflow.model import (
     WorkflowSpec,
 )
 from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem
+
+EVERY_PARENT: Final = Join()
 
 
 class Freed(NamedTuple):
@@ -95,7 +97,7 @@ class ScriptedClient:
             kind=NodeKind.CALL,
             role=item.role,
             after=(tool_id(item),) if item.tool_us else _parents(item),
-            join=Join() if item.tool_us else _join(item),
+            join=EVERY_PARENT if item.tool_us else _join(item),
             call=CallSpec(
                 self._model,
                 tuple([SegmentRef(segment.name, segment.tokens) for segment in item.segments]),
@@ -130,7 +132,7 @@ def _parents(item: WorkItem) -> tuple[str, ...]:
 
 
 def _join(item: WorkItem) -> Join:
-    return Join(JoinKind.K_OF_N, item.join_k) if 0 < item.join_k < len(item.deps) else Join()
+    return Join(JoinKind.K_OF_N, item.join_k) if 0 < item.join_k < len(item.deps) else EVERY_PARENT
 
 
 class Solo(NamedTuple):
@@ -158,7 +160,7 @@ def horizon_of_script(script: ScriptedWorkflow, estimator: Estimator, model: str
             tool = len(horizon)
             tools.add(tool)
             horizon.add(tool, parents, join, item.tool_us)
-            parents, join = (tool,), Join()
+            parents, join = (tool,), EVERY_PARENT
         node_of.append(len(horizon))
         horizon.add(len(horizon), parents, join, estimator.solo_us(model, item.prompt_tokens, item.output_tokens))
     return ScriptHorizon(horizon, node_of, tools)

@@ -1,7 +1,7 @@
 """When KV that is on its way, or will be, reaches its decode instance: the queues at both ends of each transfer."""
 
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hexagent.core.ids import Ticket
 
@@ -37,6 +37,9 @@ class Backlog(NamedTuple):
         return Backlog(max(self.free_us, arrives_us), self.busy_us + busy_us)
 
 
+NO_BACKLOG: Final = Backlog()
+
+
 class Sender:
     """Transfers from one instance: as they are asked for, `servers` at a time."""
 
@@ -63,7 +66,7 @@ class Sender:
     @property
     def backlog(self) -> Backlog:
         if len(self.pending) < self.servers:
-            return Backlog()
+            return NO_BACKLOG
         ends = sorted([t.arrives_us for t in self.pending.values()])
         return Backlog(ends[-self.servers], sum([t.duration_us for t in self.pending.values()]) // self.servers)
 
@@ -77,7 +80,7 @@ class Receiver:
     def __init__(self) -> None:
         self.pending: dict[Ticket, Transfer] = {}
         self.last_us = 0  # the latest arrival
-        self.backlog = Backlog()
+        self.backlog = NO_BACKLOG
 
     def predict(self) -> list[Ticket]:
         """When each transfer arrives, and the backlog, after a change at either end; those that arrive at another time
