@@ -5,10 +5,11 @@ import pytest
 from hexagent.cli.bench.decisions import items, sized
 from hexagent.cli.bench.held_queue import HeldQueue
 from hexagent.core.policy.dispatch import Plan
-from hexagent.core.policy.order import IntArray, Order
+from hexagent.core.policy.order import Order
 from hexagent.core.policy.placement import SimulatedState
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
+from hexagent.core.policy.walk import Walk
 from hexagent.core.scheduling.ledger import Mixing
 
 
@@ -19,19 +20,27 @@ class Twice:
         self.mixing = Mixing.NONE
         self.stopped = self.started = 0
         self._made = queue.core.policy.dispatcher
-        self._none_starts = SimulatedState.none_starts
+        self._looks = [(Walk, "none_starts_from"), (SimulatedState, "none_starts")]
+        for state, name in self._looks:
+            self._count(state, name, monkeypatch)
         self._patch = monkeypatch
 
-    def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
-        def looked(state: SimulatedState, rows: IntArray, before: IntArray) -> bool:
-            ends = self._none_starts(state, rows, before)
+    def _count(self, state: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        look = getattr(state, name)
+
+        def looked(*arguments: object) -> bool:
+            ends = bool(look(*arguments))
             self.stopped += ends
             return ends
 
-        self._patch.setattr(SimulatedState, "none_starts", looked)
+        monkeypatch.setattr(state, name, looked)
+
+    def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
         plan = self._made.plan(order, topology, waiting, now_us)
-        self._patch.setattr(SimulatedState, "none_starts", lambda *_: False)
-        assert plan == self._made.plan(order, topology, waiting, now_us)
+        with self._patch.context() as patch:
+            for state, name in self._looks:
+                patch.setattr(state, name, lambda *_: False)
+            assert plan == self._made.plan(order, topology, waiting, now_us)
         self.started += len(plan.decisions)
         return plan
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from hexagent.core.estimate.snapshot import SpeedFactor
-from hexagent.core.policy.earliest import earliest_finish_us, unbeaten
-from hexagent.core.policy.placement import SimulatedState
+from hexagent.core.policy.earliest import earliest_finish_us, foremost, unbeaten
+from hexagent.core.policy.hexagent import Hexagent
+from hexagent.core.policy.placement import SimulatedState, smallest
 from hexagent.core.policy.topology import Topology
 from hexagent.core.units import PPM
 from tests.sim.cases import MODEL, Desk, decodes, prefills
@@ -28,10 +29,16 @@ def test_the_earliest_finish_is_that_of_the_simulated_state() -> None:
     topology = Topology(*desk.core.ledger.pool(MODEL), desk.core.estimator)
     topology.update(())
     state = SimulatedState(topology, desk.core.estimator, waiting, np.arange(len(waiting)), now_us, 0)
-    earliest_us = earliest_finish_us(topology, waiting, now_us)
+    every = np.arange(len(waiting))
+    earliest_us = earliest_finish_us(topology, waiting, every, now_us)
     assert len(waiting) > 50
-    assert earliest_us is not None
     assert earliest_us.tolist() == state.finish_us().tolist()
+    ages, order = waiting.ages(now_us), Hexagent()
+    scores = order.scores(ages, earliest_us)
+    first = foremost(order, ages, topology, waiting, now_us, 20)
+    assert first is not None
+    assert first.rows.tolist() == smallest(scores, 20).tolist()
+    assert first.scores.tolist() == sorted(scores.tolist())[:20]
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -53,4 +60,5 @@ def test_it_is_not_said_where_room_or_links_decide() -> None:
             desk.reveal(f"w{number}", "n")
         topology = Topology(*desk.core.ledger.pool(MODEL), desk.core.estimator)
         topology.update(())
-        assert earliest_finish_us(topology, desk.core.waiting[MODEL], 1) is None
+        waiting = desk.core.waiting[MODEL]
+        assert foremost(Hexagent(), waiting.ages(1), topology, waiting, 1, 2) is None

@@ -7,12 +7,13 @@ import numpy as np
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
 from hexagent.core.policy.books import IDLE
-from hexagent.core.policy.earliest import earliest_finish_us
+from hexagent.core.policy.earliest import Foremost, foremost
 from hexagent.core.policy.order import NOT_NOW, Ages, IntArray, Order
 from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState, smallest
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import PrefillWork, WaitingCalls
+from hexagent.core.policy.walk import Walk
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance, Mixing
 from hexagent.core.scheduling.record import Candidate
@@ -58,27 +59,34 @@ class PredictedFinish:
         if not np.count_nonzero(topology.books.prefill[IDLE]):
             return Plan()
 
-        def state(rows: IntArray) -> SimulatedState:
-            return self._state(topology, waiting, rows, now_us)
-
         ages, every = self._ages(topology, waiting, now_us), np.arange(len(waiting))
         if order.projected and len(waiting) <= self._profile.rescored_max:
-            return self._rescored(order, ages, state(every))
-        if order.projected:
+            return self._rescored(order, ages, self._state(topology, waiting, every, now_us))
+        first, starved = self._first(order, ages, topology, waiting, now_us)
+        rows = first.rows[first.scores < NOT_NOW]
+        if not len(rows):
+            return Plan(starved=starved)
+        return self._sorted(self._walk(topology, waiting, rows, now_us), first.scores[: len(rows)].tolist(), starved)
+
+    def _first(
+        self, order: Order, ages: Ages, topology: Topology, waiting: WaitingCalls, now_us: int
+    ) -> tuple[Foremost, bool]:
+        """The first calls of a long queue, and whether one found no room."""
+        count, starved, every = self._profile.walked_max, False, np.arange(len(waiting))
+        if not order.projected:
+            scores = order.scores(ages, np.zeros(len(every), dtype=np.int64))
+        else:
             cached = self._aware and topology.caches
-            earliest_us = None if cached else earliest_finish_us(topology, waiting, now_us)
-            finish_us = state(every).finish_us() if earliest_us is None else earliest_us
+            first = None if cached else foremost(order, ages, topology, waiting, now_us, count)
+            if first is not None:
+                return first, False
+            finish_us = self._state(topology, waiting, every, now_us).finish_us()
             nowhere = finish_us >= NEVER_US
             scores = order.scores(ages, np.where(nowhere, now_us, finish_us))
             scores[nowhere] = NOT_NOW  # the walk is for calls that have room somewhere
             starved = bool(nowhere.any())
-        else:
-            scores, starved = order.scores(ages, np.zeros(len(every), dtype=np.int64)), False
-        rows = smallest(scores, self._profile.walked_max)
-        rows = rows[scores[rows] < NOT_NOW]
-        if not len(rows):
-            return Plan(starved=starved)
-        return self._sorted(state(rows), scores[rows].tolist(), starved)
+        rows = smallest(scores, count)
+        return Foremost(rows, scores[rows]), starved
 
     def _ages(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Ages:
         return waiting.ages(now_us)
@@ -86,6 +94,16 @@ class PredictedFinish:
     def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
         batch_us = self._profile.batch_us_max
         return SimulatedState(topology, self._estimator, waiting, rows, now_us, batch_us, self._aware)
+
+    def _walk(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> Walk | SimulatedState:
+        """The state for calls that are placed in order."""
+        if (
+            not topology.uniform
+            or topology.senders < len(topology.prefill)
+            or topology.receivers < len(topology.decode)
+        ):
+            return self._state(topology, waiting, rows, now_us)
+        return Walk(topology, self._estimator, waiting, rows, now_us, self._profile.batch_us_max, self._aware)
 
     def _rescored(self, order: Order, ages: Ages, state: SimulatedState) -> Plan:
         """Score every remaining call anew after each placement: the simulated state has moved."""
@@ -114,10 +132,10 @@ class PredictedFinish:
                     break
         return Plan(tuple(decisions))
 
-    def _sorted(self, state: SimulatedState, scores: list[int], starved: bool) -> Plan:
+    def _sorted(self, state: Walk | SimulatedState, scores: list[int], starved: bool) -> Plan:
         """Place the calls of the state in order; one without room is passed over."""
         decisions: list[Decision] = []
-        every, last = np.arange(len(scores)), len(scores) - 1
+        last = len(scores) - 1
         for r, score in enumerate(scores):
             if not state.feasible(r):
                 starved = True
@@ -127,7 +145,7 @@ class PredictedFinish:
                 decisions.append(Decision(placed, score, r + 1))
             if r == last or not state.any_startable:
                 break
-            if (placed or r % _LOOK_EVERY == 0) and state.none_starts(every[r + 1 :], every[: last - r]):
+            if (placed or r % _LOOK_EVERY == 0) and state.none_starts_from(r + 1):
                 break
         return Plan(tuple(decisions), starved)
 

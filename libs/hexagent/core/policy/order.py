@@ -35,5 +35,8 @@ class Order(Protocol):
     projected: bool  # scores depend on the finish projected in the simulated state
 
     def scores(self, ages: Ages, finish_us: IntArray) -> IntArray:
-        """Scores of shape (calls,). `finish_us` is the projected finish of each call, zeros unless `projected`."""
+        """Scores of shape (calls,), which no later finish makes larger.
+
+        `finish_us` is the projected finish of each call, zeros unless `projected`.
+        """
         ...

@@ -28,6 +28,7 @@ from hexagent.core.units import PPM
 
 NEVER_US = 1 << 61  # the finish of a placement that is not feasible
 OTHERS_MAX = 3  # runners-up a record keeps
+_SUMMED = 256  # calls whose work is added up before a look at whether it is enough
 _SORTED_WHOLE = 1_024  # values up to which sorting them all is the fastest way to the smallest ones
 
 
@@ -88,7 +89,7 @@ class SimulatedState:
         else:
             nominal_us, of, speed_ppm = hits[1], np.arange(len(self._idle)), books.speed_ppm
         self._alone_us = nominal_us[rows].T[of] * books.speed_ppm[:, None] // PPM
-        self._backlog = batch_us, nominal_us, speed_ppm  # all that waits, (calls, P or kinds)
+        self._backlog = nominal_us, speed_ppm, batch_us  # all that waits, (calls, P or kinds)
         # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
         self._roomy = bool(
             topology.uniform
@@ -115,9 +116,7 @@ class SimulatedState:
     @cached_property
     def _batch_us(self) -> int:
         """The most time a batch may add to its first call."""
-        batch_us, nominal_us, speed_ppm = self._backlog
-        backlog_us = int(np.minimum.reduce(nominal_us * speed_ppm // PPM, axis=1).sum())
-        return min(batch_us, backlog_us // max(self._topology.senders, 1))
+        return batched_us(*self._backlog, max(self._topology.senders, 1))
 
     @cached_property
     def _transfer_us(self) -> IntArray:
@@ -158,6 +157,11 @@ class SimulatedState:
         if not last:
             self._apply(r, i, j)
         return placed
+
+    def none_starts_from(self, first: int) -> bool:
+        """`none_starts` for the calls from `first` on, one before the other."""
+        every = np.arange(len(self._rows))
+        return self.none_starts(every[first:], every[: len(every) - first])
 
     def none_starts(self, rows: IntArray, before: IntArray) -> bool:
         """Whether surely none of these calls, before each of which so many others may be placed, will start any more.
@@ -259,7 +263,7 @@ class SimulatedState:
             self._batch_room[i] -= new_tokens
         elif self._idle[i]:
             self._headroom_us[i] = self._batch_us or -1
-            self._batch_room[i] = int(self._topology.step_tokens[i]) - new_tokens
+            self._batch_room[i] = self._topology.step_tokens[i] - new_tokens
         else:
             self._headroom_us[i] = -1  # the plan goes on behind work that is not dispatched now
         self._idle[i] = 0
@@ -296,6 +300,19 @@ class SimulatedState:
             self._leave_us[i, self._prompt > self._prefill_room[i]] = NEVER_US
             full = self._kv_tokens[self._topology.never_evicts[j]] > self._decode_room[j]
             self._decode_us[j, full if self._slots[j] > 0 else slice(None)] = NEVER_US
+
+
+def batched_us(nominal_us: IntArray, speed_ppm: IntArray, most_us: int, instances: int) -> int:
+    """The most time a batch may add to its first call: `most_us`, or an instance's part of all that waits.
+
+    `nominal_us` is the table time of each waiting call, (calls, kinds or instances), of which the least counts.
+    """
+    backlog_us, first = 0, 0
+    while backlog_us < most_us * instances and first < len(nominal_us):
+        some_us = nominal_us[first : first + _SUMMED] * speed_ppm // PPM
+        backlog_us += int(np.minimum.reduce(some_us, axis=1).sum())
+        first += _SUMMED
+    return min(most_us, backlog_us // instances)
 
 
 def begins_us(ready_us: IntArray, free_us: IntArray | int, busy_us: IntArray | int) -> IntArray:

@@ -45,6 +45,16 @@ def hands_over(prefill: InstanceSpec, decode: InstanceSpec) -> bool:
     return not stays and prefill.kv_precision == decode.kv_precision
 
 
+class Links(NamedTuple):
+    """From one prefill instance to each decode instance."""
+
+    kv_bytes: int  # a token
+    fastest: int  # bytes/s, of any of them
+    least_setup_us: int
+    rates: list[int]  # bytes/s; none where all links are equal
+    setups_us: list[int]
+
+
 class Topology:
     """Usable instances of one model: P for prefill, D for decode, and (P, D) arrays of their links.
 
@@ -63,7 +73,7 @@ class Topology:
         self.kv_bytes = ints(estimator.table(p.spec).kv_bytes_per_token for p in prefill)  # a token
         self.floor_us = ints(estimator.table(p.spec).prefill_us(1) for p in prefill)
         self.caches = any(p.cache is not None for p in prefill)
-        self.step_tokens = ints(p.spec.max_step_tokens for p in prefill)
+        self.step_tokens = [p.spec.max_step_tokens for p in prefill]
         self.never_evicts = [int(d.profile.never_evicts) for d in decode]
         self._prefill_at = {p.spec.instance_id: i for i, p in enumerate(prefill)}
         self._decode_at = {d.spec.instance_id: j for j, d in enumerate(decode)}
@@ -83,6 +93,8 @@ class Topology:
         self._estimator, self._learned = estimator, -1
         self.setup_us, self.rate = np.zeros_like(self.local, dtype=np.int64), np.ones_like(self.local, dtype=np.int64)
         self._usual = LinkSpec(1, 0)  # medians of the two
+        self.equal = False  # whether all links are, as far as is known
+        self._links: dict[int, Links] = {}  # by prefill instance
 
     def update(self, changed: Iterable[Instance]) -> None:
         """Take in what the ledger says of the instances it changed, and the estimator's latest parameters."""
@@ -103,6 +115,19 @@ class Topology:
                 self.rate[i, j], self.setup_us[i, j] = estimator.link(self.prefill[i].spec, self.decode[j].spec)
         between = np.s_[: self.senders or None, : self.receivers or None]
         self._usual = LinkSpec(_median(self.rate[between]), _median(self.setup_us[between]))
+        told = self.rate, self.setup_us, self.kv_bytes
+        self.equal = all(bool((values == values.flat[0]).all()) for values in told)
+        self._links.clear()
+
+    def links_from(self, i: int) -> Links:
+        """Those of a prefill instance if `uniform`."""
+        links = self._links.get(i)
+        if links is None:
+            rates, setups_us = self.rate[i], self.setup_us[i]
+            each = ([], []) if self.equal else (rates.tolist(), setups_us.tolist())
+            links = Links(int(self.kv_bytes[i]), int(rates.max()), int(setups_us.min()), *each)
+            self._links[i] = links
+        return links
 
     def _spread(self, value: Callable[[InstanceSpec, InstanceSpec], int]) -> IntArray:
         """(P, D) of what the sorts of the two instances say."""
