@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,20 +14,30 @@ import pytest_asyncio
 from hexagent.api.common.v1 import call_pb2
 from hexagent.core.errors import Unsupported
 from hexagent.core.estimate.tables import load_table
-from hexagent.core.instance.spec import Role
+from hexagent.core.instance.spec import InstanceSpec, Role
 from hexagent_services.worker_agent.engine.options import TrtllmOptions
-from hexagent_services.worker_agent.engine.port import DecodeStarted, EngineAborted, EngineRefused, Finished, KvPiece
+from hexagent_services.worker_agent.engine.port import (
+    DecodeStarted,
+    Engine,
+    EngineAborted,
+    EngineRefused,
+    Finished,
+    KvPiece,
+)
 from hexagent_services.worker_agent.engine.sampling import response_format_of
+from hexagent_services.worker_agent.engine.supervision import bring_up
 from hexagent_services.worker_agent.engine.trtllm import TrtllmEngine
 from hexagent_services.worker_agent.engine.trtllm_serve import api, host
 from hexagent_services.worker_agent.engine.trtllm_serve.api import Refused, ServeApi, completion, params_of, state_of
 from hexagent_services.worker_agent.engine.trtllm_serve.host import ServeHost
-from hexagent_services.worker_agent.engine.trtllm_serve.process import configuration
+from hexagent_services.worker_agent.engine.trtllm_serve.process import ServeProcess, configuration
 from hexagent_services.worker_agent.engine.trtllm_serve.readers import PerfMetrics
 from hexagent_services.worker_agent.engine_host.frames import Frame
+from tests.contract import test_engine_conformance as suite
 from tests.contract.engines import (
     MODEL,
     WALL_CLOCK,
+    assert_empty,
     decoded,
     eventually,
     handed_over,
@@ -97,6 +109,30 @@ async def test_leaving_frees_the_engine_within_a_second_and_interrupts_no_transf
     await eventually(lambda: is_empty(target))
     held = await server.holds()
     assert (held["used_blocks"], held["cancelled"], held["interrupted_transfers"]) == (0, 1, 0)
+
+
+async def test_servers_in_processes_of_their_own_conform(tmp_path: Path) -> None:
+    """The suite's own tests of hand-off, local prefill and limits, over HTTP between processes."""
+    engines: dict[str, TrtllmEngine] = {}
+    command = (sys.executable, "-m", "tests.fakes.trtllm_serve")
+    kv_bytes = load_table("h100", MODEL, 1).kv_bytes_per_token
+
+    async def started(instance: InstanceSpec) -> Engine:
+        name = instance.instance_id
+        if name not in engines:
+            environ = {"PYTHONPATH": str(Path(__file__).parents[2])}
+            server = ServeHost(ServeProcess(command, environ, tmp_path / name))
+            engines[name] = TrtllmEngine(instance, server, ByteText(), WALL_CLOCK, kv_bytes, OPTIONS)
+            await bring_up(engines[name])
+        return engines[name]
+
+    await suite.test_local_prefill_needs_no_hand_off_and_reuses_what_is_there(started)
+    await suite.test_prefill_hand_off_decode(started)
+    await suite.test_max_tokens_cuts_the_output(started)
+    await suite.test_the_first_token_may_be_the_last(started)
+    await assert_empty(*engines.values())
+    for engine in engines.values():
+        await engine.close()
 
 
 def _fetch(source: TrtllmEngine, request: Any) -> Callable[[], Awaitable[KvPiece]]:

@@ -1,13 +1,19 @@
 """TensorRT-LLM engines that break in every documented way, in virtual time: no call hangs, no block is left behind.
 
-A seed draws a cluster's life: calls, aborts, faults of engines and deaths of their hosts. Calls whose attempt is lost
-run again elsewhere, as their scheduler would have it. HYPOTHESIS_PROFILE=explore lives more lives.
+A cluster's life are calls, aborts, faults of engines and deaths of their hosts, drawn by a seed, or chosen one by one
+by a state machine, which finds the shortest that fails. Calls whose attempt is lost run again elsewhere, as their
+scheduler would have it. HYPOTHESIS_PROFILE=explore lives more lives.
 """
 
 import asyncio
 import os
 import random
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import Role
@@ -28,9 +34,12 @@ from hexagent_services.worker_agent.engine_host.library import Library
 from tests.contract.engines import LINK, handed_over, is_empty, request_of, spec
 from tests.fakes.byte_text import ByteText
 from tests.fakes.local_host import LocalHost, fake_library
-from tests.fakes.virtual_loop import LoopClock, run_virtually
+from tests.fakes.virtual_loop import LoopClock, VirtualLoop, run_virtually
 
-SEQUENCES: Final = 1_000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 300
+EXPLORES: Final = os.environ.get("HYPOTHESIS_PROFILE") == "explore"
+SEQUENCES: Final = 1_000 if EXPLORES else 200
+LIBRARY: Final = fake_library()
+NAMES: Final = ("p0", "p1", "d0", "d1")
 ATTEMPTS: Final = 4
 STEPS: Final = 5
 PATIENCE_S: Final = 1.5  # virtual time after which an attempt of which nothing is heard is given up
@@ -47,7 +56,7 @@ class Cluster:
     def __init__(self, library: Library) -> None:
         self.hosts: dict[str, LocalHost] = {}
         self.engines: dict[str, TrtllmEngine] = {}
-        for name in ("p0", "p1", "d0", "d1"):
+        for name in NAMES:
             role = Role.PREFILL if name[0] == "p" else Role.DECODE
             self.hosts[name] = LocalHost(library)
             self.engines[name] = TrtllmEngine(
@@ -62,9 +71,13 @@ class Cluster:
         for supervisor in supervisors:
             await supervisor.tried.wait()
 
-    async def call(self, node: str, prefill: int, decode: int, local: bool) -> None:
-        """To its end, by other instances after each loss."""
-        request = request_of(node, prompt_tokens=100 + 7 * len(node), output_tokens=len(node), stream="yes")
+    async def call(
+        self, node: str, prefill: int, decode: int, local: bool, output_tokens: int = 0, leased_tokens: int = 64
+    ) -> None:
+        """To its end, by other instances after each loss; of as many tokens as its name is long by default."""
+        wanted = output_tokens or len(node)
+        request = request_of(node, 100 + 7 * len(node), wanted, max(64, 2 * wanted), stream="yes")
+        request = request._replace(reserve_output_tokens=leased_tokens)
         cause = ""
         for attempt in range(ATTEMPTS):
             again = request._replace(ticket=Ticket(CallId("w", node), attempt + 1, 1))
@@ -73,7 +86,7 @@ class Cluster:
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     text = await (self._local(target, again) if local else self._handed(source, target, again))
-                assert len(text) == len(node)
+                assert len(text) == wanted
                 self.ends[node] = "done"
                 return
             except EngineAborted:
@@ -136,6 +149,12 @@ async def live(seed: int, library: Library) -> list[str]:
                     one.abort(ticket)
         await asyncio.sleep(draw.choice((0.0, 0.001, 0.004, 0.02, 0.3)))
     await asyncio.gather(*calls)
+    await assert_nothing_left(cluster, seed)
+    await cluster.close()
+    return [cluster.ends[node] for node in sorted(cluster.ends)]
+
+
+async def assert_nothing_left(cluster: Cluster, seed: int) -> None:
     await asyncio.sleep(SETTLED_S)
     for name, engine in cluster.engines.items():
         llm = cluster.hosts[name].llm
@@ -147,14 +166,91 @@ async def live(seed: int, library: Library) -> list[str]:
             llm.blocks.used,
         )
         assert llm.interrupted_transfers == 0, (seed, name)
-    await cluster.close()
-    return [cluster.ends[node] for node in sorted(cluster.ends)]
 
 
 def test_nothing_is_left_behind_whatever_breaks() -> None:
-    library = fake_library()
     ends: list[str] = []
     for seed in range(SEQUENCES):
-        ends += run_virtually(live(seed, library))
+        ends += run_virtually(live(seed, LIBRARY))
     assert len(ends) == SEQUENCES * STEPS
     assert ends.count("done") > len(ends) // 2
+
+
+class ClusterMachine(RuleBasedStateMachine):
+    """One life, a step at a time; between steps the time of the event loop stands still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner(loop_factory=VirtualLoop)
+        self.cluster = self.runner.run(self._started())
+        self.calls: list[asyncio.Task[None]] = []
+
+    async def _started(self) -> Cluster:
+        cluster = Cluster(LIBRARY)
+        await cluster.start()
+        return cluster
+
+    def _run(self, work: Coroutine[Any, Any, None], seconds: float = 0.0) -> None:
+        async def run() -> None:
+            await work
+            await asyncio.sleep(seconds)
+
+        self.runner.run(run())
+
+    @rule(
+        instances=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+        local=st.booleans(),
+        output_tokens=st.sampled_from((1, 2, 30, 200)),
+        leased_tokens=st.sampled_from((64, 1_000)),
+    )
+    def call(self, instances: tuple[int, int], local: bool, output_tokens: int, leased_tokens: int) -> None:
+        async def begin() -> None:
+            node = f"n{len(self.calls)}"
+            life = self.cluster.call(node, *instances, local, output_tokens, leased_tokens)
+            self.calls.append(asyncio.create_task(life))
+
+        self._run(begin(), 0.001)
+
+    @rule(name=st.sampled_from(NAMES), fault=st.sampled_from(FAULTS))
+    def break_engine(self, name: str, fault: str) -> None:
+        setattr(self.cluster.hosts[name].llm.faults, fault, 1)
+
+    @rule(name=st.sampled_from(NAMES))
+    def kill_host(self, name: str) -> None:
+        self._run(self.cluster.hosts[name].kill())
+
+    @rule(name=st.sampled_from(NAMES), place=st.integers(0, 3))
+    def abort(self, name: str, place: int) -> None:
+        async def everywhere() -> None:
+            for run in list(self.cluster.engines[name]._held.runs.values())[place : place + 1]:
+                for engine in self.cluster.engines.values():
+                    engine.abort(run.ticket)
+
+        self._run(everywhere())
+
+    @rule(seconds=st.sampled_from((0.001, 0.004, 0.02, 0.3, 1.0)))
+    def wait(self, seconds: float) -> None:
+        self._run(asyncio.sleep(seconds))
+
+    @invariant()
+    def no_engine_is_given_more_than_it_has(self) -> None:
+        for name, engine in self.cluster.engines.items():
+            admission = engine._held.admission
+            assert 0 <= admission.used_blocks <= KV_BLOCKS, name
+            assert admission._held.keys() <= engine._held.by_number.keys(), name
+
+    def teardown(self) -> None:
+        async def end() -> None:
+            await asyncio.gather(*self.calls)
+            await assert_nothing_left(self.cluster, 0)
+            await self.cluster.close()
+
+        try:
+            self.runner.run(end())
+            assert len(self.cluster.ends) == len(self.calls)
+        finally:
+            self.runner.close()
+
+
+TestClusterMachine = ClusterMachine.TestCase
+TestClusterMachine.settings = settings(max_examples=1_000 if EXPLORES else 40, stateful_step_count=15)

@@ -41,7 +41,8 @@ CODES: Final[dict[type[HexagentError], Codes]] = {
     errors.Cancelled: Codes(grpc.StatusCode.CANCELLED, 499),
     errors.Aborted: Codes(grpc.StatusCode.ABORTED, 409),
     errors.Unavailable: Codes(grpc.StatusCode.UNAVAILABLE, 503),
-    errors.Unsupported: Codes(grpc.StatusCode.UNIMPLEMENTED, 501),
+    # Not 501, for the same reason: what is not supported stays so.
+    errors.Unsupported: Codes(grpc.StatusCode.UNIMPLEMENTED, 400),
     errors.PermissionDenied: Codes(grpc.StatusCode.PERMISSION_DENIED, 403),
     errors.Internal: Codes(grpc.StatusCode.INTERNAL, 500),
 }
