@@ -30,7 +30,7 @@ from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.samples import SampleBuffer
 from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec, Role
 from hexagent.core.instance.times import StepTimes
-from hexagent.core.units import PPM
+from hexagent.core.units import NEVER_US, PPM
 
 MODEL: Final = "llama-3.1-70b"
 ENGINE: Final = {
@@ -159,7 +159,7 @@ def steps(load: Load, seed: int, nominal: StepTimes, table: StepTable) -> Iterat
         for effect in model.advance(now_us) + model.handle(Prefill(work, local=True), now_us):
             if isinstance(effect, StepDone):
                 yield effect, slow
-    while (due_us := model.next_due_us()) is not None:
+    while (due_us := model.next_due_us()) < NEVER_US:
         for effect in model.advance(due_us):
             if isinstance(effect, StepDone):
                 yield effect, True

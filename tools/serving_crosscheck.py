@@ -24,7 +24,7 @@ from hexagent.core.instance.io import Ended, InstanceEffect, Prefill, PrefillDon
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec, Role
-from hexagent.core.units import PPM
+from hexagent.core.units import NEVER_US, PPM
 
 MODELS: Final = {
     "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
@@ -183,8 +183,8 @@ def serve(case: Case, truth: Truth) -> Served:
         return following
 
     inputs = [prompt(f"client-{client}", 0, 0) for client in range(case.concurrency)]
-    now_us: int | None = 0
-    while now_us is not None:
+    now_us = 0
+    while now_us < NEVER_US:
         inputs = seen(model.handle_all(inputs, now_us) if inputs else model.advance(now_us))
         now_us = now_us if inputs else model.next_due_us()
     return Served(mean(ttft_us) / 1e3, mean(decode_us) / 1e3 / max(case.output_tokens - 1, 1))

@@ -18,7 +18,7 @@ from hexagent.api.scheduler.v1 import records_pb2
 from hexagent.client import Client
 from hexagent.core.errors import HexagentError
 from hexagent.core.ids import CallId, Ticket
-from hexagent.core.workflow.events import CallFinished, WorkflowStarted, workflow_of
+from hexagent.core.workflow.events import CallFinished, WorkflowStarted
 from hexagent.core.workflow.graph import Node, WorkflowGraph, is_call
 from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus
 from hexagent.runtime import subjects
@@ -80,7 +80,7 @@ class ClusterDouble:
         if isinstance(event, WorkflowStarted):
             self._graphs[event.spec.workflow_id] = WorkflowGraph(event)
             return
-        graph = self._graphs[workflow_of(event)]
+        graph = self._graphs[event.workflow_id]
         delta = graph.apply(event)
         if isinstance(event, CallFinished):
             task = self._running.pop(event.outcome.call, None)

@@ -34,6 +34,7 @@ from hexagent.core.instance.io import (
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import PROFILES, HandOff, InstanceSpec, LinkSpec, Role
+from hexagent.core.units import NEVER_US
 
 BLOCK = 16
 KV_BYTES = 1_000
@@ -146,7 +147,7 @@ class World:
         raise AssertionError("the world does not come to rest")
 
     def step(self) -> bool:
-        due = [(at, name) for name, m in self.models.items() if (at := m.next_due_us()) is not None]
+        due = [(at, name) for name, m in self.models.items() if (at := m.next_due_us()) < NEVER_US]
         if self.heap and (not due or self.heap[0][0] < min(due)[0]):
             at_us, _, name, item = heappop(self.heap)
             if self.extra_advance:

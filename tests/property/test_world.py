@@ -8,7 +8,7 @@ import pytest
 from hexagent.core.ids import CallId
 from hexagent.core.instance.spec import PROFILES, ClusterSpec, Role
 from hexagent.core.policy.registry import keeps_roles, known
-from hexagent.core.units import ceil_div
+from hexagent.core.units import NEVER_US, ceil_div
 from hexagent.core.workflow.model import CallOutcome
 from hexagent.sim.bounds.lower import lower_bound
 from hexagent.sim.clients import call_id
@@ -65,7 +65,7 @@ class Watched(World):
         assert min(load.kv_used_blocks, load.kv_cached_blocks, load.kv_free_blocks) >= 0
         assert load.decoding + load.waiting <= len(station.model.tickets())
         assert load.decoding <= spec.max_batch
-        if load.queued and station.model.next_due_us() is None:
+        if load.queued and station.model.next_due_us() == NEVER_US:
             assert load.kv_used_blocks, f"{spec.instance_id} stands idle and empty before {load.queued} calls"
 
     def _tell_scheduler(self, event: Any) -> None:

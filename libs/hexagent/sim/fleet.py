@@ -164,10 +164,11 @@ class Fleet:
             self._handle(instance_id, (Abort(ticket),), now_us)
 
     def telemetry(self, now_us: int) -> list[Telemetry]:
-        """Reports of all instances since the last time."""
+        """Reports since the last time, of the instances that have any."""
         return [
             Telemetry(station.spec.instance_id, now_us, station.model.load(now_us), *station.samples.take())
             for station in self.stations.values()
+            if not station.samples.empty
         ]
 
     def speeds(self) -> tuple[SpeedFactor, ...]:
@@ -215,7 +216,7 @@ class Fleet:
             if flight is not None and action is not None:
                 action(station, flight, effect)
         due_us = station.model.next_due_us()
-        if due_us is not None and due_us < station.wake_us:
+        if due_us < station.wake_us:
             station.wake_us = due_us
             self._schedule(due_us, self._wake, station)
 

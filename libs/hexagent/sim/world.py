@@ -34,7 +34,6 @@ from hexagent.core.workflow.events import (
     ToolFinished,
     ToolStarted,
     WorkflowEvent,
-    workflow_of,
 )
 from hexagent.core.workflow.limits import Limits, catalog_of
 from hexagent.core.workflow.model import CallOutcome, NodeSpec, NodeStatus, WorkflowSpec, WorkflowStatus
@@ -396,5 +395,5 @@ def _mark(value: WorkflowEvent | DecisionRecord) -> bytes:
         case ToolStarted() | ToolFinished():
             said = (*value.node, value.at_us)
         case _:
-            said = (workflow_of(value), value.at_us)
+            said = (value.workflow_id, value.at_us)
     return f"{type(value).__name__}{said}".encode()

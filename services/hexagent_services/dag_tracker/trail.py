@@ -9,7 +9,6 @@ from hexagent.core.workflow.events import (
     ToolStarted,
     WorkflowEvent,
     WorkflowFinished,
-    workflow_of,
 )
 from hexagent.core.workflow.graph import WorkflowGraph
 from hexagent.core.workflow.model import NodeStatus
@@ -63,7 +62,7 @@ class Trails:
         `graph` is None where the tracker has forgotten the workflow already: a command that ends more workflows
         than are remembered has events of them all.
         """
-        workflow_id = workflow_of(event)
+        workflow_id = event.workflow_id
         trail = self._trails.get(workflow_id)
         if trail is None:
             trail = self._trails[workflow_id] = Trail(workflow_id)

@@ -7,7 +7,7 @@ from typing import Final
 from hexagent.core.errors import NotFound
 from hexagent.core.tracing import carrier_of
 from hexagent.core.workflow.commands import Command, Publish, RecordDispatch
-from hexagent.core.workflow.events import WorkflowEvent, WorkflowFinished, WorkflowStarted, workflow_of
+from hexagent.core.workflow.events import WorkflowEvent, WorkflowFinished, WorkflowStarted
 from hexagent.core.workflow.graph import WorkflowGraph
 from hexagent.core.workflow.model import NodeStatus
 from hexagent.core.workflow.tracker import Tracker
@@ -73,7 +73,7 @@ class Writer:
         `trace_context` is among the headers that it was stored with.
         """
         event = envelope.event
-        workflow_id = workflow_of(event)
+        workflow_id = event.workflow_id
         try:
             self.tracker.apply(event)
         except NotFound as error:
@@ -112,7 +112,7 @@ class Writer:
         trail.trace_context = carrier_of(trail.trace.root) if trail.trace is not None else {}
 
     def _write(self, event: WorkflowEvent, trace_context: Mapping[str, str]) -> None:
-        workflow_id = workflow_of(event)
+        workflow_id = event.workflow_id
         graph = self._find(workflow_id)
         trail, touched = self.trails.note(event, graph)
         self._retention.note(event, trail)

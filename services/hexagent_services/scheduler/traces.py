@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from hexagent.core.ids import CallId
 from hexagent.core.tracing import TraceContext, carrier_of, context_from, span_id_of
-from hexagent.core.workflow.events import WorkflowEvent, WorkflowFinished, WorkflowStarted, workflow_of
+from hexagent.core.workflow.events import WorkflowEvent, WorkflowFinished, WorkflowStarted
 
 
 class Traces:
@@ -18,7 +18,7 @@ class Traces:
         if isinstance(event, WorkflowFinished):
             self._of_workflow.pop(event.workflow_id, None)
         elif headers and not isinstance(event, WorkflowStarted):
-            workflow_id = workflow_of(event)
+            workflow_id = event.workflow_id
             if workflow_id not in self._of_workflow and (context := context_from(headers)) is not None:
                 self._of_workflow[workflow_id] = context
 

@@ -21,7 +21,6 @@ from hexagent.core.workflow.events import (
     WorkflowEvent,
     WorkflowFinished,
     WorkflowStarted,
-    workflow_of,
 )
 from hexagent.core.workflow.graph import NEVER, Node, WorkflowGraph
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
@@ -82,7 +81,7 @@ class Learner:
         if isinstance(event, WorkflowFinished):
             self._open.pop(event.workflow_id, None)
             return
-        workflow = self._open.get(workflow_of(event))
+        workflow = self._open.get(event.workflow_id)
         if workflow is None:
             return
         delta = workflow.graph.apply(event)

@@ -29,7 +29,6 @@ from hexagent.core.instance.spec import EngineProfile, InstanceSpec, Role
 from hexagent.core.instance.steps import StepEngine
 from hexagent.core.instance.times import StepTimes, TrueTimes
 from hexagent.core.instance.transfer import Sender
-from hexagent.core.units import NEVER_US
 
 _PHASES: Final = tuple(Phase)
 _WAITS_TO_BE_SENT: Final = (Phase.QUEUED, Phase.PREFILLING, Phase.PINNED)
@@ -89,10 +88,10 @@ class InstanceModel:
         self._drain(now_us, out)
         return tuple(out)
 
-    def next_due_us(self) -> int | None:
-        """When `advance` has something to do, if nothing else happens before; None = never."""
-        due_us = self._due_us()
-        return None if due_us == NEVER_US else due_us
+    def next_due_us(self) -> int:
+        """When `advance` has something to do, if nothing else happens before; NEVER_US = never."""
+        step, sent_us = self._engine.step, self._sender.due_us
+        return sent_us if step is None or sent_us < step.end_us else step.end_us
 
     def generated(self, ticket: Ticket, now_us: int) -> int:
         """Output tokens of a call so far, the first one included; 0 if it is not here."""
@@ -132,13 +131,9 @@ class InstanceModel:
         )
 
     # --- time ---------------------------------------------------------------------------------------------
-    def _due_us(self) -> int:
-        step, sent_us = self._engine.step, self._sender.due_us
-        return sent_us if step is None or sent_us < step.end_us else step.end_us
-
     def _drain(self, now_us: int, out: list[InstanceEffect]) -> None:
         engine, sender = self._engine, self._sender
-        while (due_us := self._due_us()) <= now_us:
+        while (due_us := self.next_due_us()) <= now_us:
             self._now_us = due_us
             while sender.due_us == due_us:
                 self._end_transfer(due_us, out)

@@ -35,6 +35,11 @@ class SampleBuffer:
     def __init__(self) -> None:
         self._start()
 
+    @property
+    def empty(self) -> bool:
+        """Nothing was gathered that tells of speeds or links."""
+        return not (self._steps or self._transfers)
+
     def _start(self) -> None:
         self._steps: list[StepSample] = []
         self._transfers: list[TransferSample] = []

@@ -21,7 +21,6 @@ from hexagent.core.workflow.events import (
     WorkflowEvent,
     WorkflowFinished,
     WorkflowStarted,
-    workflow_of,
 )
 from hexagent.core.workflow.graph import NEVER, NOTHING, GraphDelta, Node, WorkflowGraph
 from hexagent.core.workflow.horizon import Horizon
@@ -178,7 +177,7 @@ class Projection:
                 workflow = self.workflows[event.spec.workflow_id] = Workflow(event, self._horizons)
             self._note_terms(workflow)
             return NO_CHANGE
-        workflow = self.workflows.get(workflow_of(event))
+        workflow = self.workflows.get(event.workflow_id)
         if workflow is None:
             return NO_CHANGE
         delta = workflow.graph.apply(event)

@@ -20,6 +20,10 @@ class WorkflowStarted(NamedTuple):
     at_us: int
     request_id: str = ""
 
+    @property
+    def workflow_id(self) -> str:
+        return self.spec.workflow_id
+
 
 class NodesRevealed(NamedTuple):
     """Everything one reveal named; nodes the graph already has are in it too and change nothing."""
@@ -35,6 +39,10 @@ class ToolStarted(NamedTuple):
     at_us: int
     request_id: str = ""
 
+    @property
+    def workflow_id(self) -> str:
+        return self.node.workflow_id
+
 
 class ToolFinished(NamedTuple):
     node: CallId
@@ -44,6 +52,10 @@ class ToolFinished(NamedTuple):
     request_id: str = ""
     message: str = ""
 
+    @property
+    def workflow_id(self) -> str:
+        return self.node.workflow_id
+
 
 class CallFinished(NamedTuple):
     """A call reached its end: by an engine's outcome, or because the graph no longer needs or allows it."""
@@ -51,6 +63,10 @@ class CallFinished(NamedTuple):
     outcome: CallOutcome
     at_us: int
     request_id: str = ""  # of the command that cancelled the call, "" = no command did
+
+    @property
+    def workflow_id(self) -> str:
+        return self.outcome.call.workflow_id
 
 
 class WorkflowChanged(NamedTuple):
@@ -78,16 +94,3 @@ class WorkflowFinished(NamedTuple):
 WorkflowEvent = (
     WorkflowStarted | NodesRevealed | ToolStarted | ToolFinished | CallFinished | WorkflowChanged | WorkflowFinished
 )
-
-
-def workflow_of(event: WorkflowEvent) -> str:
-    """The id of the workflow the event belongs to."""
-    match event:
-        case WorkflowStarted():
-            return event.spec.workflow_id
-        case ToolStarted() | ToolFinished():
-            return event.node.workflow_id
-        case CallFinished():
-            return event.outcome.call.workflow_id
-        case _:
-            return event.workflow_id

@@ -12,7 +12,6 @@ from hexagent.core.workflow.events import (
     WorkflowEvent,
     WorkflowFinished,
     WorkflowStarted,
-    workflow_of,
 )
 from hexagent.core.workflow.graph import NOTHING, GraphDelta, Node, WorkflowGraph, is_call
 from hexagent.core.workflow.limits import Limits
@@ -98,7 +97,7 @@ class History:
 
     def apply(self, event: WorkflowEvent) -> GraphDelta:
         """Take in the next event of the stream; events of workflows not remembered are passed over."""
-        workflow_id = workflow_of(event)
+        workflow_id = event.workflow_id
         self.latest_us = max(self.latest_us, event.at_us)
         record = self._records.get(workflow_id)
         if record is None:

@@ -175,6 +175,8 @@ class Horizon:
         finish = self._finish
         excluded = self._excluded
         parents = self._parents[node]
+        if len(parents) == 1 and not excluded[parents[0]]:
+            return finish[parents[0]]
         left = [finish[parent] for parent in parents if not excluded[parent]]
         if not left:
             return 0

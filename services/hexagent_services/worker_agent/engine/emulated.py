@@ -32,6 +32,7 @@ from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.samples import SampleBuffer, Samples
 from hexagent.core.instance.spec import PROFILES, FlipWay, InstanceSpec, LinkSpec, Role, RoleFlip
 from hexagent.core.instance.telemetry import Incidents, TransferSample
+from hexagent.core.units import NEVER_US
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import ModelClock
 from hexagent_services.worker_agent.engine.output import EmulatedOutput
@@ -338,7 +339,7 @@ class EmulatedEngine:
             self._timer.cancel()
             self._timer = None
         due_us = self._model.next_due_us()
-        if due_us is not None:
+        if due_us < NEVER_US:
             delay_s = max(self._clock.to_wall_s(due_us - now_us), self._least_wait_s)
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._flush)
 
