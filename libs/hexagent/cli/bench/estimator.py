@@ -17,8 +17,8 @@ from hexagent.sim.experiment.run import Run, world_of
 from hexagent.sim.experiment.witness import QUANTITIES, Observation, Witness
 from hexagent.sim.workloads.model import Workload
 
-WORKFLOWS: Final = {"bfcl": 800, "sharegpt": 2_000, "lats": 100, "mixed": 200}  # a run must outlast its workflows
-TRACE_CALLS, TRACE_WORKFLOWS = 5_000, 100  # a trace is run over again until there are so many
+WORKFLOWS: Final = {"bfcl": 500, "sharegpt": 1_500, "lats": 60, "mixed": 100}  # a run must outlast its workflows
+TRACE_CALLS, TRACE_WORKFLOWS = 3_500, 80  # a trace is run over again until there are so many
 ALL: Final = "all"
 WITHIN: Final = 2.0  # points of coverage; in cells with few workflows their 99 % band instead
 BAND: Final = 2.576  # standard errors
