@@ -5,13 +5,14 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
+from hexagent.core.instance.spec import Role
 from hexagent.runtime.kv import KvWatch
 from hexagent.wire.telemetry import AgentAnnouncement, FailedLink, Links, announcement_to_bytes
 from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.warm_up import LAST_RANK, REFUSAL, WarmUps
-from tests.contract.engines import is_empty, request_of
+from tests.contract.engines import assert_empty, eventually, is_empty, request_of, spec, trtllm_serve
 from tests.contract.trtllm.session import Side, decode, finished, started
-from tests.fakes.local_host import fake_library
+from tests.fakes.local_host import LocalHost, fake_library
 from tests.fakes.virtual_loop import LoopClock, run_virtually
 
 LIBRARY = fake_library()
@@ -102,6 +103,19 @@ def test_a_link_is_used_when_agents_meet_and_again_after_either_engine_was_start
         assert pair.links == Links(0, 0, (), 0)
 
     play(scene)
+
+
+async def test_servers_warm_up_as_hosts_do() -> None:
+    engines = trtllm_serve(spec("p", Role.PREFILL)), trtllm_serve(spec("d", Role.DECODE))
+    await asyncio.gather(*(engine.start() for engine in engines))
+    pair = Pair(*(Side(engine, cast("LocalHost", None)) for engine in engines))
+    for side in (pair.source, pair.target):
+        pair.announce(side)
+    await eventually(lambda: pair.links.warm == 1)
+    pair.stop()
+    await assert_empty(*engines)
+    for engine in engines:
+        await engine.close()
 
 
 def test_a_link_over_which_no_kv_comes_gets_no_calls_until_some_does() -> None:

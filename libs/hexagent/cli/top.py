@@ -33,7 +33,7 @@ _BELIEFS: Final = {
     "alarm": "prefix_alarm", "heard s ago": "telemetry_age_wall_s", "sampled s ago": "sample_age_s",
     "role flip": "flip_way", "takes s": "flip_cost_s", "links warm": "links_warm", "cold": "links_cold",
     "failed": "links_failure",
-    "C": "temperature_celsius", "MHz": "sm_clock_mhz", "W": "power_watts",
+    "C": "temperature_celsius", "MHz": "sm_clock_mhz", "W": "power_watts", "GPU mem %": "device_memory_percent",
 }  # fmt: skip
 _WORKFLOWS: Final = {
     "workflow": "workflow", "tenant": "tenant", "class": "class", "status": "status", "age s": "age_s",

@@ -120,12 +120,14 @@ def _devices(devices: Sequence[DeviceSample]) -> Row:
         values = [getattr(device, field) for device in devices]
         return [value for value in values if value is not None]
 
+    used, total = sum(known("memory_used_bytes")), sum(known("memory_total_bytes"))
     return {
         "temperature_celsius": max(known("temperature_celsius"), default=None),
         "sm_clock_mhz": min(known("sm_clock_mhz"), default=None),
         "power_watts": sum(power) if (power := known("power_watts")) else None,
-        "device_memory_used_bytes": sum(used) if (used := known("memory_used_bytes")) else None,
-        "device_memory_total_bytes": sum(total) if (total := known("memory_total_bytes")) else None,
+        "device_memory_percent": 100 * used / total if total else None,
+        "device_memory_used_bytes": used or None,
+        "device_memory_total_bytes": total or None,
     }
 
 
