@@ -3,6 +3,7 @@
 import pytest
 
 from hexagent.core.errors import NotFound
+from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import Role
 from hexagent.core.policy.profile import DEFAULT
@@ -22,7 +23,7 @@ from hexagent.core.scheduling.events import (
 from hexagent.core.scheduling.record import DecisionKind
 from hexagent.core.workflow.events import WorkflowFinished
 from hexagent.core.workflow.model import NodeStatus, WorkflowStatus
-from tests.sim.cases import CAP, PROMPT, Desk, cluster, decodes, instance, prefills
+from tests.sim.cases import CAP, MODEL, PROMPT, Desk, cluster, decodes, instance, prefills
 
 POLICIES = known()
 
@@ -43,6 +44,20 @@ def test_a_call_is_dispatched_once(policy: str) -> None:
     desk.reveal("w", "a")
     desk.pause("w", False)
     assert desk.calls == ["w/a"]
+
+
+def test_calls_that_are_revealed_ahead_are_priced_by_what_is_learned_of_lengths() -> None:
+    desk = Desk(prefills("h100") + decodes("h100"))
+    desk.start("w")
+    desk.reveal("w", "a", expected=0)
+    desk.reveal("w", "b", after=("a",), expected=0)
+    workflow, solo_us = desk.core.projection.workflows["w"], desk.core.estimator.solo_us
+    assert workflow.horizon_us == 2 * solo_us(MODEL, PROMPT, 100)
+    for revision, tokens in enumerate((10, 20, 30, 40), 1):
+        learned = LengthQuantiles("test", "worker", "", 0, 50, tokens, 50, 60, tokens)
+        desk.tell(Snapshot(revision, desk.now_us, lengths=(learned,)))
+        priced = 20 if revision == 3 else tokens  # each time twice as much was heard
+        assert workflow.horizon_us == solo_us(MODEL, PROMPT, 100) + solo_us(MODEL, PROMPT, priced)
 
 
 def test_a_dispatch_comes_with_the_record_that_explains_it() -> None:

@@ -28,14 +28,16 @@ from hexagent.core.instance.noise import exp_ppm
 from hexagent.core.units import MILLI, PPM
 from hexagent.core.workflow.model import Hints
 
-CAUTION: Final = 6  # a total with a log error of 0.1 counts 94 %, one with 0.3 58 %, one with 0.6 12 %
 CLASSES_MAX: Final = 64  # of workflows; what comes later is not predicted
 COMPLETED_MIN: Final = 5  # workflows of a class before its history says anything
 PACE_PRIOR: Final = 2  # levels that the class's time a level weighs beside the workflow's own
 FORGET: Final = 256  # workflows after which an error weighs 1/e
 PREDICTORS: Final = ("history", "solo", "calls")
+# By predictor: a hint with a log error of 0.1 counts 94 %, one with 0.3 58 %, one with 0.6 12 %. History errs for many
+# workflows alike and in a burst knows the short ones first, so it must be better to count as much.
+CAUTION: Final = (20, 6, 6)
 # A record is judged as if so many more workflows had such an error, in thousandths: the first workflows of a client are
-# served by what it says, though with caution. In a burst the short ones end first, so history is long of them alone.
+# served by what it says, though with caution.
 DOUBTS: Final = ((20, 500), (2, 350), (2, 350))
 NO_RECORD: Final = -1  # counts nothing
 _SILENT: Final = -1  # what a predictor says that does not know
@@ -52,12 +54,14 @@ class Error(NamedTuple):
 
 
 class _Record:
-    """Squared log errors of one predictor."""
+    """Squared log errors of one predictor, and how much what it says counts by them."""
 
-    __slots__ = ("_doubt", "_squares", "_weight", "count", "counted_ppm", "doubtful")
+    __slots__ = ("_caution", "_doubt", "_squares", "_weight", "count", "counted_ppm", "doubtful")
 
-    def __init__(self, workflows: int, log_error_milli: int) -> None:
+    def __init__(self, caution: int, doubt: tuple[int, int]) -> None:
         self.count = 0
+        self._caution = caution
+        workflows, log_error_milli = doubt
         self._doubt = workflows * MILLI, workflows * MILLI * log_error_milli**2  # as `_weight` and `_squares`
         self._weight = 0  # of the samples, in thousandths, FORGET at most
         self._squares = 0  # their sum, weighted alike
@@ -73,7 +77,7 @@ class _Record:
         """`doubtful` is the mean squared log error with the doubt of few samples in it, in ppm."""
         weight, squares = self._doubt
         self.doubtful = (self._squares + squares) // (self._weight + weight)
-        self.counted_ppm = PPM * PPM // exp_ppm(CAUTION * self.doubtful)
+        self.counted_ppm = PPM * PPM // exp_ppm(self._caution * self.doubtful)
 
     @property
     def log_error_milli(self) -> int:
@@ -88,7 +92,7 @@ class _Class:
     def __init__(self, first: int) -> None:
         self.places = slice(first, first + len(PREDICTORS))  # of its records
         self.levels = Levels()
-        self.records = [_Record(*doubt) for doubt in DOUBTS]
+        self.records = [_Record(*of) for of in zip(CAUTION, DOUBTS, strict=True)]
         self.best_first = list(range(len(PREDICTORS)))  # their places
         self.completed = 0  # workflows
         self._horizon_us = self._depth = 0  # sums over the latest of them, the second in thousandths

@@ -91,6 +91,7 @@ class SchedulerCore:
                 plan = False  # speeds and lengths arrive learned, as snapshots
             case Snapshot():
                 self.estimator.update(event)
+                self.projection.price_anew()
                 plan = False
             case InstanceUp():
                 plan = self._instance_up(event)

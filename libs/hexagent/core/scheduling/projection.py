@@ -164,6 +164,7 @@ class Projection:
         self.with_terms: dict[str, None] = {}  # of them those with a priority, an SLO scale or a deadline
         self.work = RemainingWork()
         self._horizons = Horizons(self.work.counted_ppm)
+        self._priced = 0  # what the estimator had heard when blocked calls were priced last
 
     def find(self, call_id: CallId) -> Call | None:
         workflow = self.workflows.get(call_id.workflow_id)
@@ -217,6 +218,22 @@ class Projection:
             return NO_CHANGE
         # What is ready as it is revealed has its prediction.
         return self._change(workflow, delta, now_us, predict=not isinstance(event, NodesRevealed))
+
+    def price_anew(self) -> None:
+        """The estimator has learned: calls that were revealed ahead are priced by it, each time it has heard twice as
+        much; what becomes ready later is priced as it is revealed."""
+        if self._estimator.changes < 2 * self._priced:
+            return
+        self._priced = self._estimator.changes
+        for workflow in self.workflows.values():
+            node = workflow.graph.node
+            blocked = [call for name, call in workflow.calls.items() if node(name).status is NodeStatus.BLOCKED]
+            for call in blocked:
+                call.output_q50, call.output_q90, call.output_q99 = self._length(call)
+                cost_us = self._estimator.solo_us(call.model, call.prompt_tokens, call.output_q50)
+                workflow.horizon.set_cost(call.index, cost_us)
+            if blocked:
+                workflow.horizon_us = self._horizons.us[workflow.place] = workflow.horizon.total_us()
 
     def _note_terms(self, workflow: Workflow) -> None:
         spec = workflow.graph.spec
