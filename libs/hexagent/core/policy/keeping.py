@@ -30,7 +30,8 @@ class Keeping(PredictedFinish):
     """`PredictedFinish`, aware of caches, with pairs of an instance and itself.
 
     A placement costs its predicted finish and a share of the time by which its prefill holds up calls that decode on
-    the instance it is prefilled on (`stall_milli`). The cheapest one is taken; whose turn it is still goes by finishes.
+    the instance it is prefilled on: all of it on a decode instance, the part `stall_milli` on a prefill instance, whose
+    work that is. The cheapest one is taken; whose turn it is still goes by finishes.
     """
 
     mixing = Mixing.EITHER
@@ -198,4 +199,5 @@ class KeepingState(SimulatedState):
     def _weigh(self, i: int) -> None:
         j = int(self._topology.own[i])
         stalled = min(len(self._topology.decode[j].decoding) + self._added[j][0], STALLED_MAX)
-        self._stall_us[i] = self._alone_us[i] * (stalled * self._stall_milli) // MILLI
+        each_milli = self._stall_milli if i < self._topology.senders else MILLI
+        self._stall_us[i] = self._alone_us[i] * (stalled * each_milli) // MILLI

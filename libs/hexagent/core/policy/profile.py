@@ -38,7 +38,7 @@ class Profile(NamedTuple):
     prefill_credit_milli: int  # `prefix-affinity` takes off a prefill load per cached token, 0..1,000, in thousandths
     decode_credit_milli: int  # and off a decode load, 0..1,000, in thousandths
     local_prefill_tokens_max: int  # most tokens of a prompt that a decode instance prefills, 0 = none..1,000,000
-    stall_milli: int  # of a call that a prefill of `hexagent-plus` holds up counts this part, 0..100, in thousandths
+    stall_milli: int  # part that a call held up on a prefill instance counts in `hexagent-plus`, 0..100, in thousandths
     cheap_prefill_us: int  # time left to prefill that `hexagent-plus` takes for little, 1 ms..1 day = all there is
     tenant_lag_us: int  # how far a tenant may be ahead of one that waits, time of the whole cluster, 1 ms..1 day
     ageing_us: int  # a call that waits longer than this gets one of a few starts whatever the order says, 1 s..1 day
