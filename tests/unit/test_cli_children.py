@@ -63,6 +63,7 @@ async def test_a_dead_process_is_started_again_and_said_so() -> None:
     process = Scripted(failing=2)
     keeper = Keeper("scheduler", process, said.append)
     await keeper.start()
+    assert keeper.serves
     process.end(-9)
     await until_started(process, 4)
     await asyncio.sleep(0)
@@ -85,6 +86,7 @@ async def test_starts_that_keep_failing_are_given_up() -> None:
     with pytest.raises(Unavailable, match="scheduler cannot be kept running"):
         await asyncio.wait_for(asyncio.shield(keeper.lost), 5)
     assert process.starts == 1 + children.FAILED_STARTS_MAX
+    assert not keeper.serves
     await keeper.stop()
 
 

@@ -137,12 +137,14 @@ class Keeper:
         self.name: Final = name
         self.process: Final = process
         self.lost: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
+        self.serves = False  # it has become healthy since it was last started
         self._say = say
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """The first start; its failure is the caller's."""
         await self.process.start()
+        self.serves = True
         self._watch = asyncio.create_task(self._keep(self.process.pid), name=f"keep {self.name}")
 
     async def stop(self) -> None:
@@ -161,11 +163,13 @@ class Keeper:
         started_s = time.monotonic()
         while True:
             status = await self.process.wait()
+            self.serves = False
             deaths = 0 if time.monotonic() - started_s >= STEADY_S else deaths + 1
             pause_s = BACKOFF_S[min(deaths, len(BACKOFF_S) - 1)]
             self._say(f"{self.name} (process {pid}) ended with {status_text(status)}; starts again in {pause_s:g} s")
             if not await self._started_again(status, pause_s):
                 return
+            self.serves = True
             pid, started_s = self.process.pid, time.monotonic()
 
     async def _started_again(self, status: int, pause_s: float) -> bool:

@@ -78,8 +78,9 @@ class LocalStack:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Of the processes that run, by name."""
-        return {keeper.name: keeper.process.pid for keeper in self._keepers if keeper.process.pid is not None}
+        """Of the processes that serve, by name; those that are being started are not among them."""
+        pids = {keeper.name: keeper.process.pid for keeper in self._keepers if keeper.serves}
+        return {name: pid for name, pid in pids.items() if pid is not None}
 
     def cpu_s(self) -> dict[str, float]:
         """Processor time used so far, by name of process; `client` is this one."""
