@@ -148,6 +148,7 @@ class Held:
     def _on_said(self, run: Run, frame: Frame) -> None:
         event, finish = frame.body["event"], frame.body.get("finish")
         run.output_ids.extend(frame.ids)
+        run.timing = {**run.timing, **frame.body.get("timing", {})}
         if finish == "length" and run.lease < run.request.max_tokens and not run.left:
             self._renew(run, frame)
             return
@@ -160,14 +161,12 @@ class Held:
             self.admission.computed(run.number)
             run.phase = Phase.DECODING
         elif event in ("prefilled", "ended"):
-            run.timing = {**run.timing, **frame.body.get("timing", {})}
             self.release(run)
         run.tell(frame)
         self._pump()
 
     def _renew(self, run: Run, frame: Frame) -> None:
         """Its lease is used up: what comes behind is another request, which waits for room before all others."""
-        run.timing = frame.body.get("timing", {})
         run.tell(Frame({"event": USED_UP}, frame.ids))
         del self.by_number[run.number]
         self.admission.withdraw(run.number)

@@ -41,7 +41,7 @@ class Run:
         self._in_prompt = request.delivered_tokens  # tokens of output at the end of `prompt_ids`
         self.renewed = False
         self.left = False
-        self.timing: Mapping[str, int] = {}  # of its end, as `engine_host.requests.timing_of`
+        self.timing: Mapping[str, int] = {}  # as `engine_host.requests.timing_of`, of its latest end and its pull
         self._said: asyncio.Queue[Frame | Exception | None] = asyncio.Queue()
 
     @property

@@ -255,7 +255,7 @@ class TrtllmEngine:
             if frame.body["event"] == "ended":
                 finish = _FINISH[frame.body["finish"]]
                 break
-            if frame.body["event"] == USED_UP:
+            if frame.body["event"] == USED_UP and not decoder.stopped:
                 more = await self._renewed(run, decoder)
                 piece, text = piece + more, text + more
             if run.request.call.stream and piece:
