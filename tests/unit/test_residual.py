@@ -9,6 +9,7 @@ from hexagent.core.estimate import residual
 from hexagent.core.estimate.lengths import PERCENTS
 from hexagent.core.estimate.remaining import RemainingWork, Trail
 from hexagent.core.estimate.residual import TRUSTED, Guess, ResidualTimes
+from hexagent.core.units import PPM
 from hexagent.core.workflow.model import Hints
 
 CALL_US = 1_000_000
@@ -100,6 +101,16 @@ def test_what_is_remembered_of_a_workflow_is_bounded(monkeypatch: pytest.MonkeyP
         times.settled(name, 8, 9 * CALL_US)
         expected = CALL_US if name == "wide" else 3 * CALL_US  # TRUSTED scores with that of the small one
         assert times.quantiles(guess, ONE_LEVEL) == (expected,) * 3
+
+
+def test_what_is_beyond_all_bounds_stays_a_number() -> None:
+    times = ResidualTimes()
+    guess = Guess("agent", "step", 1, 0, 1, CALL_US)
+    for number in range(TRUSTED):
+        times.expect(f"w{number}", guess)
+        times.settled(f"w{number}", 1, 10**15)
+    longest = times.quantiles(guess._replace(horizon_us=10**15), ONE_LEVEL)
+    assert longest == (residual.HIGHEST_PPM // PPM * residual.LONGEST_US,) * 3
 
 
 def test_calls_side_by_side_are_scored_once() -> None:

@@ -17,13 +17,15 @@ from hexagent.core.estimate.lengths import PERCENTS
 from hexagent.core.estimate.levels import Ints
 from hexagent.core.estimate.quantiles import RunningQuantiles
 from hexagent.core.estimate.scores import score_ppm
-from hexagent.core.units import PPM
+from hexagent.core.units import PPM, US_PER_S
 
 DOUBLINGS: Final = 6  # of n + 1 that are told apart; 31 and more levels are alike
 GROUPS_MAX: Final = 512  # of scores, 8 MiB; later ones fall back to wider groups
 TRUSTED: Final = 20  # scores a group needs to answer
 PENDING_MAX: Final = 256  # guesses of one workflow that are scored
 STALE: Final = 16  # points are read again when one in so many of the scores is new
+HIGHEST_PPM: Final = 100 * PPM  # of a score, and ...
+LONGEST_US: Final = 86_400 * US_PER_S  # ... of a guess, so that a product of both fits 64 bits
 LEAST_PPB: Final = 10_000  # numbers of levels with less chance do not count
 
 _Group = tuple[str, str, int]  # class, role of the call, doublings of n + 1; "" and -1 = all
@@ -45,7 +47,7 @@ class Guess(NamedTuple):
     level_us: int
 
     def us(self, levels: Ints) -> Ints:
-        return np.maximum(self.horizon_us + levels * self.level_us - self.start_us, 1)
+        return np.clip(self.horizon_us + levels * self.level_us - self.start_us, 1, LONGEST_US)
 
 
 class _Pending:
@@ -114,7 +116,7 @@ class ResidualTimes:
                 continue
             pending.doublings = doublings + 1
             guessed_us = max(guess.horizon_us + levels * guess.level_us - guess.start_us, 1)
-            ppm = score_ppm(max(horizon_us - guess.start_us, 1), guessed_us)
+            ppm = min(score_ppm(max(horizon_us - guess.start_us, 1), guessed_us), HIGHEST_PPM)
             for group in _widening(guess, doublings):
                 if group in self._groups or len(self._groups) < GROUPS_MAX:
                     self._groups[group].scores.add(ppm)
