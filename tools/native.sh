@@ -1,14 +1,19 @@
 #!/bin/sh
 # Makes .native, an environment in which the core and the simulator's driver are compiled. It holds this package, as it
 # is, and takes everything else from .venv, so it is made in whole or not at all.
+# Usage: tools/native.sh [check]. With `check` it only says, by its status too, whether a C compiler and Python.h are here.
 set -eu
 cd "$(dirname "$0")/.."
 
-compiler=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_config_var("CC").split()[0])')
-if ! command -v "$compiler" >/dev/null; then
-    echo "native: the C compiler '$compiler' is not installed; on Debian and Ubuntu it is in the package gcc." >&2
-    exit 1
-fi
+.venv/bin/python -c '
+import os, shutil, sys, sysconfig
+
+compiler, header = sysconfig.get_config_var("CC").split()[0], os.path.join(sysconfig.get_path("include"), "Python.h")
+missing = [what for what, found in ((compiler, shutil.which(compiler)), (header, os.path.exists(header))) if not found]
+if missing:
+    sys.exit("native: no " + " and no ".join(missing) + "; Debian and Ubuntu have them in gcc and python3-dev")
+'
+if [ "${1:-}" = check ]; then exit; fi
 
 site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
