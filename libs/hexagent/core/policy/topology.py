@@ -54,6 +54,13 @@ class Links(NamedTuple):
     rates: list[int]  # bytes/s; none where all links are equal
     setups_us: list[int]
 
+    def move_us(self, prompt_tokens: int, j: int) -> int:
+        """Time of one transfer."""
+        moving = prompt_tokens * self.kv_bytes * US_PER_S
+        if not self.rates:
+            return moving // self.fastest + self.least_setup_us
+        return moving // self.rates[j] + self.setups_us[j]
+
 
 class Topology:
     """Usable instances of one model: P for prefill, D for decode, and (P, D) arrays of their links.

@@ -162,7 +162,8 @@ class Walk:
         near = [
             (self._leave_us(self._free_us[i] + self._added_us(r, i), i), i) for i in told if roomy or prompt <= rooms[i]
         ]
-        near = sorted(near)[:count]
+        near.sort()
+        del near[count:]
         last_us, last = near[-1] if len(near) == count else (NEVER_US, 0)
         for kind in self._kinds:
             nominal_us, fastest_ppm, slowest_ppm = self._nominal_us[r][kind], books.fastest[kind], books.slowest[kind]
@@ -193,13 +194,13 @@ class Walk:
         last_us = NEVER_US - 1
         for place, (leave_us, i) in enumerate(near):
             links = self._topology.links_from(i)
-            moving = call.prompt_tokens * links.kv_bytes * US_PER_S
+            unequal, moving = bool(links.rates), call.prompt_tokens * links.kv_bytes * US_PER_S
             moved_us = leave_us + moving // links.fastest + links.least_setup_us
             for step_us, j in self._by_step:
                 finish_us = moved_us + steps * step_us
                 if finish_us > last_us:
                     break
-                if links.rates:
+                if unequal:
                     finish_us += moving // links.rates[j] - moving // links.fastest
                     finish_us += links.setups_us[j] - links.least_setup_us
                 if free_us[j] > leave_us:
@@ -222,7 +223,7 @@ class Walk:
         chosen, *others = [self._candidate(r, near[place][1], j, finish_us) for finish_us, place, j in pairs]
         i, j = near[pairs[0][1]][1], pairs[0][2]
         call, topology = self._calls[r], self._topology
-        move_us = topology.move_us(i, j, call.prompt_tokens)
+        move_us = topology.links_from(i).move_us(call.prompt_tokens, j)
         return Placed(call, topology.prefill[i], topology.decode[j], chosen, tuple(others), move_us)
 
     def _candidate(self, r: int, i: int, j: int, finish_us: int) -> Candidate:
@@ -269,7 +270,7 @@ class Walk:
         self._prefill_room[i] -= call.prompt_tokens
         self._decode_room[j] -= self._kv_tokens(call)[self._topology.never_evicts[j]]
         self._slots[j] -= 1
-        self._send(i, j, self._topology.move_us(i, j, call.prompt_tokens))
+        self._send(i, j, self._topology.links_from(i).move_us(call.prompt_tokens, j))
         calls, context = self._added.get(j, (0, 0))
         self._added[j] = calls + 1, context + call.mean_context
         del self._by_step[bisect_left(self._by_step, (self._step_us[j], j))]
