@@ -62,7 +62,7 @@ class Snapshot(NamedTuple):
     link_kinds: tuple[LinkFit, ...] = ()  # of pairs of GPU types, sorted
 
 
-EMPTY = Snapshot(0, 0)
+EMPTY: Final = Snapshot(0, 0)
 
 # What a snapshot does without first: (field, which of its rows). Wider groups answer for most of what is cut early.
 _CUT: Final[tuple[tuple[str, Callable[..., bool]], ...]] = (

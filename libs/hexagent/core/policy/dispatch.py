@@ -1,6 +1,6 @@
 """Dispatchers: given an order, which waiting calls start now, and where."""
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance, Mixing
 from hexagent.core.scheduling.record import Candidate
 
-_LOOK_EVERY = 8  # placements after which a plan that starts nothing is looked at for whether it will
+_LOOK_EVERY: Final = 8  # placements after which a plan that starts nothing is looked at for whether it will
 
 
 class Decision(NamedTuple):

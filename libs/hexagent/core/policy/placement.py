@@ -1,7 +1,7 @@
 """The simulated state a plan is made in: where each waiting call would finish, over all instance pairs."""
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -26,10 +26,10 @@ from hexagent.core.scheduling.links import Backlog
 from hexagent.core.scheduling.record import Candidate
 from hexagent.core.units import PPM
 
-NEVER_US = 1 << 61  # the finish of a placement that is not feasible
-OTHERS_MAX = 3  # runners-up a record keeps
-_SUMMED = 256  # calls whose work is added up before a look at whether it is enough
-_SORTED_WHOLE = 1_024  # values up to which sorting them all is the fastest way to the smallest ones
+NEVER_US: Final = 1 << 61  # the finish of a placement that is not feasible
+OTHERS_MAX: Final = 3  # runners-up a record keeps
+_SUMMED: Final = 256  # calls whose work is added up before a look at whether it is enough
+_SORTED_WHOLE: Final = 1_024  # values up to which sorting them all is the fastest way to the smallest ones
 
 
 class Placed(NamedTuple):

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
 
 READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX, HORIZON, BELOW = range(8)
-_FIRST_ROWS = 64
+_FIRST_ROWS: Final = 64
 
 
 _order = attrgetter("order")

@@ -1,5 +1,7 @@
 """The scheduler core: events in, dispatches, cancels and decision records out."""
 
+from typing import Final
+
 from hexagent.core.errors import NotFound
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.oracle import Oracle
@@ -36,7 +38,7 @@ from hexagent.core.scheduling.tenants import Tenants
 from hexagent.core.workflow.events import CallFinished, WorkflowEvent
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
 
-TICK_US = 1_000_000  # how often a driver sends `Tick`: a plan that no event triggers is at most this late
+TICK_US: Final = 1_000_000  # how often a driver sends `Tick`: a plan that no event triggers is at most this late
 
 
 class SchedulerCore:

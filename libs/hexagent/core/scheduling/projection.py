@@ -1,6 +1,6 @@
 """The scheduler's view of workflows: the tracker's graph code, with costs and horizons."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +137,7 @@ class Change(NamedTuple):
     ended: tuple[Call, ...] = ()  # by an outcome, a cancel or a refusal: hold nothing for them any longer
 
 
-NO_CHANGE = Change()
+NO_CHANGE: Final = Change()
 
 
 def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str) -> int:

@@ -1,7 +1,7 @@
 """Why a call went where it went: one record a decision, complete enough to explain and to replay."""
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hexagent.core.ids import Ticket
 
@@ -23,7 +23,7 @@ class Candidate(NamedTuple):
     finish_us: int
 
 
-NOWHERE = Candidate("", "", 0, 0, 0, 0)  # of a call that is refused
+NOWHERE: Final = Candidate("", "", 0, 0, 0, 0)  # of a call that is refused
 
 
 class DecisionRecord(NamedTuple):
