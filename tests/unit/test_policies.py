@@ -192,7 +192,7 @@ def test_hexagent_plus_counts_on_a_part_of_what_a_client_says_is_still_to_come()
     desk.reveal("long", "a", now_us=60_000_000, prompt=8_000)
     desk.reveal("short", "b", prompt=8_000)
     ages = desk.core.waiting[MODEL].ages(60_000_000)
-    assert ages.unrevealed_us.tolist() == [pytest.approx(47_950_000 - ages.horizon_us[0], abs=10_000), 0]
+    assert ages.unrevealed_us().tolist() == [pytest.approx(47_950_000 - ages.horizon_us[0], abs=10_000), 0]
     assert order_of(desk, 60_000_001) == ["short/b", "long/a"]
 
 

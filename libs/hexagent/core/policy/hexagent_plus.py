@@ -27,9 +27,9 @@ class HexagentPlus:
 
     def scores(self, ages: Ages, finish_us: IntArray) -> IntArray:
         if ages is not self._ages:
-            self._ages = ages
-            self._since_us = ages.arrival_us - ages.below_us - ages.unrevealed_us
-            self._divisor_us = ages.horizon_us + ages.unrevealed_us
+            self._ages, unrevealed_us = ages, ages.unrevealed_us()
+            self._since_us = ages.arrival_us - ages.below_us - unrevealed_us
+            self._divisor_us = ages.horizon_us + unrevealed_us
             if ages.prefill_us is not None:
                 self._divisor_us = self._divisor_us * dearness_milli(ages.prefill_us, self._cheap_us) // MILLI
         return -((finish_us - self._since_us) * PPM // self._divisor_us)

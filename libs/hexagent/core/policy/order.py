@@ -1,6 +1,6 @@
 """The order in which waiting calls are placed: one small class a policy, scores as integer arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ class Ages(NamedTuple):
     ready_us: IntArray
     arrival_us: IntArray  # of the workflow
     horizon_us: IntArray  # of the workflow, at least 1
-    unrevealed_us: IntArray  # what to count on of the horizon's growth to come
+    unrevealed_us: Callable[[], IntArray]  # what to count on of the horizon's growth to come; few orders ask
     below_us: IntArray  # longest path revealed behind the call
     calls: Sequence[Call]
     now_us: int

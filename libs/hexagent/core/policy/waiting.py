@@ -1,6 +1,7 @@
 """The ready calls of one model as arrays, kept up to date so that a plan need not build them."""
 
 from bisect import bisect_left
+from functools import partial
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -79,10 +80,10 @@ class WaitingCalls:
 
     def ages(self, now_us: int) -> Ages:
         ready_us, arrival_us, places, below_us = self._columns[[READY, ARRIVAL, HORIZON, BELOW], : len(self.calls)]
-        horizon_us = unrevealed_us = places
-        if self.calls:
-            horizons = self.calls[0].workflow.horizons
-            horizon_us, unrevealed_us = np.maximum(horizons.us[places], 1), horizons.unrevealed_us(places)
+        if not self.calls:
+            return Ages(ready_us, arrival_us, places, lambda: places, below_us, self.calls, now_us)
+        horizons = self.calls[0].workflow.horizons
+        horizon_us, unrevealed_us = np.maximum(horizons.us[places], 1), partial(horizons.unrevealed_us, places)
         return Ages(ready_us, arrival_us, horizon_us, unrevealed_us, below_us, self.calls, now_us)
 
     def add(self, call: Call) -> None:
