@@ -221,6 +221,19 @@ def test_a_refused_hand_off_is_bound_elsewhere_and_is_no_attempt() -> None:
     assert len(desk.dispatched) == 1
 
 
+def test_a_hand_off_is_offered_to_each_decode_side_once() -> None:
+    desk = Desk(prefills("h100") + decodes("h200", "h200", "a100"))
+    desk.start("w")
+    desk.reveal("w", "a")
+    first = desk.dispatched[0]
+    desk.progress(first.ticket, Phase.PREFILLED)
+    effects = [effect for _ in range(4) for effect in desk.progress(first.ticket, Phase.HAND_OFF_REFUSED)]
+    offered = [effect.decode_instance for effect in effects if isinstance(effect, Bind)]
+    assert sorted([first.decode_instance, *offered]) == ["d0", "d1", "d2"]
+    assert [c.ticket for c in desk.cancelled] == [first.ticket]
+    assert desk.dispatched[1].ticket.attempt == 2
+
+
 def test_a_refused_hand_off_with_no_other_place_is_another_attempt() -> None:
     desk = Desk(prefills("h100") + decodes("h100"))
     desk.start("w")

@@ -206,13 +206,14 @@ class SchedulerCore:
         return True
 
     def _rebind(self, attempt: Attempt, event: CallProgress, now_us: int, effects: list[Effect]) -> None:
-        """The decode side said no: the next best one under pull, else the attempt is lost."""
+        """The decode side said no: under pull the best one that has not, else the attempt is lost."""
+        attempt.refused_by += (attempt.decode,)
         _, decode = self.ledger.pool(attempt.call.model)
         kv_precision = attempt.prefill.spec.kv_precision
         others = [
             d
             for d in decode
-            if d is not attempt.decode
+            if d not in attempt.refused_by
             and d.spec.role is Role.DECODE
             and d.spec.kv_precision == kv_precision
             and d.kv_free_tokens >= attempt.kv_tokens

@@ -35,6 +35,7 @@ class Attempt:
         "phase",
         "prefill",
         "prefill_end_us",
+        "refused_by",
         "reserve_output_tokens",
         "ticket",
         "transfer_us",
@@ -55,6 +56,7 @@ class Attempt:
         # Predicted time it keeps its decode side from a further call: its KV on the link there, or its prefill there.
         self.transfer_us = 0
         self.give_up_us = 0  # without an end by then it counts as lost
+        self.refused_by: tuple[Instance, ...] = ()  # decode sides that have said no
 
     @property
     def local(self) -> bool:
