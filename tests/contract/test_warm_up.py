@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
-from hexagent.core.instance.spec import Role
+from hexagent.core.instance.spec import InstanceSpec, Role
 from hexagent.runtime.kv import KvWatch
 from hexagent.wire.telemetry import AgentAnnouncement, FailedLink, Links, announcement_to_bytes
 from hexagent_services.worker_agent.peers import Peers
@@ -33,7 +33,9 @@ class Pair:
         self.prefill = WarmUps({"p": source.engine}, peers, LoopClock(), "prefill:1")
         self.decode = WarmUps({"d": target.engine}, peers, LoopClock(), "decode:1")
         self._announced: asyncio.Queue[Entry] = asyncio.Queue()
-        self._keeping = asyncio.create_task(self.prefill.run(cast("KvWatch", self)))
+        self.told: list[bool] = []  # that the prefill instance is cut off, or no longer
+        run = self.prefill.run(cast("KvWatch", self), lambda name: self.told.append(self.prefill.cut_off(name)))
+        self._keeping = asyncio.create_task(run)
 
     def __aiter__(self) -> "Pair":
         return self
@@ -45,13 +47,17 @@ class Pair:
         return self.reached
 
     async def warm_up(self, address: str, request: pb.HandOffRequest) -> tuple[str, int]:
-        assert address == "decode:1"
+        if address != "decode:1":
+            return "UNKNOWN_INSTANCE", 0
         return await self.decode.pull(pb.HandOffRequest.FromString(request.SerializeToString()))
 
     def announce(self, side: Side, *down: str) -> None:
         name = side.engine.spec.instance_id
-        address = "prefill:1" if name == "p" else "decode:1"
-        self._announced.put_nowait(Entry(AgentAnnouncement(name, address, (side.engine.spec,), 1, 0, 1, False, down)))
+        self.announce_spec("prefill:1" if name == "p" else "decode:1", side.engine.spec, *down)
+
+    def announce_spec(self, address: str, spec: InstanceSpec, *down: str) -> None:
+        announcement = AgentAnnouncement(spec.instance_id, address, (spec,), 1, 0, 1, False, down)
+        self._announced.put_nowait(Entry(announcement))
 
     @property
     def links(self) -> Links:
@@ -127,9 +133,35 @@ def test_a_link_over_which_no_kv_comes_gets_no_calls_until_some_does() -> None:
         assert pair.links == Links(0, 0, (FailedLink("d", "KV_LOST_TIMEOUT"),), 0)
         assert pair.prefill.refusal("p", "d") == REFUSAL
         assert pair.prefill.refusal("p", "elsewhere") == pair.prefill.refusal("unknown", "d") == ""
+        pair.announce(pair.target)  # such as for another engine there: what has failed still has
+        await asyncio.sleep(0.1)
+        assert pair.prefill.refusal("p", "d") == REFUSAL
         pair.target.llm.faults.pull_s = 0.01
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(2.0)
         assert (pair.links.warm, pair.links.failed, pair.prefill.refusal("p", "d")) == (1, (), "")
+
+    play(scene)
+
+
+def test_who_has_only_failed_links_is_cut_off_until_one_works() -> None:
+    async def scene(pair: Pair) -> None:
+        pair.announce(pair.source)
+        pair.target.llm.faults.pull_s = 0.8
+        pair.announce(pair.target)
+        await asyncio.sleep(0.1)
+        assert not pair.told, "a link that has not been tried may do"
+        await asyncio.sleep(0.9)
+        assert pair.told == [True]
+        pair.announce_spec("elsewhere:1", pair.target.engine.spec._replace(instance_id="d2"))
+        await asyncio.sleep(0.01)
+        assert pair.told == [True, False]
+        pair.reached = False
+        await asyncio.sleep(20)
+        assert pair.told == [True, False, True], "d2 is not there"
+        pair.reached = True
+        pair.target.llm.faults.pull_s = 0.01
+        await asyncio.sleep(61)
+        assert pair.told == [True, False, True, False]
 
     play(scene)
 

@@ -60,11 +60,17 @@ class Agent:
         if instance_id in self._supervisors:
             self._supervisors[instance_id].open()
 
+    def report(self, instance_id: str) -> None:
+        """Say whether an engine runs and gets new calls."""
+        supervisor = self._supervisors[instance_id]
+        cut_off = self.warm_ups.cut_off(instance_id)
+        self.reports.instance(supervisor.spec, self._clock.now_us(), supervisor.cause, cut_off)
+
     def report_closed(self) -> None:
-        """Say again which engines do not run, or that the agent stops: a scheduler that attaches has not heard it."""
-        for supervisor in self._supervisors.values():
-            if supervisor.cause or self.draining:
-                self.reports.instance(supervisor.spec, self._clock.now_us(), supervisor.cause)
+        """Say again which engines do not run or get no new calls: a scheduler that attaches has not heard it."""
+        for instance_id, supervisor in self._supervisors.items():
+            if supervisor.cause or self.draining or self.warm_ups.cut_off(instance_id):
+                self.report(instance_id)
 
     @property
     def instances(self) -> tuple[InstanceSpec, ...]:

@@ -76,7 +76,7 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     changed = asyncio.Event()  # some engine came or went
 
     def tell(spec: InstanceSpec, cause: str) -> None:
-        reports.instance(spec, clock.now_us(), cause)
+        reports.instance(spec, clock.now_us(), cause, warm_ups.cut_off(spec.instance_id))
         changed.set()
 
     supervisors = await _supervised(app, engines, tell)
@@ -94,7 +94,7 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     await _announce(cluster, agent, changed)
     app.start(_announce_changes(cluster, agent, changed), "announcements")
     if tables:
-        app.start(warm_ups.run(await cluster.watch(subjects.ALL_AGENTS_KEY)), "warm-up")
+        app.start(warm_ups.run(await cluster.watch(subjects.ALL_AGENTS_KEY), agent.report), "warm-up")
     await server.set_ready(True)
     app.ready(port, agent_id=settings.agent_id, instances=len(instances))
 

@@ -274,16 +274,11 @@ class Attempts:
     ) -> None:
         """Hand over to the decode side; where it says no, to whichever the scheduler binds next."""
         decode_instance, address = order.decode_instance, order.decode_address
-        cut_off: set[str] = set()  # decode instances whose links fail
         while True:
             if decode_instance:
                 offer = hand_off_request(attempt, request, prefilled, decode_instance, self._address)
-                refusal = self._warm_ups.refusal(attempt.instance_id, decode_instance)
-                if refusal and decode_instance in cut_off:  # the scheduler knows no better one: elsewhere, from anew
-                    attempt.engine.abort(attempt.ticket)
-                    raise EngineRefused(refusal)
-                cut_off.add(decode_instance)
-                reason = refusal or await self._peers.hand_off(address, offer)
+                reason = self._warm_ups.refusal(attempt.instance_id, decode_instance)
+                reason = reason or await self._peers.hand_off(address, offer)
                 if not reason:
                     return
                 self._unbound(attempt, reason)

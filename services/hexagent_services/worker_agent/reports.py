@@ -56,11 +56,18 @@ class Reports:
                 return batch
         return None
 
-    def instance(self, spec: InstanceSpec, at_us: int, cause: str) -> None:
-        """An instance went, for `cause`, and with it every attempt there; or came back, with none."""
+    def instance(self, spec: InstanceSpec, at_us: int, cause: str, cut_off: bool) -> None:
+        """An instance went, for `cause`, and with it every attempt there; or runs, with none.
+
+        One that is `cut_off` gets no new calls.
+        """
         if self._attached:
             changed = worker_service_pb2.InstanceChanged(
-                instance=instance_to_proto(spec), up=not cause, reason=cause, at_us=at_us, draining=self.draining
+                instance=instance_to_proto(spec),
+                up=not cause,
+                reason=cause,
+                at_us=at_us,
+                draining=self.draining or cut_off,
             )
             self._pending.append(worker_service_pb2.Report(instance_changed=changed))
             self._wake.set()

@@ -2,14 +2,15 @@
 
 A tiny prompt goes from each prefill engine of this agent to each decode engine it may hand over to, one at a time,
 behind all that waits there, whenever an engine of either side has been started. Calls do not wait for that. A link over
-which no KV comes is given no calls until a later prompt has come over it.
+which no KV comes is given no calls until a later prompt has come over it, and a prefill engine that has no other links
+gets none.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from hexagent.api.common.v1 import call_pb2, enums_pb2
@@ -43,22 +44,25 @@ AGAIN_S: Final = (0.5, 2.0, 10.0, 60.0)  # wall time before a link is tried agai
 LAST_RANK: Final = 2**31 - 1  # behind every call
 FAILED_MAX: Final = 16  # that are named in a report
 REFUSAL: Final = "LINK_FAILED"
+ABSENT: Final = "NOT_THERE"
 
 
 class _Link:
     """From one instance of this agent to a decode instance."""
 
-    def __init__(self, target: InstanceSpec, address: str) -> None:
+    def __init__(self, target: InstanceSpec, address: str, cause: str) -> None:
         self.target = target
         self.address = address
         self.warm = False
+        self.absent = False  # the other side was not there
         self.transfer_us = 0
         self.failures = 0  # in a row
-        self.cause = ""  # of the last failure that was the link's own: quarantined
+        self.cause = cause  # of the last failure that was the link's own: quarantined
         self.due_s = 0.0  # on the loop's clock
 
     def tried(self, reason: str, now_s: float) -> None:
         """With success, or why not: that the other side is not there, or has no room, says nothing about the link."""
+        self.absent = reason == ABSENT
         if not reason:
             self.warm, self.cause = True, ""
             return
@@ -79,6 +83,7 @@ class WarmUps:
         self._links: dict[str, dict[str, _Link]] = {
             name: {} for name, engine in engines.items() if engine.spec.role is Role.PREFILL
         }
+        self._cut_off: set[str] = set()
         self._agents: dict[str, AgentAnnouncement] = {}
         self._changed = asyncio.Event()
         self._pulls: dict[Ticket, asyncio.Task[tuple[str, int]]] = {}  # that others have asked for
@@ -88,6 +93,10 @@ class WarmUps:
         """Why no call may be handed over there, "" = it may."""
         link = self._links.get(source, {}).get(target)
         return REFUSAL if link is not None and link.cause else ""
+
+    def cut_off(self, instance_id: str) -> bool:
+        """It has links, and no KV comes over any whose other side is there: what it prefills could go nowhere."""
+        return instance_id in self._cut_off
 
     def links_of(self, instance_id: str) -> Links | None:
         """None for an instance whose links need no warm-up."""
@@ -100,7 +109,7 @@ class WarmUps:
         return Links(len(warm), len(links) - len(warm) - len(failed), tuple(failed[:FAILED_MAX]), slowest_us)
 
     def announced(self, announcement: AgentAnnouncement) -> None:
-        """An agent is there, or some engine of it came or went: links to it are cold."""
+        """An agent is there, or some engine of it came or went: links to it are cold, and what failed still has."""
         self._agents[announcement.agent_id] = announcement
         mine = any(spec.instance_id in self._links for spec in announcement.instances)
         for agent in self._agents.values() if mine else (announcement,):
@@ -109,20 +118,22 @@ class WarmUps:
                     if spec.instance_id in agent.down:
                         links.pop(spec.instance_id, None)
                     elif _fits(self._engines[source].spec, spec):
-                        links[spec.instance_id] = _Link(spec, agent.address)
+                        known = links.get(spec.instance_id)
+                        links[spec.instance_id] = _Link(spec, agent.address, known.cause if known else "")
         self._changed.set()
 
     # --- prefill side -----------------------------------------------------------------------------------------
-    async def run(self, announcements: KvWatch) -> None:
-        """Follow the agents and warm up until cancelled."""
+    async def run(self, announcements: KvWatch, changed: Callable[[str], None]) -> None:
+        """Follow the agents and warm up until cancelled; `changed` is told who is cut off, or no longer."""
         async with asyncio.TaskGroup() as tasks:
             for source in self._links:
-                tasks.create_task(self._keep_warm(source))
+                tasks.create_task(self._keep_warm(source, changed))
             async for entry in announcements:
                 if entry.value is not None:
                     self.announced(announcement_from_bytes(entry.value))
+                    self._look(changed)
 
-    async def _keep_warm(self, source: str) -> None:
+    async def _keep_warm(self, source: str, changed: Callable[[str], None]) -> None:
         """Try the links of one instance, each when it is due, one after the other."""
         while True:
             self._changed.clear()
@@ -134,6 +145,14 @@ class WarmUps:
             except TimeoutError:
                 assert link is not None
                 await self._warm(self._engines[source], link)
+                self._look(changed)
+
+    def _look(self, changed: Callable[[str], None]) -> None:
+        for source, links in self._links.items():
+            fails = any(link.cause for link in links.values())
+            if (fails and all(link.cause or link.absent for link in links.values())) != self.cut_off(source):
+                self._cut_off ^= {source}
+                changed(source)
 
     async def _warm(self, engine: Engine, link: _Link) -> None:
         attempt = _attempt(engine.spec, link.target, self._clock.now_us())
@@ -155,7 +174,7 @@ class WarmUps:
 
     async def _hand_over(self, engine: Engine, attempt: Attempt, link: _Link) -> tuple[str, int]:
         if not await self._peers.runs(link.address, link.target.instance_id):
-            return "NOT_THERE", 0  # and no prompt has to be held in vain
+            return ABSENT, 0  # and no prompt has to be held in vain
         request = (await engine_request(attempt, None))._replace(warm_up=True)
         prefilled = await engine.prefill(request)
         live = LiveAttempt(attempt, engine, Phase.PREFILLED)

@@ -50,7 +50,7 @@ class InstanceUp(NamedTuple):
     held: tuple[HeldTicket, ...]
     at_us: int
     cordoned: bool = False  # its agent knows that it is closed to new calls
-    draining: bool = False  # its agent stops, and takes no new calls until it answers again
+    draining: bool = False  # its agent takes no new calls for it until it says otherwise
 
 
 class InstanceDown(NamedTuple):

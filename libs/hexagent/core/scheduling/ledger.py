@@ -97,7 +97,7 @@ class Instance:
         self.down_reason = ""  # as its agent or the scheduler says
         self.cache: CacheBelief | None = None  # None: the engine caches no prefixes, or is down
         self.cordoned = False
-        self.draining = False  # its agent stops
+        self.draining = False  # its agent takes no new calls for it
         self.suspect_until_us = 0  # an attempt got stuck here: no new calls until then
         self.prefilling: dict[Ticket, Attempt] = {}
         self.decoding: dict[Ticket, Attempt] = {}  # bound here: waiting, in flight or decoding
@@ -112,7 +112,7 @@ class Instance:
 
     @property
     def closed(self) -> bool:
-        """To new calls, by an operator or as its agent stops."""
+        """To new calls, by an operator or by its agent."""
         return self.cordoned or self.draining
 
     @property
