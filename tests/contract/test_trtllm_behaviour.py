@@ -153,6 +153,22 @@ def test_a_dead_sender_loses_the_call_and_nothing_else() -> None:
     play(scene)
 
 
+def test_what_its_holder_has_let_go_of_is_not_pulled() -> None:
+    async def scene(source: Side, target: Side) -> None:
+        target.llm.faults.blocks_on_death = True
+        busy = asyncio.create_task(_all(target, request_of("busy", output_tokens=900, max_tokens=1000)))
+        await asyncio.sleep(0.01)
+        request = request_of("a", prompt_tokens=700)
+        prefilled = await source.engine.prefill(request)
+        assert await refused(decode(source, target, request, prefilled)) == "HAND_OFF_EXPIRED"
+        assert not busy.done(), "it does not wait for room in vain"
+        await busy
+        assert await refused(decode(source, target, request, prefilled)) == "HAND_OFF_EXPIRED", "nor is it pulled"
+        assert len(target.llm.retentions) == 1
+
+    play(scene)
+
+
 def test_an_engine_that_waits_for_a_dead_sender_for_ever_is_ended() -> None:
     async def scene(source: Side, target: Side) -> None:
         target.llm.faults.blocks_on_death = True

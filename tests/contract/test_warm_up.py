@@ -181,6 +181,23 @@ def test_an_agent_that_is_not_there_costs_nothing_and_its_link_is_not_to_blame()
     play(scene)
 
 
+def test_a_link_is_not_to_blame_where_there_was_no_room() -> None:
+    async def scene(pair: Pair) -> None:
+        calls = [request_of(name, prompt_tokens=1_216) for name in ("a", "b")]
+        for call in calls:
+            pair.target.engine.reserve(call, "p", True)
+        pair.announce(pair.source)
+        pair.announce(pair.target)
+        await asyncio.sleep(0.7)
+        assert (pair.links, pair.target.engine.load().waiting) == (Links(0, 1, (), 0), len(calls))
+        for call in calls:
+            pair.target.engine.abort(call.ticket)
+        await asyncio.sleep(3)
+        assert pair.links.warm == 1
+
+    play(scene)
+
+
 def test_calls_go_first() -> None:
     async def scene(pair: Pair) -> None:
         full = request_of("full", prompt_tokens=1_270)

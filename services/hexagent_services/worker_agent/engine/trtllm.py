@@ -167,7 +167,7 @@ class TrtllmEngine:
         try:
             run.prompt_ids = prefilled.prompt_token_ids
             run.output_ids = list(prefilled.first_token_ids)
-            await run.room()
+            await self._room_to_pull(run, prefilled)
             await self._pulled(run, prefilled)
             transfer = KvPiece(b"", True, prefilled.kv_bytes, run.submitted_us, self._clock.now_us())
             await _let_go(fetch_kv)
@@ -236,6 +236,17 @@ class TrtllmEngine:
         ended = await self._said(run)
         rest, finish = decoder.end(_FINISH[ended.body["finish"]])
         return self._prefilled(run, {**first.body, **ended.body}, first.ids, text + rest, finish)
+
+    async def _room_to_pull(self, run: Run, prefilled: Prefilled) -> None:
+        """Wait for room as long as the holder keeps the KV: engines may hang that pull from one who has let go."""
+        left_s = self._options.transfer_timeout_s - (self._clock.now_us() - prefilled.ended_us) / 1e6
+        try:
+            async with asyncio.timeout(left_s):
+                await run.room()
+        except TimeoutError:
+            left_s = 0
+        if left_s <= 0:
+            raise EngineRefused("HAND_OFF_EXPIRED")
 
     async def _pulled(self, run: Run, prefilled: Prefilled) -> None:
         """The engine has the KV. It may wait for ever for a sender that has died, the attempt does not."""
