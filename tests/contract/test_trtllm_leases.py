@@ -7,6 +7,7 @@ import pytest
 
 from hexagent.api.common.v1 import call_pb2
 from hexagent.core.ids import Ticket
+from hexagent.core.workflow.model import FinishReason
 from hexagent_services.worker_agent.engine.held import FIRST_RANK
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
@@ -16,10 +17,11 @@ from hexagent_services.worker_agent.engine.port import (
     Generated,
     Prefilled,
 )
-from hexagent_services.worker_agent.engine.sampling import LEASE_MIN, lease_of
+from hexagent_services.worker_agent.engine.sampling import LEASE_MIN, lease_of, sampling_arguments
 from tests.contract.engines import is_empty, request_of
 from tests.contract.trtllm.session import Side, decode, finished, started
 from tests.fakes.local_host import fake_library
+from tests.fakes.tensorrt_llm.model import END_ID
 from tests.fakes.virtual_loop import run_virtually
 
 LIBRARY = fake_library()
@@ -72,6 +74,30 @@ def test_the_output_is_that_of_one_request(stream: str) -> None:
         assert target.engine.take_samples().reused_tokens >= 3 * 192  # whole blocks of what there was
 
     play(scene)
+
+
+@pytest.mark.parametrize("output_tokens", [0, 1, 69, 70, 139])
+def test_an_output_ends_with_an_end_token_wherever_it_comes(output_tokens: int) -> None:
+    async def scene(source: Side, target: Side) -> None:
+        for side in (source, target):
+            side.engine._text.end_token_ids = (END_ID + 1, END_ID)  # at a limit engines look for the first only
+        request = request_of("a", output_tokens=output_tokens, max_tokens=900)._replace(reserve_output_tokens=70)
+        prefilled = await source.engine.prefill(request)
+        assert (prefilled.finish is FinishReason.STOP) == (output_tokens == 0)
+        if prefilled.finish is FinishReason.NONE:
+            end = finished(await decode(source, target, request, prefilled))
+            assert (end.output_tokens, len(end.text), end.finish) == (output_tokens, output_tokens, FinishReason.STOP)
+
+    play(scene)
+
+
+def test_no_end_token_ends_what_is_to_go_on_past_them() -> None:
+    request = leased("a")
+    assert sampling_arguments(request, (7, 8), 70)["stop_token_ids"] == [8]
+    request.call.sampling.ignore_eos = True
+    assert "stop_token_ids" not in sampling_arguments(request, (7, 8), 70)
+    request.call.sampling.stop_token_ids.append(9)
+    assert sampling_arguments(request, (7, 8), 70)["stop_token_ids"] == [9]
 
 
 def test_more_calls_decode_at_a_time() -> None:

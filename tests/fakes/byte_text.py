@@ -15,7 +15,7 @@ class ByteDecoder:
         self._stop = bytes(request.call.sampling.stop[0], "ascii") if request.call.sampling.stop else b""
 
     def feed(self, token_ids: Sequence[int]) -> bytes:
-        text = bytes(token_ids)
+        text = bytes(i for i in token_ids if i != END_ID)
         if self._stop and self._stop in text:
             self.stopped = True
             text = text.partition(self._stop)[0]

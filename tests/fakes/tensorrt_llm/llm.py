@@ -270,6 +270,8 @@ class LLM:
             self._finish(request, "stop")
         elif ends and len(ids) >= request.sampling.max_tokens:
             self._finish(request, "length")
+        elif ends and ids[-1] in (request.sampling.stop_token_ids or ()):  # not looked for at the limit
+            self._finish(request, "stop")
         elif request.streaming:
             request.told()
 

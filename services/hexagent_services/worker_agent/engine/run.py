@@ -59,6 +59,11 @@ class Run:
         return self.lease - self._in_prompt
 
     @property
+    def last_id(self) -> int:
+        """Of its output so far."""
+        return (self.output_ids or self.prompt_ids)[-1]
+
+    @property
     def context(self) -> int:
         """Tokens of KV it has."""
         return len(self.prompt_ids) + len(self.output_ids)

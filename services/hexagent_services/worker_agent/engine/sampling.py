@@ -1,6 +1,7 @@
 """A call's sampling as TensorRT-LLM takes it; what it cannot do is refused by name."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from hexagent.api.common.v1 import call_pb2
@@ -19,7 +20,6 @@ _AS_THEY_ARE: Final = (
     "repetition_penalty",
 )
 
-
 LEASE_MIN: Final = 64  # tokens
 # What depends on more than the text so far, so that a new request would not go on as the old one.
 _STATEFUL: Final = ("seed", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -37,15 +37,20 @@ def lease_of(request: EngineRequest) -> int:
     return min(request.max_tokens, max(request.reserve_output_tokens, request.delivered_tokens + LEASE_MIN))
 
 
+def ending_ids(request: EngineRequest, end_token_ids: Sequence[int]) -> tuple[int, ...]:
+    """Ids that end the output and are no part of it."""
+    sampling = request.call.sampling
+    return (*(() if sampling.ignore_eos else end_token_ids), *sampling.stop_token_ids)
+
+
 def sampling_arguments(request: EngineRequest, end_token_ids: tuple[int, ...], max_tokens: int) -> dict[str, Any]:
     """Keyword arguments of `SamplingParams`. `Unsupported` (UNSUPPORTED_BY_ENGINE) names the field."""
     call, sampling = request.call, request.call.sampling
     _check_supported(call)
     given = {field.name: value for field, value in sampling.ListFields()}
     arguments: dict[str, Any] = {name: given[name] for name in _AS_THEY_ARE if name in given}
-    end_id, *others = end_token_ids
-    arguments["end_id"] = arguments["pad_id"] = end_id
-    stop_ids = [*others, *sampling.stop_token_ids]
+    arguments["end_id"] = arguments["pad_id"] = end_token_ids[0]
+    stop_ids = list(ending_ids(request, end_token_ids[1:]))
     if stop_ids:
         arguments["stop_token_ids"] = stop_ids
     arguments["ignore_eos"] = sampling.ignore_eos

@@ -41,6 +41,7 @@ from hexagent_services.worker_agent.engine.port import (
 )
 from hexagent_services.worker_agent.engine.run import Kind, Phase, Run, request_id
 from hexagent_services.worker_agent.engine.sampling import (
+    ending_ids,
     lease_of,
     response_format_of,
     retention_of,
@@ -132,7 +133,7 @@ class TrtllmEngine:
             order = {"op": "prefill", "request_id": request_id(run.ticket)}
             frame = await self._submit(run, order, Phase.COMPUTING)
             text, finish = self._fed(run, decoder, frame.ids), FinishReason.NONE
-            if frame.body["finish"] == "stop" or decoder.stopped:
+            if decoder.stopped or self._finish(run, frame) is FinishReason.STOP:
                 rest, finish = decoder.end(FinishReason.STOP)
                 text += rest
                 self._held.drop(run)
@@ -234,7 +235,7 @@ class TrtllmEngine:
         first = await self._submit(run, {"op": "local"}, Phase.COMPUTING)
         text = self._fed(run, decoder, first.ids)
         ended = await self._said(run)
-        rest, finish = decoder.end(_FINISH[ended.body["finish"]])
+        rest, finish = decoder.end(self._finish(run, ended))
         return self._prefilled(run, {**first.body, **ended.body}, first.ids, text + rest, finish)
 
     async def _room_to_pull(self, run: Run, prefilled: Prefilled) -> None:
@@ -264,9 +265,11 @@ class TrtllmEngine:
             piece = self._fed(run, decoder, frame.ids)
             text += piece
             if frame.body["event"] == "ended":
-                finish = _FINISH[frame.body["finish"]]
+                finish = self._finish(run, frame)
                 break
             if frame.body["event"] == USED_UP and not decoder.stopped:
+                if self._over(run):
+                    break
                 more = await self._renewed(run, decoder)
                 piece, text = piece + more, text + more
             if run.request.call.stream and piece:
@@ -284,10 +287,17 @@ class TrtllmEngine:
 
     def _fed(self, run: Run, decoder: Decoder, ids: Sequence[int]) -> bytes:
         """The text of new ids; those that only end an output are not counted."""
-        ends = (*self._text.end_token_ids, *run.request.call.sampling.stop_token_ids)
+        ends = ending_ids(run.request, self._text.end_token_ids)
         shown = [i for i in ids if i not in ends]
         run.output_tokens += len(shown)
         return decoder.feed(shown)
+
+    def _over(self, run: Run) -> bool:
+        """The last token ends the output, which engines do not say of most at the limit of tokens."""
+        return run.last_id in ending_ids(run.request, self._text.end_token_ids)
+
+    def _finish(self, run: Run, frame: Frame) -> FinishReason:
+        return FinishReason.STOP if self._over(run) else _FINISH[frame.body["finish"]]
 
     def _prefilled(
         self, run: Run, body: Mapping[str, Any], ids: Sequence[int], text: bytes, finish: FinishReason
