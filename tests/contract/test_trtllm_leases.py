@@ -131,8 +131,10 @@ async def renewal(side: Side) -> Ticket:
 def test_what_has_begun_goes_on_before_what_has_not() -> None:
     async def scene(source: Side, target: Side) -> None:
         calls = [asyncio.create_task(local(target, leased(f"n{i}"))) for i in range(6)]
-        await renewal(target)
-        assert [claim.rank for claim in target.engine._held.admission._waiting][-1] == 0
+        ticket = await renewal(target)
+        held = target.engine._held
+        assert held.runs[ticket].arrived_us > max(r.arrived_us for r in held.runs.values() if not r.renewed)
+        assert [claim.rank for claim in held.admission._waiting][-1] == 0
         for call in calls:
             assert finished(await call).output_tokens == OUTPUT
 

@@ -171,7 +171,7 @@ class Held:
         del self.by_number[run.number]
         self.admission.withdraw(run.number)
         self._numbers += 1
-        run.renew(self._numbers)
+        run.renew(self._numbers, self._clock.now_us())
         self.by_number[run.number] = run
         try:
             self.claim(run, len(run.prompt_ids) + run.leased_tokens, decodes=True)

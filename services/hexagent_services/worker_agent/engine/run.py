@@ -32,7 +32,7 @@ class Run:
         self.kind = kind
         self.request = request
         self.phase = Phase.WAITING
-        self.arrived_us = now_us
+        self.arrived_us = now_us  # it, or what comes behind its latest lease
         self.submitted_us = 0
         self.prompt_ids: Sequence[int] = ()
         self.lease = request.max_tokens  # output tokens, delivered ones included, that the engine may come to as yet
@@ -68,9 +68,10 @@ class Run:
         """Tokens of KV it has."""
         return len(self.prompt_ids) + len(self.output_ids)
 
-    def renew(self, number: int) -> None:
+    def renew(self, number: int, now_us: int) -> None:
         """Go on as a new request, whose prompt is all there is."""
         self.number, self.kind, self.phase, self.renewed = number, Kind.LOCAL, Phase.WAITING, True
+        self.arrived_us = now_us
         self._in_prompt += len(self.output_ids)
         self.prompt_ids = (*self.prompt_ids, *self.output_ids)
         self.output_ids = []
