@@ -65,9 +65,9 @@ async def test_an_engines_processes_end_with_it_and_before_another_takes_its_pla
     left_behind, successor = engine(), engine()
     await left_behind.start()
     left_behind._held.link._reading.cancel()  # type: ignore[union-attr] # as if its agent had been killed
+    await eventually(lambda: "sleep" in processes_of(tmp_path / "engine.log"))  # a process shows its environment late
     before = processes_of(tmp_path / "engine.log")
     assert len(before) == 2
-    assert "sleep" in before
     await successor.start()
     await eventually(lambda: processes_of(tmp_path / "engine.log") == before)
     await successor.close()
@@ -98,7 +98,7 @@ def test_silence_reports_nothing() -> None:
     statistics.take({"iterLatencyMS": 2.5, "inflightBatchingStats": {"numCtxTokens": 7}, "kvCacheStats": None})
     report = statistics.report()
     assert report is not None
-    assert report["steps"] == [[2500, 7, 0]]
+    assert report["steps"] == [[2500, 7, 0, 0]]
     assert statistics.report() is None
 
 
