@@ -25,7 +25,7 @@ import numpy as np
 
 from hexagent.core.estimate.levels import DEPTH_MAX, Ints, Levels
 from hexagent.core.instance.noise import exp_ppm
-from hexagent.core.units import MILLI, PPM
+from hexagent.core.units import LONGEST_US, MILLI, PPM
 from hexagent.core.workflow.model import Hints
 
 CLASSES_MAX: Final = 64  # of workflows; what comes later is not predicted
@@ -188,7 +188,8 @@ class RemainingWork:
         totals_us = known.totals_us(trail, horizon_us, calls)
         spoken = [place for place in known.best_first if totals_us[place] != _SILENT]
         if spoken:
-            trail.total_us, trail.record = totals_us[spoken[0]], known.places.start + spoken[0]
+            trail.total_us = min(totals_us[spoken[0]], LONGEST_US)
+            trail.record = known.places.start + spoken[0]
         if len(trail.unrevealed_us) < DEPTH_MAX:
             trail.unrevealed_us.append(
                 tuple([total_us if total_us == _SILENT else max(total_us - horizon_us, 0) for total_us in totals_us])

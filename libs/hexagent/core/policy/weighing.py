@@ -10,9 +10,8 @@ from hexagent.core.policy.order import NOT_NOW, Ages, IntArray, Order
 from hexagent.core.policy.terms import terms_milli
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.tenants import Tenants
-from hexagent.core.units import MILLI
+from hexagent.core.units import LONGEST_US, MILLI
 
-AGE_MAX_US: Final = 10**12  # about 11 days; what is weighed counts as at most so old
 WEIGHT_MAX: Final = 8  # shares and terms together let an age count at most so many times, and at least an 8th
 FLOOR_STARTS: Final = 16
 
@@ -92,5 +91,5 @@ def _terms_milli(ages: Ages) -> IntArray:
 
 def _weighed(since_us: IntArray, milli: IntArray, now_us: int) -> IntArray:
     """Since when something lasts whose age counts `milli` thousandths."""
-    weighed_us: IntArray = now_us - np.minimum((now_us - since_us) * milli // MILLI, AGE_MAX_US)
+    weighed_us: IntArray = now_us - np.minimum((now_us - since_us) * milli // MILLI, LONGEST_US)
     return weighed_us

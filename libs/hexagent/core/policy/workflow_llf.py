@@ -8,11 +8,12 @@ same order, and one that ranks of calls which started to wait at different times
 import numpy as np
 
 from hexagent.core.policy.order import Ages, IntArray
+from hexagent.core.units import LONGEST_US
 
 
 class WorkflowLlf:
     projected = False
 
     def scores(self, ages: Ages, finish_us: IntArray) -> IntArray:
-        remaining_us = np.array([call.workflow.horizon.below_us(call.index) for call in ages.calls], dtype=np.int64)
-        return ages.arrival_us + ages.horizon_us - remaining_us
+        below_us = [min(call.workflow.horizon.below_us(call.index), LONGEST_US) for call in ages.calls]
+        return ages.arrival_us + ages.horizon_us - np.array(below_us, dtype=np.int64)

@@ -12,7 +12,7 @@ from hexagent.core.estimate.remaining import NO_RECORD, RemainingWork, Trail
 from hexagent.core.ids import CallId
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.service import Service
-from hexagent.core.units import PPM
+from hexagent.core.units import LONGEST_US, PPM
 from hexagent.core.workflow.events import (
     CallFinished,
     NodesRevealed,
@@ -96,6 +96,10 @@ class Workflow:
         self.depths: list[int] = []  # of each node: calls on the longest chain that ends with it
         self.revealed_calls = 0
         self.trail = Trail(started.spec.workflow_class, started.spec.hints)
+
+    def measure(self) -> None:
+        """Take in what has changed in the graph's costs."""
+        self.horizon_us = self.horizons.us[self.place] = min(self.horizon.total_us(), LONGEST_US)
 
     def revealed(self, node: Node, roles: list[str]) -> None:
         """Take in a node's depth; `roles` are those of the levels that this reveal adds."""
@@ -209,7 +213,7 @@ class Projection:
             case WorkflowChanged():
                 self._note_terms(workflow)
                 return Change(ready=workflow.ready())
-        workflow.horizon_us = self._horizons.us[workflow.place] = workflow.horizon.total_us()
+        workflow.measure()
         if roles:
             trail = workflow.trail
             self.work.deepened(trail, roles, workflow.horizon_us, workflow.revealed_calls)
@@ -233,7 +237,7 @@ class Projection:
                 cost_us = self._estimator.solo_us(call.model, call.prompt_tokens, call.output_q50)
                 workflow.horizon.set_cost(call.index, cost_us)
             if blocked:
-                workflow.horizon_us = self._horizons.us[workflow.place] = workflow.horizon.total_us()
+                workflow.measure()
 
     def _note_terms(self, workflow: Workflow) -> None:
         spec = workflow.graph.spec
@@ -289,7 +293,8 @@ class Projection:
         for call in ready:
             call.become_ready(now_us)
             call.path_us = workflow.service.path_us
-            call.below_us = workflow.horizon.below_us(call.index) - workflow.horizon.cost_us(call.index)
+            below_us = workflow.horizon.below_us(call.index) - workflow.horizon.cost_us(call.index)
+            call.below_us = min(below_us, LONGEST_US)
             if predict:
                 call.output_q50, call.output_q90, call.output_q99 = self._length(call)
         return Change(ready, ended)
