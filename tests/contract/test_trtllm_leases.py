@@ -8,7 +8,7 @@ import pytest
 from hexagent.api.common.v1 import call_pb2
 from hexagent.core.ids import Ticket
 from hexagent.core.workflow.model import FinishReason
-from hexagent_services.worker_agent.engine.held import FIRST_RANK
+from hexagent_services.worker_agent.engine.admission import FIRST_RANK
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
     EngineAborted,
@@ -130,11 +130,13 @@ async def renewal(side: Side) -> Ticket:
 
 def test_what_has_begun_goes_on_before_what_has_not() -> None:
     async def scene(source: Side, target: Side) -> None:
-        calls = [asyncio.create_task(local(target, leased(f"n{i}"))) for i in range(6)]
+        rank = -3_000_000  # a call that takes three times its solo time, by the paper's order
+        requests = [leased(f"n{i}")._replace(rank=rank) for i in range(6)]
+        calls = [asyncio.create_task(local(target, request)) for request in requests]
         ticket = await renewal(target)
         held = target.engine._held
         assert held.runs[ticket].arrived_us > max(r.arrived_us for r in held.runs.values() if not r.renewed)
-        assert [claim.rank for claim in held.admission._waiting][-1] == 0
+        assert [claim.rank for claim in held.admission._waiting][-1] == rank
         for call in calls:
             assert finished(await call).output_tokens == OUTPUT
 

@@ -8,8 +8,9 @@ from hexagent.api.worker.v1 import worker_service_pb2 as pb
 from hexagent.core.instance.spec import InstanceSpec, Role
 from hexagent.runtime.kv import KvWatch
 from hexagent.wire.telemetry import AgentAnnouncement, FailedLink, Links, announcement_to_bytes
+from hexagent_services.worker_agent.engine.admission import LAST_RANK
 from hexagent_services.worker_agent.peers import Peers
-from hexagent_services.worker_agent.warm_up import LAST_RANK, REFUSAL, WarmUps
+from hexagent_services.worker_agent.warm_up import REFUSAL, WarmUps
 from tests.contract.engines import assert_empty, eventually, is_empty, request_of, spec, trtllm_serve
 from tests.contract.trtllm.session import Side, decode, finished, started
 from tests.fakes.local_host import LocalHost, fake_library
@@ -205,11 +206,11 @@ def test_calls_go_first() -> None:
         pair.announce(pair.source)
         pair.announce(pair.target)
         await asyncio.sleep(0.01)
-        later = request_of("later")
+        later = request_of("later")._replace(rank=86_400_000_000)  # it came a day after the first, by a queue's order
         waiting = asyncio.create_task(pair.source.engine.prefill(later))
         await asyncio.sleep(0.01)
         ranks = [claim.rank for claim in pair.source.engine._held.admission._waiting]
-        assert ranks == [0, LAST_RANK]
+        assert ranks == [later.rank, LAST_RANK]
         assert finished(await decode(pair.source, pair.target, full, prefilled)).output_tokens == 12
         assert finished(await decode(pair.source, pair.target, later, await waiting)).output_tokens == 12
         await asyncio.sleep(0.5)

@@ -25,6 +25,7 @@ from hexagent.runtime.logs import fields
 from hexagent.wire.codec import ticket_from_proto
 from hexagent.wire.telemetry import AgentAnnouncement, FailedLink, Links, announcement_from_bytes
 from hexagent.wire.worker import Attempt, attempt_from_proto
+from hexagent_services.worker_agent.engine.admission import LAST_RANK
 from hexagent_services.worker_agent.engine.port import (
     DecodeStarted,
     Engine,
@@ -41,7 +42,6 @@ from hexagent_services.worker_agent.requests import engine_request
 log = logging.getLogger(__name__)
 
 AGAIN_S: Final = (0.5, 2.0, 10.0, 60.0)  # wall time before a link is tried again, by failures in a row
-LAST_RANK: Final = 2**31 - 1  # behind every call
 FAILED_MAX: Final = 16  # that are named in a report
 REFUSAL: Final = "LINK_FAILED"
 ABSENT: Final = "NOT_THERE"

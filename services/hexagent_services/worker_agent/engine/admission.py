@@ -7,6 +7,9 @@ from typing import Final, NamedTuple
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.units import ceil_div
 
+# Before and behind every call. A call's rank is its policy's score: of either sign, microseconds since the start too.
+FIRST_RANK: Final = -(1 << 63)
+LAST_RANK: Final = (1 << 63) - 1
 EXCESS_SAMPLES: Final = 8  # that must all show blocks nobody here holds, before they count as leaked
 
 

@@ -12,7 +12,7 @@ from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.runtime.clock import Clock
-from hexagent_services.worker_agent.engine.admission import Admission, Claim
+from hexagent_services.worker_agent.engine.admission import FIRST_RANK, Admission, Claim
 from hexagent_services.worker_agent.engine.host_link import HostLink
 from hexagent_services.worker_agent.engine.host_process import Host
 from hexagent_services.worker_agent.engine.observed import Observed
@@ -23,7 +23,6 @@ from hexagent_services.worker_agent.engine.watchdog import Watchdog
 from hexagent_services.worker_agent.engine_host.frames import Frame
 
 USED_UP: Final = "used_up"  # event in the place of an end that is only a lease's
-FIRST_RANK: Final = -1  # before every call: what has begun is not to wait for what has not
 _ENDS_PREFILL: Final = ("stop", "length", "not_finished")
 _IN_ENGINE: Final = (Phase.COMPUTING, Phase.PULLING, Phase.DECODING)
 _MOVES: Final = (Phase.COMPUTING, Phase.DECODING)  # whatever others do; a pull has its own timeout
@@ -71,7 +70,7 @@ class Held:
         if blocks > self.admission.capacity:
             raise EngineRefused("KV_SHRUNK")  # by leaks, or the engine had less memory than described
         computes = 0 if run.kind is Kind.DECODE else len(run.prompt_ids)
-        rank = FIRST_RANK if run.renewed else run.request.rank
+        rank = FIRST_RANK if run.renewed else run.request.rank  # what has begun does not wait for what has not
         self.admission.add(Claim(rank, run.number, blocks, computes, decodes))
         self._pump()
 
