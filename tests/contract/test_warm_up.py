@@ -8,7 +8,7 @@ from hexagent.api.worker.v1 import worker_service_pb2 as pb
 from hexagent.core.instance.spec import InstanceSpec, Role
 from hexagent.runtime.kv import KvWatch
 from hexagent.wire.telemetry import AgentAnnouncement, FailedLink, Links, announcement_to_bytes
-from hexagent_services.worker_agent.engine.admission import LAST_RANK
+from hexagent_services.worker_agent.engine.admission import FIRST_RANK, LAST_RANK
 from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.warm_up import REFUSAL, WarmUps
 from tests.contract.engines import assert_empty, eventually, is_empty, request_of, spec, trtllm_serve
@@ -140,6 +140,24 @@ def test_a_link_over_which_no_kv_comes_gets_no_calls_until_some_does() -> None:
         pair.target.llm.faults.pull_s = 0.01
         await asyncio.sleep(2.0)
         assert (pair.links.warm, pair.links.failed, pair.prefill.refusal("p", "d")) == (1, (), "")
+
+    play(scene)
+
+
+def test_a_failed_link_is_tried_before_calls_that_wait() -> None:
+    async def scene(pair: Pair) -> None:
+        pair.announce(pair.source)
+        pair.target.llm.faults.pull_s = 0.8
+        pair.announce(pair.target)
+        await asyncio.sleep(1.0)
+        pair.target.llm.faults.pull_s = 0.01
+        await pair.source.engine.prefill(request_of("full", prompt_tokens=1_270))
+        later = asyncio.create_task(pair.source.engine.prefill(request_of("later")._replace(rank=-5)))
+        await asyncio.sleep(0.3)
+        assert [claim.rank for claim in pair.source.engine._held.admission._waiting] == [FIRST_RANK, -5]
+        await later
+        await asyncio.sleep(1)
+        assert pair.links.warm == 1
 
     play(scene)
 

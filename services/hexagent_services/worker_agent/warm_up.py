@@ -2,8 +2,8 @@
 
 A tiny prompt goes from each prefill engine of this agent to each decode engine it may hand over to, one at a time,
 behind all that waits there, whenever an engine of either side has been started. Calls do not wait for that. A link over
-which no KV comes is given no calls until a later prompt has come over it, and a prefill engine that has no other links
-gets none.
+which no KV comes is given no calls until a later prompt has come over it, which goes before calls; a prefill engine
+that has no other links gets none.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from hexagent.runtime.logs import fields
 from hexagent.wire.codec import ticket_from_proto
 from hexagent.wire.telemetry import AgentAnnouncement, FailedLink, Links, announcement_from_bytes
 from hexagent.wire.worker import Attempt, attempt_from_proto
-from hexagent_services.worker_agent.engine.admission import LAST_RANK
+from hexagent_services.worker_agent.engine.admission import FIRST_RANK, LAST_RANK
 from hexagent_services.worker_agent.engine.port import (
     DecodeStarted,
     Engine,
@@ -155,7 +155,8 @@ class WarmUps:
                 changed(source)
 
     async def _warm(self, engine: Engine, link: _Link) -> None:
-        attempt = _attempt(engine.spec, link.target, self._clock.now_us())
+        rank = FIRST_RANK if link.cause else LAST_RANK  # what has failed stays closed until then
+        attempt = _attempt(engine.spec, link.target, rank, self._clock.now_us())
         try:
             reason, link.transfer_us = await self._hand_over(engine, attempt, link)
         except EngineRefused as error:
@@ -228,7 +229,7 @@ def _fits(source: InstanceSpec, target: InstanceSpec) -> bool:
     return target.role is Role.DECODE and all(getattr(source, name) == getattr(target, name) for name in same)
 
 
-def _attempt(source: InstanceSpec, target: InstanceSpec, now_us: int) -> Attempt:
+def _attempt(source: InstanceSpec, target: InstanceSpec, rank: int, now_us: int) -> Attempt:
     """Two tokens behind a prompt like no other, whose ids are in every vocabulary: none of it is cached anywhere."""
     name = f"{source.instance_id}>{target.instance_id}@{now_us}"
     call = call_pb2.CallRequest(model=source.model)
@@ -243,7 +244,7 @@ def _attempt(source: InstanceSpec, target: InstanceSpec, now_us: int) -> Attempt
         prompt_tokens=len(ids),
         max_tokens=2,
         reserve_output_tokens=2,
-        rank=LAST_RANK,
+        rank=rank,
         tenant="",
         workflow_class="",
         trace_context={},
