@@ -14,21 +14,21 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from hexagent.core.units import PPM
+
 DEPTH_MAX: Final = 128  # deeper levels count as this one
 ROLES_MAX: Final = 8  # told apart; the last one stands for all others
 BEYOND: Final = 4  # levels; what is deeper than twice the deepest level seen and these does not count
 PRIOR: Final = 4  # workflows that counts of other depths weigh as at each single one
 STALE: Final = 8  # the answer is computed again when one in so many of the counts is new
 FORGET: Final = 1 << 16  # counts of a class are halved when there are more: some thousands of workflows
-PERCENTS: Final = (50, 90, 99)
 _ONE: Final = 10**9  # probability, so that a product with PPM fits 64 bits
-_PPM: Final = 10**6
 
 Ints = npt.NDArray[np.int64]
 
 
 class Levels:
-    """Transition counts of one class, and the quantiles of the number of further levels they say."""
+    """Transition counts of one class, and how many further levels they say."""
 
     def __init__(self) -> None:
         self._roles: dict[str, int] = {}
@@ -37,7 +37,7 @@ class Levels:
         self._between: Ints = np.zeros((DEPTH_MAX + 1, ROLES_MAX), dtype=np.int64)
         self._total = 0
         self._new = 0  # counts since the answer was computed
-        self._quantiles: list[list[list[int]]] = []  # [depth][role][one of PERCENTS], once they were asked for
+        self._medians: list[list[int]] = []  # [depth][role], once they were asked for
         self._new_chances = 0  # counts since these were computed
         self._chances: list[Ints] = []  # [depth][role, further levels]
 
@@ -53,12 +53,12 @@ class Levels:
         """So many workflows more, or less, are behind this level and not at the next one."""
         self._between[min(depth, DEPTH_MAX), self._place(role)] += workflows
 
-    def further(self, depth: int, role: str) -> tuple[int, ...]:
-        """Levels after this one, at `PERCENTS`; the median never goes deeper than anyone has been."""
-        if not self._quantiles or self._new * STALE > self._total:
-            self._quantiles = self._computed().tolist()
+    def further(self, depth: int, role: str) -> int:
+        """The median of the levels after this one, never deeper than anyone has been."""
+        if not self._medians or self._new * STALE > self._total:
+            self._medians = self._computed()
             self._new = 0
-        return tuple(self._quantiles[min(depth, len(self._quantiles) - 1)][self._place(role)])
+        return self._medians[min(depth, len(self._medians)) - 1][self._place(role)]
 
     def chances(self, depth: int, role: str) -> Ints:
         """Of 0, 1, 2, ... levels after this one, in parts of a thousand million less what rounding loses."""
@@ -83,18 +83,14 @@ class Levels:
             self._roles[role] = len(self._roles)
         return self._roles.get(role, ROLES_MAX - 1)
 
-    def _computed(self) -> Ints:
-        """The quantiles of what follows each level."""
-        deepest = self._deepest()
-        quantiles = np.zeros((2 * deepest + BEYOND + 1, ROLES_MAX, len(PERCENTS)), dtype=np.int64)
+    def _computed(self) -> list[list[int]]:
+        """The medians of what follows each level."""
+        deepest, medians = self._deepest(), []
         for depth, further in self._backwards():
             cumulative = further.cumsum(axis=1)
-            for place, percent in enumerate(PERCENTS):
-                # Rounding loses a little, so per cent of what is there.
-                short = 100 * cumulative < percent * cumulative[:, -1:]
-                quantiles[depth, :, place] = short.sum(axis=1)
-            quantiles[depth, :, 0] = np.minimum(quantiles[depth, :, 0], max(deepest - depth, 0))
-        return quantiles
+            short = 2 * cumulative < cumulative[:, -1:]  # half of what is there, as rounding loses a little
+            medians.append(np.minimum(short.sum(axis=1), max(deepest - depth, 0)).tolist())
+        return medians[::-1]
 
     def _backwards(self) -> Iterator[tuple[int, Ints]]:
         """From beyond the deepest level seen up to the first, each with the chances [role, n] of n levels after it;
@@ -108,16 +104,16 @@ class Levels:
         for depth in range(depths, 0, -1):
             around = sums[min(2 * depth, DEPTH_MAX)] - sums[min((depth - 1) // 2, DEPTH_MAX)]
             moves = _probabilities(weights[min(depth, DEPTH_MAX)], _probabilities(around, pooled))
-            after = moves[:, :ROLES_MAX] @ further // _PPM
+            after = moves[:, :ROLES_MAX] @ further // PPM
             further[:, 1:] = after[:, :-1]
-            further[:, 0] = moves[:, ROLES_MAX] * (_ONE // _PPM)
+            further[:, 0] = moves[:, ROLES_MAX] * (_ONE // PPM)
             yield depth, further
 
     def _weights(self) -> Ints:
         """Counts, in ppm; what is between two levels goes on as others did from there, or from the role, or with it."""
         went_on = self._counts[:, :, :ROLES_MAX]
-        usual = _shares(went_on.sum(axis=0), _PPM * np.eye(ROLES_MAX, dtype=np.int64))
-        weights = self._counts * _PPM
+        usual = _shares(went_on.sum(axis=0), PPM * np.eye(ROLES_MAX, dtype=np.int64))
+        weights = self._counts * PPM
         weights[:, :, :ROLES_MAX] += self._between[:, :, None] * _shares(went_on, usual)
         return weights
 
@@ -129,7 +125,7 @@ class Levels:
 def _shares(counts: Ints, otherwise: Ints) -> Ints:
     """Of each row, in ppm; rows of `otherwise` where there are no counts."""
     total = counts.sum(axis=-1, keepdims=True)
-    return np.where(total > 0, counts * _PPM // np.maximum(total, 1), otherwise)
+    return np.where(total > 0, counts * PPM // np.maximum(total, 1), otherwise)
 
 
 def _probabilities(weights: Ints, prior: Ints) -> Ints:
@@ -137,5 +133,5 @@ def _probabilities(weights: Ints, prior: Ints) -> Ints:
     zero."""
     weights = weights + prior * PRIOR
     weights[weights.sum(axis=1) == 0, ROLES_MAX] = 1
-    probabilities: Ints = weights * _PPM // weights.sum(axis=1)[:, None]
+    probabilities: Ints = weights * PPM // weights.sum(axis=1)[:, None]
     return probabilities

@@ -101,7 +101,7 @@ class _Class:
         """The median final horizon of workflows that came as far; `_SILENT` while too few are known."""
         if self.completed < COMPLETED_MIN:
             return _SILENT
-        return horizon_us + self.levels.further(trail.depth, trail.role)[0] * self.level_us(trail, horizon_us)
+        return horizon_us + self.levels.further(trail.depth, trail.role) * self.level_us(trail, horizon_us)
 
     def level_us(self, trail: "Trail", horizon_us: int) -> int:
         """Time of a level, once a workflow has completed: what this one's levels have taken, drawn to the class's."""
