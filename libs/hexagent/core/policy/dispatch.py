@@ -9,7 +9,7 @@ from hexagent.core.ids import CallId
 from hexagent.core.policy.books import IDLE
 from hexagent.core.policy.earliest import Foremost, foremost
 from hexagent.core.policy.order import NOT_NOW, Ages, IntArray, Order
-from hexagent.core.policy.placement import NEVER_US, Placed, SimulatedState, smallest
+from hexagent.core.policy.placement import Placed, SimulatedState, smallest
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import PrefillWork, WaitingCalls
@@ -17,6 +17,7 @@ from hexagent.core.policy.walk import Walk
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance, Mixing
 from hexagent.core.scheduling.record import Candidate
+from hexagent.core.units import NEVER_US
 
 _LOOK_EVERY: Final = 8  # placements after which a plan that starts nothing is looked at for whether it will
 
@@ -97,11 +98,7 @@ class PredictedFinish:
 
     def _walk(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> Walk | SimulatedState:
         """The state for calls that are placed in order."""
-        if (
-            not topology.uniform
-            or topology.senders < len(topology.prefill)
-            or topology.receivers < len(topology.decode)
-        ):
+        if topology.mixes or not topology.uniform:
             return self._state(topology, waiting, rows, now_us)
         return Walk(topology, self._estimator, waiting, rows, now_us, self._profile.batch_us_max, self._aware)
 

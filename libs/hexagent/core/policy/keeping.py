@@ -13,13 +13,13 @@ from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.policy.books import IDLE
 from hexagent.core.policy.dispatch import Plan, PredictedFinish
 from hexagent.core.policy.order import Ages, IntArray, Order
-from hexagent.core.policy.placement import NEVER_US, OTHERS_MAX, SimulatedState, begins_us, smallest
+from hexagent.core.policy.placement import OTHERS_MAX, SimulatedState, begins_us, smallest
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology, ints
 from hexagent.core.policy.waiting import PROMPT, WaitingCalls
 from hexagent.core.scheduling.ledger import Mixing
 from hexagent.core.scheduling.record import Candidate
-from hexagent.core.units import MILLI, PPM
+from hexagent.core.units import MILLI, NEVER_US, PPM
 
 BURST = 8  # one prefill instance in so many is counted besides: the first calls of a burst find none busy
 BUSY_MAX_MILLI = 750  # share of busy prefill instances that decode there is slowed down by, at most
@@ -61,9 +61,9 @@ class Keeping(PredictedFinish):
         return ages._replace(prefill_us=left_us) if queue else ages
 
     def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
-        if topology.senders == len(topology.prefill) and topology.receivers == len(topology.decode):
-            return super()._state(topology, waiting, rows, now_us)
-        return KeepingState(topology, self._estimator, waiting, rows, now_us, self._profile)
+        if topology.mixes:
+            return KeepingState(topology, self._estimator, waiting, rows, now_us, self._profile)
+        return super()._state(topology, waiting, rows, now_us)
 
 
 def is_short(new_tokens: IntArray, held: IntArray, tokens_max: int) -> npt.NDArray[np.bool_]:

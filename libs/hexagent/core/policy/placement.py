@@ -24,9 +24,8 @@ from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.links import Backlog
 from hexagent.core.scheduling.record import Candidate
-from hexagent.core.units import PPM
+from hexagent.core.units import NEVER_US, PPM
 
-NEVER_US: Final = 1 << 61  # the finish of a placement that is not feasible
 OTHERS_MAX: Final = 3  # runners-up a record keeps
 _SUMMED: Final = 256  # calls whose work is added up before a look at whether it is enough
 _SORTED_WHOLE: Final = 1_024  # values up to which sorting them all is the fastest way to the smallest ones
@@ -93,9 +92,9 @@ class SimulatedState:
         # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
         self._roomy = bool(
             topology.uniform
-            and np.maximum.reduce(self._prompt) * len(rows) <= min(self._prefill_room)
-            and np.maximum.reduce(self._kv_tokens[1]) * len(rows) <= min(self._decode_room)
-            and min(self._slots) >= len(rows)
+            and np.add.reduce(self._prompt) <= min(self._prefill_room)
+            and np.add.reduce(self._kv_tokens[1]) <= min(self._decode_room)
+            and len(rows) <= min(self._slots)
         )
         # When KV could begin to move as far as P is concerned, (P, calls); time on D from then on but for the transfer,
         # (D, calls); `NEVER_US` where there is no room.

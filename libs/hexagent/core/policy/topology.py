@@ -68,7 +68,8 @@ class Topology:
     `pairs` says where KV can move: an instance that is not disaggregated, or a decode instance that prefills, only
     hands over to itself, and two instances need the same KV precision. `setup_us` and `rate` (bytes/s) are what the
     estimator says of each link. They and `books` change between plans. `senders` of P are no decode instances,
-    `receivers` of D no prefill instances; others come last. `own` is the place of each of P in D, -1 where it has none.
+    `receivers` of D no prefill instances; others, if it `mixes` roles, come last. `own` is the place of each of P in D,
+    -1 where it has none.
     """
 
     def __init__(self, prefill: list[Instance], decode: list[Instance], estimator: Estimator) -> None:
@@ -91,6 +92,7 @@ class Topology:
         sends = np.array([p.spec.role is not Role.DECODE for p in prefill], dtype=bool)
         receives = np.array([d.spec.role is not Role.PREFILL for d in decode], dtype=bool)
         self.senders, self.receivers = int(np.count_nonzero(sends)), int(np.count_nonzero(receives))
+        self.mixes = self.senders < len(prefill) or self.receivers < len(decode)
         receivers = [d for d in self._sorts[1].first if d.role is not Role.PREFILL]
         links = {described(p, d) for p in self._sorts[0].first if p.role is not Role.DECODE for d in receivers}
         # Any pair, links described alike: how far they really differ matters little to when a call can be done.

@@ -11,12 +11,12 @@ import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.policy.order import IntArray
-from hexagent.core.policy.placement import NEVER_US, OTHERS_MAX, Placed, batched_us
+from hexagent.core.policy.placement import OTHERS_MAX, Placed, batched_us
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.record import Candidate
-from hexagent.core.units import PPM, US_PER_S
+from hexagent.core.units import NEVER_US, PPM, US_PER_S
 
 Near = list[tuple[int, int]]  # (when KV could leave P, P), ascending
 Pairs = list[tuple[int, int, int]]  # (finish, place in `Near`, D), ascending
@@ -55,13 +55,11 @@ class Walk:
         self._ingress_free_us, self._ingress_busy_us = ingress
         self._by_free = [_from(now_us, entries) for entries in books.by_free]  # by kind, without those in `_batches`
         self._by_step = books.by_step.copy()
-        prompts = [call.prompt_tokens for call in self._calls]
         # Whether every pair takes every call throughout the plan, as it is far from full.
         self._roomy = (
-            sum(prompts) <= min(self._prefill_room)
-            and sum(prompts) + sum([max(call.output_q90, call.max_tokens) for call in self._calls])
-            <= min(self._decode_room)
-            and len(prompts) <= min(self._slots)
+            sum([call.prompt_tokens for call in self._calls]) <= min(self._prefill_room)
+            and sum([call.prompt_tokens + call.max_tokens for call in self._calls]) <= min(self._decode_room)
+            and len(self._calls) <= min(self._slots)
         )
         self._kinds = sorted(range(len(self._by_free)), key=self._nominal_us[0].__getitem__)  # the fastest ones first
         self._idle = idle
