@@ -25,9 +25,8 @@ from hexagent.core.workflow.events import (
 from hexagent.core.workflow.graph import NEVER, Node, WorkflowGraph
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
 
-REFRESH_US: Final = (
-    10 * US_PER_S
-)  # what has not changed is told again, so that who hears nothing knows that it is alone
+# What has not changed is told again, so that who hears nothing knows that it is alone.
+REFRESH_US: Final = 10 * US_PER_S
 
 
 class _OpenWorkflow:
