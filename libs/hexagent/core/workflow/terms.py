@@ -1,4 +1,4 @@
-"""Checks the terms of a workflow: who it belongs to, what it hints, how soon it must be done."""
+"""Checks the terms of a workflow: who it belongs to, what it hints, how soon it must be done; what its calls demand."""
 
 from hexagent.core.errors import DeadlineExceeded, InvalidArgument, NotFound
 from hexagent.core.estimate.roofline import PRECISION_BYTES
@@ -55,8 +55,14 @@ def validate_terms(spec: WorkflowSpec, limits: Limits, now_us: int) -> None:
         )
 
 
-def validate_size(call: CallSpec, path: str, catalog: Catalog) -> None:
-    """Raises NotFound (UNKNOWN_MODEL) or InvalidArgument (PROMPT_TOO_LARGE): no instance could prefill or decode it."""
+def validate_demands(call: CallSpec, path: str, catalog: Catalog) -> None:
+    """Raises NotFound UNKNOWN_MODEL or InvalidArgument PROMPT_TOO_LARGE, UNKNOWN_PRECISION, PRECISION_NOT_SERVED."""
+    _validate_size(call, path, catalog)
+    _validate_precision(call, path, catalog)
+
+
+def _validate_size(call: CallSpec, path: str, catalog: Catalog) -> None:
+    """Some instance could prefill it, and some decode it."""
     limit = catalog.largest_kv_tokens.get(call.model)
     if limit is None:
         raise NotFound(
@@ -78,9 +84,8 @@ def validate_size(call: CallSpec, path: str, catalog: Catalog) -> None:
             )
 
 
-def validate_precision(call: CallSpec, path: str, catalog: Catalog) -> None:
-    """Raises InvalidArgument UNKNOWN_PRECISION or PRECISION_NOT_SERVED: a call may be placed on any instance of its
-    model, so all of them must be as precise as it wants."""
+def _validate_precision(call: CallSpec, path: str, catalog: Catalog) -> None:
+    """All instances of its model, any of which may get it, are as precise as it wants."""
     field, wanted, least = f"{path}.hints.min_precision", call.min_precision, catalog.least_precision.get(call.model)
     if not wanted:
         return

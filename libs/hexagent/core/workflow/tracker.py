@@ -59,13 +59,7 @@ from hexagent.core.workflow.model import (
 )
 from hexagent.core.workflow.requests import check_repetition
 from hexagent.core.workflow.reveal import validate_reveal
-from hexagent.core.workflow.terms import (
-    validate_precision,
-    validate_size,
-    validate_start,
-    validate_terms,
-    validate_text,
-)
+from hexagent.core.workflow.terms import validate_demands, validate_start, validate_terms, validate_text
 
 
 class Tracker:
@@ -194,8 +188,7 @@ class Tracker:
         ordered = validate_reveal(graph, nodes, self.limits)
         for i, node in enumerate(nodes):
             if node.call is not None and graph.find(node.node_id) is None:
-                validate_size(node.call, f"nodes[{i}].call", self.catalog)
-                validate_precision(node.call, f"nodes[{i}].call", self.catalog)
+                validate_demands(node.call, f"nodes[{i}].call", self.catalog)
         return ordered
 
     def _start_tool(self, command: StartTool, turn: "_Turn") -> None:
