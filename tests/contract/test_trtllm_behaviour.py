@@ -153,6 +153,30 @@ def test_a_dead_sender_loses_the_call_and_nothing_else() -> None:
     play(scene)
 
 
+def test_decoders_are_told_the_whole_output_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bytes] = []
+
+    def end(decoder: ByteDecoder, finish: FinishReason, shown: bytes) -> tuple[bytes, FinishReason]:
+        told.append(shown)
+        return b"", finish
+
+    monkeypatch.setattr(ByteDecoder, "end", end)
+
+    async def scene(source: Side, target: Side) -> None:
+        for delivered in (b"", b"so far "):
+            for max_tokens in (64, len(delivered) + 1):
+                request = request_of("a", max_tokens=max_tokens)
+                request = request._replace(delivered_tokens=len(delivered), delivered_text=delivered)
+                whole = finished(await _all(target, request)).text
+                prefilled = await source.engine.prefill(request)
+                if prefilled.finish is FinishReason.NONE:
+                    assert finished(await decode(source, target, request, prefilled)).text == whole
+                assert told == [whole, whole]
+                told.clear()
+
+    play(scene)
+
+
 def test_what_its_holder_has_let_go_of_is_not_pulled() -> None:
     async def scene(source: Side, target: Side) -> None:
         target.llm.faults.blocks_on_death = True

@@ -21,7 +21,7 @@ class ByteDecoder:
             text = text.partition(self._stop)[0]
         return text
 
-    def end(self, finish: FinishReason) -> tuple[bytes, FinishReason]:
+    def end(self, finish: FinishReason, shown: bytes) -> tuple[bytes, FinishReason]:
         return b"", finish
 
 

@@ -132,7 +132,7 @@ async def test_outputs(
         for at in range(0, len(ids), stretch):
             if not decoder.stopped:
                 shown += decoder.feed(ids[at : at + stretch])
-        rest, ended = decoder.end(FinishReason.STOP)
+        rest, ended = decoder.end(FinishReason.STOP, shown)
         assert (shown + rest, ended) == (text_.encode(), finish)
         assert decoder.stopped == bool(stop)
 
@@ -147,5 +147,5 @@ async def test_llamas_calls_of_tools_are_the_whole_output(tmp_path: Path) -> Non
     ):
         decoder = text.decoder(request(USER, tools=[FIND]))
         shown = decoder.feed(model.tokenizer.encode(said).ids)
-        rest, ended = decoder.end(FinishReason.STOP)
+        rest, ended = decoder.end(FinishReason.STOP, shown)
         assert ((shown + rest).decode(), ended) == (said.removeprefix("<|python_tag|>"), finish)

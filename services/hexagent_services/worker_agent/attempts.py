@@ -152,7 +152,6 @@ class Attempts:
             attempt.request = (await engine_request(spec, None))._replace(
                 prompt_tokens=request.prompt_tokens,
                 delivered_tokens=request.first_tokens - 1,
-                delivered_text=request.first_text,
             )
             engine.reserve(attempt.request, request.source_instance, request.kv_ready)
         except (EngineRefused, HexagentError) as error:

@@ -105,27 +105,26 @@ class OutputDecoder:
         self.stopped = False
         self._output = OutputText(model.tokenizer, tuple(request.call.sampling.stop))
         self._spec = spec
-        self._request = request
+        self._call = request.call
 
     def feed(self, token_ids: Sequence[int]) -> bytes:
         shown = self._output.take(token_ids)
         self.stopped = self._output.stopped
         return shown.encode()
 
-    def end(self, finish: FinishReason) -> tuple[bytes, FinishReason]:
+    def end(self, finish: FinishReason, shown: bytes) -> tuple[bytes, FinishReason]:
         """An output asks for tools where the request has them and every call is one of these."""
         rest = self._output.end().encode()
         if self.stopped:
             finish = FinishReason.STOP
-        if finish is FinishReason.STOP and self._asks_for_tools():
+        if finish is FinishReason.STOP and self._asks_for_tools((shown + rest).decode()):
             finish = FinishReason.TOOL_CALLS
         return rest, finish
 
-    def _asks_for_tools(self) -> bool:
-        call, spec = self._request.call, self._spec
+    def _asks_for_tools(self, text: str) -> bool:
+        call, spec = self._call, self._spec
         if not call.tools or not spec.tools or call.tool_choice.mode == call_pb2.ToolChoice.MODE_NONE:
             return False
-        text = self._request.delivered_text.decode() + self._output.text
         asked = read_output(OutputReader(spec.tools, spec.reasoning, may_ask=True), text, asked=True).tool_calls
         return bool(asked) and {tool.name for tool in asked} <= {tool.name for tool in call.tools}
 

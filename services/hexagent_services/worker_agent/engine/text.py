@@ -16,8 +16,11 @@ class Decoder(Protocol):
         """The text that these ids settle; the rest, such as half a character, comes with later ones."""
         ...
 
-    def end(self, finish: FinishReason) -> tuple[bytes, FinishReason]:
-        """What was held back, and why the output ended once its text is known (STOP, TOOL_CALLS)."""
+    def end(self, finish: FinishReason, shown: bytes) -> tuple[bytes, FinishReason]:
+        """What was held back, and why the output ended once its text is known (STOP, TOOL_CALLS).
+
+        `shown` is all of the output until then, by earlier attempts and other engines, too.
+        """
         ...
 
 

@@ -134,7 +134,7 @@ class TrtllmEngine:
             frame = await self._submit(run, order, Phase.COMPUTING)
             text, finish = self._fed(run, decoder, frame.ids), FinishReason.NONE
             if decoder.stopped or self._finish(run, frame) is FinishReason.STOP:
-                rest, finish = decoder.end(FinishReason.STOP)
+                rest, finish = decoder.end(FinishReason.STOP, request.delivered_text + text)
                 text += rest
                 self._held.drop(run)
             return self._prefilled(run, frame.body, frame.ids, text, finish)
@@ -235,7 +235,7 @@ class TrtllmEngine:
         first = await self._submit(run, {"op": "local"}, Phase.COMPUTING)
         text = self._fed(run, decoder, first.ids)
         ended = await self._said(run)
-        rest, finish = decoder.end(self._finish(run, ended))
+        rest, finish = decoder.end(self._finish(run, ended), run.request.delivered_text + text)
         return self._prefilled(run, {**first.body, **ended.body}, first.ids, text + rest, finish)
 
     async def _room_to_pull(self, run: Run, prefilled: Prefilled) -> None:
@@ -275,7 +275,7 @@ class TrtllmEngine:
             if run.request.call.stream and piece:
                 yield Generated(self._clock.now_us(), run.output_tokens - told, piece)
                 told = run.output_tokens
-        rest, finish = decoder.end(finish)
+        rest, finish = decoder.end(finish, text)
         yield Finished(self._clock.now_us(), run.output_tokens, finish, text + rest)
 
     async def _renewed(self, run: Run, decoder: Decoder) -> bytes:
