@@ -12,7 +12,7 @@ from hexagent.cli.options import words
 from hexagent.cli.replay import profile_text
 from hexagent.cli.simulate.options import Axes
 from hexagent.core.policy.profile import parse_profile
-from hexagent.sim.experiment.cell import Cell, check_cell, cluster_of
+from hexagent.sim.experiment.cell import WORLDS, Cell, check_cell, cluster_of
 from hexagent.sim.experiment.policies import POLICIES, unhinted
 from hexagent.sim.workloads.model import Workload
 from hexagent.sim.world import World
@@ -64,6 +64,18 @@ def policies(text: str, cell: Cell, option: str = "--policies") -> tuple[str, ..
         for name in names:
             World(cluster_of(cell), Workload("none", "", ()), unhinted(name), 0)
     return names
+
+
+def settings(world: str, engine_profiles: str) -> list[tuple[str, str]]:
+    """The world, or both, with each engine profile; without prefix caches with the first alone."""
+    if world not in (*WORLDS, "both"):
+        raise usage("world", f"no world {world!r}; known: {', '.join(WORLDS)}, both")
+    profiles = words(engine_profiles, "engine-profile")
+    return [
+        (name, profile)
+        for name in (WORLDS if world == "both" else [world])
+        for profile in (profiles if WORLDS[name] else profiles[:1])
+    ]
 
 
 def trace_files(folder: Path | None) -> tuple[Path, ...]:

@@ -150,26 +150,17 @@ def bench_paper(
     that is closed, and pictures. Under NAME+hints clients hint horizons, with a log error of 0.1. Ctrl-C keeps finished
     runs; the same command goes on.
     """
-    from hexagent.cli.failures import usage
     from hexagent.cli.report import check_writable, write_json
-    from hexagent.cli.simulate.axes import policies, seeds, trace_files
+    from hexagent.cli.simulate.axes import policies, seeds, settings, trace_files
     from hexagent.cli.simulate.compare import Plan, run_plans
-    from hexagent.sim.experiment.cell import WORLDS, check_cell
+    from hexagent.sim.experiment.cell import check_cell
     from hexagent.sim.experiment.paper import FULL_POOL, experiments, recorded
 
     check_writable(json_file)
     given, files = seeds(seed_list), trace_files(traces)
-    if world not in (*WORLDS, "both"):
-        raise usage("world", f"no world {world!r}; known: {', '.join(WORLDS)}, both")
-    profiles = words(engine_profiles, "engine-profile")
-    settings = [
-        (name, profile)
-        for name in (WORLDS if world == "both" else [world])
-        for profile in (profiles if WORLDS[name] else profiles[:1])
-    ]
     found = [
         experiment
-        for setting in settings
+        for setting in settings(world, engine_profiles)
         for experiment in (
             *experiments(*setting, given, pool or (FULL_POOL if full else 0), full),
             *recorded(*setting, given, files),
