@@ -47,9 +47,8 @@ from hexagent.sim.oracle import ScriptOracle
 from hexagent.sim.shares import Shares, TenantShare
 from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
 
-SNAPSHOT_PERIOD_US: Final = (
-    500_000  # between two reports of an instance as well; what estimator and agents have by default
-)
+# Between two reports of an instance as well; what estimator and agents have by default.
+SNAPSHOT_PERIOD_US: Final = 500_000
 
 Journal = Callable[[SchedulerEvent | DecisionRecord, int], None]
 Handle = Callable[[SchedulerEvent, int], tuple[Effect, ...]]

@@ -97,7 +97,7 @@ class PredictedFinish:
         return SimulatedState(topology, self._estimator, waiting, rows, now_us, batch_us, self._aware)
 
     def _walk(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> Walk | SimulatedState:
-        """The state for calls that are placed in order."""
+        """The state for calls that are placed in order: a `Walk`, which places them as arrays do, wherever it can."""
         if topology.mixes or not topology.uniform:
             return self._state(topology, waiting, rows, now_us)
         return Walk(topology, self._estimator, waiting, rows, now_us, self._profile.batch_us_max, self._aware)
