@@ -1,6 +1,7 @@
 """What an agent takes over for decoding, and what it still does while it stops."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 from hexagent.api.common.v1 import call_pb2
@@ -11,8 +12,10 @@ from hexagent.core.scheduling.effects import Bind, CancelAttempt
 from hexagent.core.scheduling.events import Phase
 from hexagent.core.workflow.model import FinishReason
 from hexagent.wire.worker import Attempt, BindCommand, DispatchCommand, attempt_from_proto, attempt_to_proto
+from hexagent_services.worker_agent.agent import Agent
 from hexagent_services.worker_agent.attempts import Attempts
 from hexagent_services.worker_agent.engine.port import Engine, EngineRequest, Prefilled
+from hexagent_services.worker_agent.engine.supervision import Supervisor
 from hexagent_services.worker_agent.peers import Peers
 from hexagent_services.worker_agent.reports import Reports
 from hexagent_services.worker_agent.requests import BodyCache
@@ -95,3 +98,17 @@ async def test_calls_are_not_handed_over_where_links_fail() -> None:
     assert told.heard == [(Phase.PREFILLED, ""), refused, refused]
     attempts.cancel(CancelAttempt(attempt.ticket, "p", "d1", "LINK_FAILED"))
     assert (engine.aborted, attempts.held()) == ([attempt.ticket], ())
+
+
+async def test_schedulers_hear_which_instances_are_cut_off_when_they_attach_and_when_that_ends() -> None:
+    warm_ups, told = WarmUps({}, Peers(), CLOCK, "nowhere:1"), Reports()
+    cut_off = {"p"}
+    warm_ups.cut_off = lambda instance_id: instance_id in cut_off  # type: ignore[method-assign]
+    up = {name: cast("Supervisor", SimpleNamespace(spec=spec(name, Role.PREFILL), cause="")) for name in ("p", "q")}
+    agent = Agent("a", "nowhere:1", up, cast("Attempts", None), warm_ups, told, CLOCK)
+    session = agent.attach(1, True)
+    agent.report_closed()
+    cut_off.clear()
+    agent.report("p")
+    heard = [report.instance_changed for report in await told.next_batch(session) or ()]
+    assert [(h.instance.instance_id, h.up, h.draining) for h in heard] == [("p", True, True), ("p", True, False)]
