@@ -383,10 +383,13 @@ def test_an_end_token_first_needs_no_decode() -> None:
     play(scene)
 
 
-def test_prompts_above_the_transfer_buffer_are_never_begun() -> None:
+def test_prompts_above_the_transfer_buffer_are_never_begun_nor_those_without_room_for_their_output() -> None:
     async def scene(source: Side, target: Side) -> None:
         long = request_of("a", prompt_tokens=OPTIONS.max_seq_tokens + 1)
         assert await refused(source.engine.prefill(long)) == "TOO_LONG_FOR_ENGINE"
+        talkative = request_of("a", max_tokens=OPTIONS.max_seq_tokens - 199)
+        assert await refused(source.engine.prefill(talkative)) == "TOO_LONG_FOR_ENGINE"
+        assert source.llm.retentions == []
         buffer = source.llm.arguments["cache_transceiver_config"].max_tokens_in_buffer
         assert buffer == OPTIONS.max_seq_tokens
         assert not source.llm.stuck

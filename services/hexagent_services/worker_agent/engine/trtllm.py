@@ -127,7 +127,10 @@ class TrtllmEngine:
             decoder = self._text.decoder(request)
             if run.tokens_left == 1:
                 return await self._only_token(run, decoder)
-            # A prompt above the transceiver's buffer can stop every transfer for good, so it is never begun.
+            # A prompt above the transceiver's buffer can stop every transfer for good, so it is never begun; nor is one
+            # whose output would have no room behind it, as decode engines would refuse what was computed.
+            if len(run.prompt_ids) + run.tokens_left > self._options.max_seq_tokens:
+                raise EngineRefused("TOO_LONG_FOR_ENGINE")
             self._held.claim(run, len(run.prompt_ids) + 1, decodes=False)
             await run.room()
             order = {"op": "prefill", "request_id": request_id(run.ticket)}
