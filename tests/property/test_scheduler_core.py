@@ -7,6 +7,7 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hexagent.core.estimate.snapshot import Snapshot, SpeedFactor
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.spec import InstanceSpec, Role
 from hexagent.core.policy.dispatch import Plan
@@ -14,6 +15,7 @@ from hexagent.core.policy.registry import known
 from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.effects import Dispatch
 from hexagent.core.scheduling.events import CallProgress, InstanceCordoned, InstanceDown, InstanceUp, Phase, Tick
+from hexagent.core.units import PPM
 from hexagent.core.workflow.model import NodeStatus
 from tests.sim.cases import MODEL, Desk, decodes, prefills
 
@@ -209,6 +211,29 @@ def test_a_plan_conserves_work(policy: str, kind: str, steps: list[Step]) -> Non
     prefill, decode = core.ledger.pool(MODEL)
     if core.waiting.get(MODEL) and prefill and decode and not play.running:
         raise AssertionError("calls wait and nothing runs")
+
+
+def said(topology: Topology) -> tuple[object, ...]:
+    """What a plan begins with."""
+    books = topology.books
+    lists = books.prefill_of, books.decode_of, books.by_free, books.by_step, books.speeds, books.floors
+    return *lists, books.prefill.tolist(), books.decode.tolist(), topology.rate.tolist(), topology.setup_us.tolist()
+
+
+@settings(max_examples=60)
+@given(policy=st.sampled_from(POLICIES), kind=st.sampled_from(KINDS), steps=st.lists(STEPS, max_size=30))
+def test_what_is_kept_between_plans_is_what_a_first_plan_would_find(policy: str, kind: str, steps: list[Step]) -> None:
+    play = Play(policy, kind)
+    core = play.desk.core
+    for number, step in enumerate(steps):
+        if number == len(steps) // 2:
+            play.tell(play.desk.tell(Snapshot(1, 0, (SpeedFactor(play.specs[0].instance_id, PPM // 2, 2 * PPM, 9),))))
+        play.step(step)
+        for (model, mixing), kept in core._topologies.items():
+            kept.update(core.ledger.changed.values())
+            found = Topology(*core.ledger.pool(model, mixing), core.estimator)
+            found.update(())
+            assert said(kept) == said(found)
 
 
 @settings(max_examples=300)
