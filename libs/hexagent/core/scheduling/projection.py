@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import NO_OUTPUTS, CallFeatures, OwnOutputs
-from hexagent.core.estimate.lengths import PredictedLength
 from hexagent.core.estimate.remaining import NO_RECORD, RemainingWork, Trail
 from hexagent.core.ids import CallId
 from hexagent.core.scheduling.calls import Call
@@ -233,9 +232,7 @@ class Projection:
             node = workflow.graph.node
             blocked = [call for name, call in workflow.calls.items() if node(name).status is NodeStatus.BLOCKED]
             for call in blocked:
-                call.output_q50, call.output_q90, call.output_q99 = self._length(call)
-                cost_us = self._estimator.solo_us(call.model, call.prompt_tokens, call.output_q50)
-                workflow.horizon.set_cost(call.index, cost_us)
+                workflow.horizon.set_cost(call.index, self._price(call))
             if blocked:
                 workflow.measure()
 
@@ -259,20 +256,25 @@ class Projection:
             call.lora, call.cache_salt = spec.lora, spec.cache_salt
             call.round = node.spec.round
             call.expected_output_tokens = spec.expected_output_tokens
-            call.output_q50, call.output_q90, call.output_q99 = self._length(call)
             workflow.calls[node.node_id] = call
-            cost_us = self._estimator.solo_us(call.model, call.prompt_tokens, call.output_q50)
+            cost_us = self._price(call)
         workflow.horizon.add(node.index, node.parents, node.spec.join, cost_us)
 
-    def _length(self, call: Call) -> PredictedLength:
+    def _price(self, call: Call) -> int:
+        """Its part of the horizon, with its length predicted anew."""
+        self._predict(call)
+        return self._estimator.solo_us(call.model, call.prompt_tokens, call.output_q50)
+
+    def _predict(self, call: Call) -> None:
         """What it may generate, by what is known now."""
         oracle, workflow = self._estimator.oracle, call.workflow
         if oracle is not None:
-            output_tokens = oracle.output_tokens(call.call_id)
-            return PredictedLength(output_tokens, output_tokens, output_tokens)
+            call.output_q50 = call.output_q90 = call.output_q99 = oracle.output_tokens(call.call_id)
+            return
         own = workflow.own_outputs(call.role)
         features = CallFeatures(workflow.graph.spec.workflow_class, call.role, call.prompt_tokens, call.round, own)
-        return self._estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
+        length = self._estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
+        call.output_q50, call.output_q90, call.output_q99 = length
 
     def _closed(self, workflow: Workflow, node_id: str) -> None:
         node = workflow.graph.find(node_id)
@@ -296,5 +298,5 @@ class Projection:
             below_us = workflow.horizon.below_us(call.index) - workflow.horizon.cost_us(call.index)
             call.below_us = min(below_us, LONGEST_US)
             if predict:
-                call.output_q50, call.output_q90, call.output_q99 = self._length(call)
+                self._predict(call)
         return Change(ready, ended)
