@@ -115,6 +115,23 @@ def test_a_workflow_between_two_levels_has_come_beyond_the_first() -> None:
     assert ahead(work, new)[0] > 0.9
 
 
+def test_workflows_of_the_same_breadth_tell_how_deep_one_gets() -> None:
+    """Chains of 12 levels and searches of 3, eight calls side by side."""
+    work = RemainingWork()
+    for _ in range(20):
+        for levels, calls in ((12, 1), (3, 8)):
+            trail = Trail("agent", Hints())
+            for depth in range(1, levels + 1):
+                trail.settle((depth - 1) * CALL_US)
+                work.deepened(trail, ["step"], depth * CALL_US, depth * calls)
+            work.completed(trail, levels * CALL_US)
+    for calls, further, least in ((1, 11, 0.6), (8, 2, 0.6), (2, 2, 0.3)):  # nobody has been 2 broad: all tell
+        first = Trail("agent", Hints())
+        work.deepened(first, ["step"], CALL_US, calls)
+        chances = ahead(work, first)
+        assert max(chances) == chances[further] > least
+
+
 def ahead(work: RemainingWork, trail: Trail) -> list[float]:
     """Chances of 0, 1, 2, ... further levels."""
     known = work.levels_ahead(trail, CALL_US)

@@ -45,6 +45,14 @@ def test_a_group_that_has_few_scores_is_answered_by_a_wider_one() -> None:
     assert scores.quantile_ppm(GROUP) == PPM
 
 
+def test_a_level_does_not_follow_misses_up_to_the_largest_score() -> None:
+    scores = Scores(99)
+    for number in range(TRUSTED * 10):
+        scores.observe(GROUP, (number + 1) * PPM, True)
+    assert scores.level_ppm(GROUP) == 992_500
+    assert scores.quantile_ppm(GROUP) == 994 * PPM
+
+
 def test_groups_are_bounded() -> None:
     scores = Scores(90)
     for number in range(2 * GROUPS_MAX):

@@ -31,6 +31,7 @@ class Levels:
     """Transition counts of one class, and how many further levels they say."""
 
     def __init__(self) -> None:
+        self.completed = 0  # workflows
         self._roles: dict[str, int] = {}
         # [depth, role, role of the next level]; the last column counts workflows that ended here.
         self._counts: Ints = np.zeros((DEPTH_MAX + 1, ROLES_MAX, ROLES_MAX + 1), dtype=np.int64)
@@ -47,6 +48,7 @@ class Levels:
 
     def ended(self, depth: int, role: str) -> None:
         """The workflow was complete with `depth` levels."""
+        self.completed += 1
         self._count(depth, role, ROLES_MAX)
 
     def between(self, depth: int, role: str, workflows: int) -> None:

@@ -18,6 +18,7 @@ workflow the one whose error for the class is least answers, the doubt of few sa
 as much as hints of its class have been worth.
 """
 
+from collections import defaultdict
 from math import isqrt
 from typing import Final, NamedTuple
 
@@ -30,6 +31,7 @@ from hexagent.core.workflow.model import Hints
 
 CLASSES_MAX: Final = 64  # of workflows; what comes later is not predicted
 COMPLETED_MIN: Final = 5  # workflows of a class before its history says anything
+BREADTH_MAX: Final = 6  # bits of calls a level that are told apart; 32 and more are alike
 PACE_PRIOR: Final = 2  # levels that the class's time a level weighs beside the workflow's own
 FORGET: Final = 256  # workflows after which an error weighs 1/e
 PREDICTORS: Final = ("history", "solo", "calls")
@@ -87,19 +89,23 @@ class _Record:
 class _Class:
     """What is known of a class of workflows."""
 
-    __slots__ = ("_depth", "_horizon_us", "best_first", "completed", "levels", "places", "records")
+    __slots__ = ("_depth", "_horizon_us", "alike", "best_first", "levels", "places", "records")
 
     def __init__(self, first: int) -> None:
         self.places = slice(first, first + len(PREDICTORS))  # of its records
-        self.levels = Levels()
+        self.levels = Levels()  # of all its workflows, and ...
+        self.alike: defaultdict[int, Levels] = defaultdict(Levels)  # ... of those of one breadth
         self.records = [_Record(*of) for of in zip(CAUTION, DOUBTS, strict=True)]
         self.best_first = list(range(len(PREDICTORS)))  # their places
-        self.completed = 0  # workflows
         self._horizon_us = self._depth = 0  # sums over the latest of them, the second in thousandths
+
+    def of(self, trail: "Trail") -> tuple[Levels, Levels]:
+        """What counts a workflow's levels."""
+        return self.levels, self.alike[trail.breadth]
 
     def history_us(self, trail: "Trail", horizon_us: int) -> int:
         """The median final horizon of workflows that came as far; `_SILENT` while too few are known."""
-        if self.completed < COMPLETED_MIN:
+        if self.levels.completed < COMPLETED_MIN:
             return _SILENT
         return horizon_us + self.levels.further(trail.depth, trail.role) * self.level_us(trail, horizon_us)
 
@@ -118,7 +124,6 @@ class _Class:
         )
 
     def complete(self, trail: "Trail", horizon_us: int) -> None:
-        self.completed += 1
         self._horizon_us += horizon_us - self._horizon_us // FORGET
         self._depth += trail.depth * MILLI - self._depth // FORGET
         for record, predicted in zip(self.records, zip(*trail.unrevealed_us, strict=True), strict=True):
@@ -137,6 +142,7 @@ class Trail:
 
     __slots__ = (
         "between",
+        "breadth",
         "depth",
         "hints",
         "record",
@@ -151,6 +157,7 @@ class Trail:
         self.workflow_class = workflow_class
         self.hints = hints
         self.depth = 0
+        self.breadth = 0  # bits of its calls a level
         self.between = False  # the deepest level has ended, and there is no other yet
         self.role = ""  # of the deepest level
         self.total_us = 0  # the final horizon that the best predictor says
@@ -181,10 +188,11 @@ class RemainingWork:
             known = self._classes[trail.workflow_class] = _Class(len(self._classes) * len(PREDICTORS))
             self._judge(known)
         for role in roles:
-            if trail.depth:
-                known.levels.went_on(trail.depth, trail.role, role)
+            for levels in known.of(trail) if trail.depth else ():
+                levels.went_on(trail.depth, trail.role, role)
             trail.depth += 1
             trail.role = role
+        trail.breadth = min((calls // trail.depth).bit_length(), BREADTH_MAX)
         totals_us = known.totals_us(trail, horizon_us, calls)
         spoken = [place for place in known.best_first if totals_us[place] != _SILENT]
         if spoken:
@@ -200,14 +208,16 @@ class RemainingWork:
         known = self._classes.get(trail.workflow_class)
         if known is not None and trail.depth and trail.between is not between:
             trail.between = between
-            known.levels.between(trail.depth, trail.role, 1 if between else -1)
+            for levels in known.of(trail):
+                levels.between(trail.depth, trail.role, 1 if between else -1)
 
     def completed(self, trail: Trail, horizon_us: int) -> None:
         """The workflow is complete; one that failed or was cancelled tells nothing about those that complete."""
         known = self._classes.get(trail.workflow_class)
         if known is not None and trail.depth and horizon_us > 0:
             trail.settle(horizon_us)
-            known.levels.ended(trail.depth, trail.role)
+            for levels in known.of(trail):
+                levels.ended(trail.depth, trail.role)
             known.complete(trail, horizon_us)
             self._judge(known)
 
@@ -216,11 +226,17 @@ class RemainingWork:
 
     def levels_ahead(self, trail: Trail, horizon_us: int) -> tuple[Ints, int] | None:
         """Chances of 0, 1, 2, ... further levels, as `Levels.chances` gives them, and the time of one; None while too
-        little is known of the class."""
+        little is known of the class.
+
+        A search that is wide may be the less deep for it, and has more calls that ask: workflows of its breadth answer
+        as soon as enough have completed.
+        """
         known = self._classes.get(trail.workflow_class)
-        if known is None or known.completed < COMPLETED_MIN:
+        if known is None or known.levels.completed < COMPLETED_MIN:
             return None
-        return known.levels.chances(trail.depth, trail.role), known.level_us(trail, horizon_us)
+        every, alike = known.of(trail)
+        levels = alike if alike.completed >= COMPLETED_MIN else every
+        return levels.chances(trail.depth, trail.role), known.level_us(trail, horizon_us)
 
     def errors(self) -> tuple[Error, ...]:
         """Measured errors, sorted by class; predictors that never said anything left out."""

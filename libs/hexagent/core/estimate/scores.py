@@ -3,8 +3,9 @@
 A quantile of the scores times a prediction is a quantile of what will be measured, as far as what comes is like what
 was: stated coverage is coverage, whatever the prediction is worth. Where it is not quite, since load has changed or
 short things are measured before long ones, the level of the quantile follows the misses (adaptive conformal inference,
-Gibbs and Candes 2021): up at a miss, down otherwise, balanced where the stated share is covered. Scores have no unit,
-so those of wider groups stand in for those of a group that has few.
+Gibbs and Candes 2021): up at a miss, down otherwise, balanced where the stated share is covered. It stays below
+the largest scores: those of a heavy tail cost more than the misses they would save. Scores have no unit, so those of
+wider groups stand in for those of a group that has few.
 """
 
 from collections import defaultdict
@@ -21,6 +22,7 @@ TRUSTED: Final = 100  # scores a group needs to answer, so that it has a 99 % qu
 TRUSTED_WIDEST: Final = 20  # the same where nothing wider could answer
 PRIOR_PPM: Final = {50: PPM, 90: 2 * PPM, 99: 4 * PPM}  # before anything was measured
 STEP_PPM: Final = 10  # of a level, for each per cent of what a miss or a hit was unlikely by
+HIGHEST_PPM: Final = 992_500  # level: seven of a thousand scores are above it
 
 Group = tuple[str, str, str]  # class, role and GPU type, "" = all
 EVERYTHING: Final[Group] = ("", "", "")
@@ -46,7 +48,7 @@ class Scores:
                 self._groups[wider].add(ppm)
         if group in self._groups:
             level_ppm = self.level_ppm(group) + STEP_PPM * (self._percent if missed else self._percent - 100)
-            self._levels_ppm[group] = min(max(level_ppm, 0), PPM)
+            self._levels_ppm[group] = min(max(level_ppm, 0), HIGHEST_PPM)
 
     def level_ppm(self, group: Group) -> int:
         return self._levels_ppm.get(group, self._percent * (PPM // 100))
