@@ -137,7 +137,7 @@ class InstanceUp(_message.Message):
     cordoned: _builtins.bool
     """It is closed to new calls."""
     draining: _builtins.bool
-    """Its agent stops, and takes no new calls until it answers again."""
+    """It takes no new calls until it is told of again: its agent stops, or no KV comes over any of its links."""
     @_builtins.property
     def instance(self) -> _telemetry_pb2.InstanceDescription:
         """The instance."""

@@ -250,7 +250,7 @@ class InstanceChanged(_message.Message):
     at_us: _builtins.int
     """Model time, microseconds."""
     draining: _builtins.bool
-    """Its agent stops, and takes no new calls until it answers again."""
+    """It takes no new calls until it is told of again: its agent stops, or no KV comes over any of its links."""
     @_builtins.property
     def instance(self) -> _telemetry_pb2.InstanceDescription:
         """Its description from now on."""
