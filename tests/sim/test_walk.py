@@ -12,8 +12,11 @@ from hexagent.core.policy.order import Order
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
 from hexagent.core.scheduling.core import SchedulerCore
+from hexagent.core.scheduling.effects import Record
 from hexagent.core.scheduling.ledger import Mixing
 from hexagent.core.units import PPM
+from hexagent.core.workflow.events import NodesRevealed, WorkflowStarted
+from hexagent.core.workflow.model import CallSpec, NodeKind, NodeSpec, WorkflowSpec
 from hexagent.sim.experiment.cell import Cell, cluster_of, conditions_of, workload_of
 from hexagent.sim.world import World
 
@@ -62,6 +65,21 @@ def test_plans_of_a_full_cluster_are_the_same(
     twice = Twice(queue.core, monkeypatch)
     queue.decide(40)
     assert twice.started > 40
+
+
+def test_plans_are_the_same_where_a_prefill_should_end_this_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its instance, which is still busy, is free as early as the idle ones of its kind, all of later places."""
+    core = HeldQueue(sized(20), "fcfs", items(3), 0).core
+    twice = Twice(core, monkeypatch)
+    core.handle(WorkflowStarted(WorkflowSpec("w", "default", "burst"), 0), 0)
+    first, *others = [
+        NodeSpec(f"c{n}", NodeKind.CALL, "worker", (), call=CallSpec(MODEL, (), 4_000 + 100 * n, 200))
+        for n in range(40)
+    ]
+    [record] = [e.record for e in core.handle(NodesRevealed("w", (first,), 0), 0) if isinstance(e, Record)]
+    end_us = record.chosen.prefill_end_us
+    core.handle(NodesRevealed("w", tuple(others), end_us), end_us)
+    assert twice.started > 5
 
 
 @pytest.mark.parametrize("profile", ["trtllm-1.2.1", "push"])

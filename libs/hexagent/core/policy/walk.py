@@ -317,5 +317,5 @@ class Walk:
 
 def _from(now_us: int, entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Entries (time, place) in order, none of them earlier than now."""
-    overdue = bisect_left(entries, (now_us, 0))
-    return sorted([(now_us, place) for _, place in entries[:overdue]]) + entries[overdue:]
+    due = bisect_left(entries, (now_us + 1, 0))  # those of now as well: by place they may come before earlier ones
+    return sorted([(now_us, place) for _, place in entries[:due]]) + entries[due:]
