@@ -234,6 +234,18 @@ def test_a_hand_off_is_offered_to_each_decode_side_once() -> None:
     assert desk.dispatched[1].ticket.attempt == 2
 
 
+def test_an_agent_that_does_not_answer_is_asked_again_and_costs_no_attempt() -> None:
+    desk = Desk(prefills("h100") + decodes("h200", "h200"))
+    desk.start("w")
+    desk.reveal("w", "a")
+    first = desk.dispatched[0]
+    desk.progress(first.ticket, Phase.PREFILLED)
+    for _ in range(60):
+        effects = desk.progress(first.ticket, Phase.HAND_OFF_REFUSED, reason="UNREACHABLE_UNAVAILABLE")
+        assert [effect.ticket for effect in effects if isinstance(effect, Bind)] == [first.ticket]
+    assert len(desk.dispatched) == 1
+
+
 def test_a_refused_hand_off_with_no_other_place_is_another_attempt() -> None:
     desk = Desk(prefills("h100") + decodes("h100"))
     desk.start("w")

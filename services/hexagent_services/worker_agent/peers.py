@@ -9,6 +9,7 @@ from hexagent.api.worker.v1 import worker_service_pb2 as pb
 from hexagent.api.worker.v1 import worker_service_pb2_grpc as stubs
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.scheduling.events import UNREACHABLE
 from hexagent.runtime.grpc_client import open_channel
 from hexagent.wire.cluster import link_to_proto
 from hexagent.wire.codec import ticket_to_proto
@@ -16,6 +17,7 @@ from hexagent_services.worker_agent.engine.port import EngineRefused, KvPiece
 from hexagent_services.worker_agent.line import Line
 
 HAND_OFF_S: Final = 5.0  # wall time; the peer only queues the call
+ABSENT_S: Final = 0.25  # before a peer that cannot be reached counts as a no: one that starts again takes seconds
 PULL_S: Final = 300.0  # behind everything else that its holder may have to send
 ABORT_S: Final = 2.0
 WARM_UP_S: Final = 90.0  # longer than engines wait for KV by default; some connections are made for the first time
@@ -47,9 +49,10 @@ class Peers:
             async with asyncio.timeout(HAND_OFF_S):
                 response = await self._peer(address).offers.ask(request)
         except TimeoutError:
-            return "UNREACHABLE_DEADLINE_EXCEEDED"
+            return f"{UNREACHABLE}DEADLINE_EXCEEDED"
         except ConnectionError as error:
-            return f"UNREACHABLE_{error}"
+            await asyncio.sleep(ABSENT_S)
+            return f"{UNREACHABLE}{error}"
         return "" if response.accepted else response.reason
 
     async def pull(self, address: str, ticket: Ticket, source: str, target: InstanceSpec) -> KvPiece:
@@ -84,7 +87,7 @@ class Peers:
         try:
             answer = await self._peer(address).stub.WarmUp(pb.WarmUpRequest(hand_off=request), timeout=WARM_UP_S)
         except grpc.aio.AioRpcError as error:
-            return f"UNREACHABLE_{error.code().name}", 0
+            return f"{UNREACHABLE}{error.code().name}", 0
         return answer.reason, answer.transfer_us
 
     async def abort(self, address: str, ticket: Ticket, instance_id: str, reason: str) -> None:

@@ -19,6 +19,7 @@ from hexagent.core.scheduling.adoption import Adoption
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
 from hexagent.core.scheduling.events import (
+    UNREACHABLE,
     CallProgress,
     InstanceCordoned,
     InstanceDown,
@@ -206,14 +207,19 @@ class SchedulerCore:
         return True
 
     def _rebind(self, attempt: Attempt, event: CallProgress, now_us: int, effects: list[Effect]) -> None:
-        """The decode side said no: under pull the best one that has not, else the attempt is lost."""
-        attempt.refused_by += (attempt.decode,)
+        """The decode side said no: under pull the best one that has not, else the attempt is lost.
+
+        One whose agent does not answer has not said no: it may be back by the time that the others have.
+        """
+        if not event.reason.startswith(UNREACHABLE):
+            attempt.refused_by += (attempt.decode,)
         _, decode = self.ledger.pool(attempt.call.model)
         kv_precision = attempt.prefill.spec.kv_precision
         others = [
             d
             for d in decode
-            if d not in attempt.refused_by
+            if d is not attempt.decode
+            and d not in attempt.refused_by
             and d.spec.role is Role.DECODE
             and d.spec.kv_precision == kv_precision
             and d.kv_free_tokens >= attempt.kv_tokens

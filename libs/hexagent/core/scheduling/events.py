@@ -1,13 +1,15 @@
 """What the scheduler core reacts to, besides the workflow events it shares with the tracker."""
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.spec import InstanceSpec
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.workflow.events import WorkflowEvent
+
+UNREACHABLE: Final = "UNREACHABLE_"  # begins the reason of a refusal that nobody gave: the agent does not answer
 
 
 class Phase(IntEnum):
