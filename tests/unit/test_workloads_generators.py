@@ -155,7 +155,7 @@ PINNED = "e0e7e3ac7157901f2cc0e2a631a6c90edf84b609d548ef15c9d9eec679782c22"
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(NotFound) as caught:
         generate("sharegtp")
-    assert caught.value.details["known"] == "bfcl, lats, mixed, sharegpt, sharegpt-history"
+    assert caught.value.details["known"] == ", ".join(sorted(GENERATORS))
     assert {kind for generator in GENERATORS.values() for kind in generator.kinds} == set(KINDS)
 
 

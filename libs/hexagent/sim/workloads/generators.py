@@ -1,9 +1,11 @@
 """Seeded generators of the benchmark's workloads, by name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from hexagent.core.errors import NotFound
+from hexagent.sim.workloads.agents import SHAPES, shape_items
 from hexagent.sim.workloads.arrivals import arrival_times, parse_arrivals
 from hexagent.sim.workloads.chains import (
     BFCL_CALLS,
@@ -38,6 +40,7 @@ KINDS = {
     "sharegpt-history": Kind(SHAREGPT_CALLS, sharegpt_history_items),
     "bfcl": Kind(BFCL_CALLS, bfcl_items),
     "lats": Kind(LATS_CALLS, lats_items),
+    **{name: Kind(shape.calls, partial(shape_items, name)) for name, shape in SHAPES.items()},
 }
 GENERATORS = {
     "sharegpt": Generator(
@@ -62,6 +65,10 @@ GENERATORS = {
         40,
     ),
     "mixed": Generator("sharegpt, bfcl and lats in equal parts", ("sharegpt", "bfcl", "lats"), 100, 10),
+    **{
+        name: Generator(shape.description, (name,), shape.workflows, shape.rate_per_s) for name, shape in SHAPES.items()
+    },
+    "agents": Generator(f"{', '.join(SHAPES)} in equal parts", tuple(SHAPES), 100, 10),
 }
 
 
