@@ -141,6 +141,7 @@ def prompt_cases() -> list[Case]:
         node("precision that is none", call(hints=workflow_pb2.CallHints(min_precision="fp3")), INVALID,
              "UNKNOWN_PRECISION", f"{NODE}.call.hints.min_precision"),
         node("unknown model", call(model="gpt-17"), NOT_FOUND, "UNKNOWN_MODEL", f"{NODE}.call.model"),
+        node("unknown adapter", call(lora="sql"), NOT_FOUND, "UNKNOWN_LORA", f"{NODE}.call.lora"),
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from hexagent.core.estimate.oracle import Oracle
 from hexagent.core.estimate.snapshot import Snapshot, SpeedFactor
 from hexagent.core.ids import CallId, Ticket
+from hexagent.core.instance.needs import ANYTHING, Needs
 from hexagent.core.instance.spec import AdmissionSpec, ClusterSpec, InstanceSpec, LinkSpec, Role, TenantSpec
 from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.scheduling.core import SchedulerCore
@@ -118,6 +119,7 @@ class Desk:
         now_us: int | None = None,
         prompt: int = PROMPT,
         expected: int = 30,
+        needs: Needs = ANYTHING,
     ) -> tuple[Effect, ...]:
         specs = tuple(
             NodeSpec(
@@ -125,7 +127,7 @@ class Desk:
                 NodeKind.CALL,
                 "worker",
                 after,
-                call=CallSpec(MODEL, (), prompt, CAP, expected_output_tokens=expected),
+                call=CallSpec(MODEL, (), prompt, CAP, needs.lora, expected, needs.min_precision),
             )
             for node in nodes
         )

@@ -7,6 +7,7 @@ import pytest
 from hexagent.cli.bench.decisions import items, sized
 from hexagent.cli.bench.held_queue import HeldQueue
 from hexagent.core.estimate.snapshot import LinkFit, Snapshot, SpeedFactor
+from hexagent.core.instance.spec import Lora
 from hexagent.core.policy.dispatch import Plan, PredictedFinish
 from hexagent.core.policy.order import Order
 from hexagent.core.policy.topology import Topology
@@ -79,6 +80,19 @@ def test_plans_are_the_same_where_a_prefill_should_end_this_moment(monkeypatch: 
     [record] = [e.record for e in core.handle(NodesRevealed("w", (first,), 0), 0) if isinstance(e, Record)]
     end_us = record.chosen.prefill_end_us
     core.handle(NodesRevealed("w", tuple(others), end_us), end_us)
+    assert twice.started > 5
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "hexagent"])
+def test_plans_are_the_same_where_calls_may_not_run_everywhere(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = sized(20)
+    able = [s._replace(loras=(Lora("sql", 16),)) if n % 3 else s for n, s in enumerate(cluster.instances)]
+    core = HeldQueue(cluster._replace(instances=tuple(able)), policy, items(3), 0).core
+    twice = Twice(core, monkeypatch)
+    core.handle(WorkflowStarted(WorkflowSpec("w", "default", "burst"), 0), 0)
+    calls = [CallSpec(MODEL, (), 4_000 + 100 * n, 200, "" if n % 3 else "sql") for n in range(100)]
+    nodes = [NodeSpec(f"c{n}", NodeKind.CALL, "worker", (), call=call) for n, call in enumerate(calls)]
+    core.handle(NodesRevealed("w", tuple(nodes), 0), 0)
     assert twice.started > 5
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hexagent.core import errors
 from hexagent.core.ids import CallId
-from hexagent.core.instance.spec import Role
+from hexagent.core.instance.spec import Lora, Role
 from hexagent.core.workflow.commands import Publish, RevealNodes, StartTool, StartWorkflow
 from hexagent.core.workflow.events import NodesRevealed
 from hexagent.core.workflow.limits import Catalog, Limits, catalog_of
@@ -22,6 +22,7 @@ from hexagent.core.workflow.model import (
 )
 from hexagent.core.workflow.tracker import Tracker
 from hexagent.sim.clusters import named_cluster
+from tests.sim.cases import instance
 
 LIMITS = Limits(
     nodes_per_reveal=5, nodes_per_workflow=6, parents_per_node=2, segments_per_prompt=2, payload_bytes_per_reveal=10
@@ -43,7 +44,8 @@ def output(*nodes: str) -> tuple[SegmentRef, ...]:
 
 @pytest.fixture
 def tracker() -> Tracker:
-    tracker = Tracker(LIMITS, Catalog(("default",), {"m": 1_000}, least_precision={"m": "fp8"}))
+    engine = instance("b0", "h100", Role.BOTH, model="m", precision="fp8", loras=(Lora("sql", 16),), max_loras=1)
+    tracker = Tracker(LIMITS, Catalog(("default",), {"m": 1_000}, engines={"m": (engine,)}))
     tracker.handle(StartWorkflow(WorkflowSpec("w", "default", "c")), 0)
     tracker.handle(RevealNodes("w", (call("old"), tool("oldtool"))), 1)
     return tracker
@@ -100,6 +102,8 @@ REFUSED = [
     ((call("a", prompt_tokens=995),), BAD, "PROMPT_TOO_LARGE", "nodes[0].call.prompt_tokens"),
     ((call("a", min_precision="fp3"),), BAD, "UNKNOWN_PRECISION", "nodes[0].call.hints.min_precision"),
     ((call("a", min_precision="bf16"),), BAD, "PRECISION_NOT_SERVED", "nodes[0].call.hints.min_precision"),
+    ((call("a", lora="sql", min_precision="bf16"),), BAD, "PRECISION_NOT_SERVED", "nodes[0].call.hints.min_precision"),
+    ((call("a", lora="chess"),), MISSING, "UNKNOWN_LORA", "nodes[0].call.lora"),
 ]
 
 
@@ -139,18 +143,31 @@ def test_a_call_must_fit_an_instance_of_each_phase() -> None:
             tracker.handle(RevealNodes("w", (large,)), 2)
 
 
-def test_a_call_that_wants_precise_weights_is_taken_where_all_instances_of_its_model_have_them() -> None:
-    cluster = named_cluster("mini")
-    precise = tuple(spec._replace(precision="bf16") for spec in cluster.instances)
-    wanting = call("a", model=cluster.models[0], min_precision="bf16")
-    for instances, taken in ((precise, True), ((precise[0]._replace(precision="fp8"), *precise[1:]), False)):
-        tracker = Tracker(LIMITS, catalog_of(cluster._replace(instances=instances), ["other"]))
+def test_what_a_call_needs_must_be_served_from_prompt_to_end_on_instances_large_enough() -> None:
+    """An adapter or precise weights for prefill alone are of no use."""
+    decode, prefill = named_cluster("mini").instances
+    sql = (Lora("sql", 16),)
+    half = (prefill._replace(loras=sql), decode._replace(precision="fp8"))
+    small = tuple(s._replace(instance_id=f"s{s.role}", loras=sql, kv_blocks=2) for s in (prefill, decode))
+    model = prefill.model
+    needs: tuple[dict[str, Any], ...] = (
+        {"lora": "sql"},
+        {"min_precision": "bf16"},
+        {"lora": "sql", "min_precision": "bf16"},
+    )
+    refusals = ("no adapter 'sql'; known: none", "are in fp8 at most, the call wants bf16", "no adapter 'sql'")
+    for instances in (half, half + small):
+        tracker = Tracker(LIMITS, catalog_of(named_cluster("mini")._replace(instances=instances), ["other"]))
         tracker.handle(StartWorkflow(WorkflowSpec("w", "other", "c")), 0)
-        if taken:
-            tracker.handle(RevealNodes("w", (wanting,)), 1)
-            continue
-        with pytest.raises(errors.InvalidArgument, match="in fp8 on some instance, the call wants bf16"):
-            tracker.handle(RevealNodes("w", (wanting,)), 1)
+        tracker.handle(RevealNodes("w", (call("large", model=model, prompt_tokens=65),)), 1)
+        for need, refusal in zip(needs, refusals, strict=True):
+            if instances == half:
+                with pytest.raises(errors.HexagentError, match=refusal):
+                    tracker.handle(RevealNodes("w", (call("a", model=model, max_tokens=1, **need),)), 2)
+                continue
+            tracker.handle(RevealNodes("w", (call("-".join(need.values()), model=model, max_tokens=1, **need),)), 2)
+            with pytest.raises(errors.InvalidArgument, match="as the call needs it; the largest holds 64"):
+                tracker.handle(RevealNodes("w", (call("a", model=model, prompt_tokens=65, **need),)), 2)
 
 
 def test_nodes_come_in_any_order_and_leave_sorted_and_stable(tracker: Tracker) -> None:

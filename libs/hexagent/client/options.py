@@ -47,8 +47,8 @@ class CallOptions(SamplingOptions, total=False):
     tool_choice: str  # "auto", "none", "required", or the name of a tool
     response_format: str | Mapping[str, Any]  # "text", "json", a JSON schema, or OpenAI's form
     expected_output_tokens: int  # a hint
-    lora: str  # adapter on top of the model
-    min_precision: str  # of weights, fp8 or bf16; refused where an instance of the model has less
+    lora: str  # adapter on top of the model, one that an instance serves
+    min_precision: str  # of the weights of instances that may run it, fp8 or bf16
     cache_salt: str  # keeps the prompt's KV apart from other salts'
     template_options: Mapping[str, Any]  # variables of the model's chat template, such as enable_thinking
     engine_options: Mapping[str, str]  # options of one engine, keys like `emulated.output_tokens`

@@ -9,6 +9,7 @@ from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.scheduler.v1 import scheduler_service_pb2 as pb
 from hexagent.api.scheduler.v1 import scheduler_service_pb2_grpc as stubs
 from hexagent.core.errors import FailedPrecondition, NotFound
+from hexagent.core.instance.needs import ANYTHING, Needs
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.tenants import Account
@@ -95,9 +96,12 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
     async def DrainInstance(self, request: pb.DrainInstanceRequest, context: Context) -> pb.DrainInstanceResponse:
         """Cordon, and say how much is still held or bound there: the caller asks again until nothing is."""
         instance = self._instance(request.instance_id)
-        if self._is_last(instance):
+        last = self._last_of(instance)
+        if last is not None:
+            what = (f"adapter {last.lora} of " if last.lora else "") + instance.spec.model
+            what += f" in {last.min_precision} at least" if last.min_precision else ""
             raise FailedPrecondition(
-                f"{request.instance_id} is the last that serves {instance.spec.model} in its role",
+                f"{request.instance_id} is the last that serves {what} in its role",
                 reason="LAST_INSTANCE",
                 field="instance_id",
             )
@@ -121,12 +125,14 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             )
         return instances[instance_id]
 
-    def _is_last(self, instance: Instance) -> bool:
-        """Whether one of its phases has no other usable instance for its model."""
-        if not instance.usable:
-            return False
-        pools = self._driver.core.ledger.pool(instance.spec.model)
-        return any(pool == [instance] for pool in pools)
+    def _last_of(self, instance: Instance) -> Needs | None:
+        """Needs for which one of its phases has no other usable instance of its model; None where all have."""
+        spec, ledger = instance.spec, self._driver.core.ledger
+        loras = [Needs(lora.name) for lora in spec.loras]
+        for needs in (ANYTHING, *loras, Needs(min_precision=spec.precision)) if instance.usable else ():
+            if any(pool == [instance] for pool in ledger.pool(spec.model, needs=needs)):
+                return needs
+        return None
 
     def _view(self, instance: Instance) -> pb.InstanceView:
         reported = self._reports.get(instance.spec.instance_id)
@@ -179,7 +185,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
         """Why the call still waits, in one word."""
         if call.workflow.paused:
             return "PAUSED"
-        prefill, decode = self._driver.core.ledger.pool(call.model)
+        prefill, decode = self._driver.core.ledger.pool(call.model, needs=call.needs)
         if not prefill or not decode:
             return "NO_INSTANCE"
         if held := self._driver.core.tenants.why_held(call):

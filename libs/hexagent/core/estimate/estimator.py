@@ -10,6 +10,7 @@ from hexagent.core.estimate.snapshot import EMPTY, LinkFit, Snapshot
 from hexagent.core.estimate.solo import SoloTimes
 from hexagent.core.estimate.tables import StepTable
 from hexagent.core.estimate.variants import table_of
+from hexagent.core.instance.needs import ANYTHING, Needs, serves
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, LinkSpec
 from hexagent.core.units import PPM
 
@@ -30,7 +31,8 @@ class Estimator:
         self._speeds: dict[str, tuple[int, int]] = {}
         self._links: dict[tuple[str, str], LinkFit] = {}  # of instances
         self._link_kinds: dict[tuple[str, str], LinkFit] = {}  # of GPU types
-        self._solo = SoloTimes([(spec, self.table(spec)) for spec in cluster.instances])
+        self._instances = cluster.instances
+        self._solo: dict[Needs, SoloTimes] = {}
 
     def update(self, snapshot: Snapshot) -> None:
         """Use newer parameters; an older revision is ignored unless the known one is stale and older."""
@@ -101,13 +103,17 @@ class Estimator:
     def tool_us(self, name: str, hint_us: int) -> int:
         return self._lengths.tool_us(name, hint_us)
 
-    def solo_us(self, model: str, prompt_tokens: int, output_tokens: int) -> int:
+    def solo_us(self, model: str, prompt_tokens: int, output_tokens: int, needs: Needs = ANYTHING) -> int:
         """Least nominal time of the call alone on the cluster as configured: batch 1, no reuse, best pair.
 
-        Over pairs of GPU kinds: prefill + transfer + decode at the mean context of its own growth. No learned
-        factor, hidden factor or load enters. One output token needs no hand-off. 0 for a model nobody serves.
+        Over pairs of GPU kinds that serve its needs: prefill + transfer + decode at the mean context of its own growth.
+        No learned factor, hidden factor or load enters. One output token needs no hand-off. 0 where nobody serves it.
         """
-        return self._solo.solo_us(model, prompt_tokens, output_tokens)
+        times = self._solo.get(needs)
+        if times is None:
+            able = [(spec, self.table(spec)) for spec in self._instances if serves(spec, needs)]
+            times = self._solo[needs] = SoloTimes(able)
+        return times.solo_us(model, prompt_tokens, output_tokens)
 
 
 def _fitted(link: LinkSpec, fit: LinkFit | None) -> LinkSpec:

@@ -83,6 +83,13 @@ class RoleFlip(NamedTuple):
     cost_us: int  # model time in which it serves nothing
 
 
+class Lora(NamedTuple):
+    """An adapter that an instance serves on top of its model."""
+
+    name: str
+    rank: int  # of its matrices
+
+
 class InstanceSpec(NamedTuple):
     instance_id: str
     gpu_type: str  # a100, h100, h200, ...
@@ -102,6 +109,8 @@ class InstanceSpec(NamedTuple):
     address: str = ""  # host:port of the agent's gRPC server
     speculation: Speculation | None = None
     flip: RoleFlip | None = None  # as found when its engine was started; None = not known
+    loras: tuple[Lora, ...] = ()  # sorted by name
+    max_loras: int = 0  # of them in the GPUs' memory at a time; 0 without any
 
     @property
     def kv_tokens(self) -> int:

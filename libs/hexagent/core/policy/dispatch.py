@@ -6,6 +6,7 @@ import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
+from hexagent.core.instance.needs import serves
 from hexagent.core.policy.books import IDLE
 from hexagent.core.policy.earliest import Foremost, foremost
 from hexagent.core.policy.order import NOT_NOW, Ages, IntArray, Order
@@ -230,7 +231,12 @@ class LeastLoaded:
         for row in fresh:
             call = waiting.calls[row]
             new_tokens = dict(zip(load, work.new_tokens[row].tolist(), strict=True))
-            chosen = self._choose(call, topology, load, new_tokens)
+            able = {
+                p.spec.instance_id: load[p.spec.instance_id] for p in topology.prefill if serves(p.spec, call.needs)
+            }
+            if not able:
+                continue
+            chosen = self._choose(call, topology, able, new_tokens)
             added = self._added(call, new_tokens[chosen])
             self._assigned[call.call_id] = Queued(chosen, added)
             queues[chosen].append(row)
@@ -248,7 +254,8 @@ class LeastLoaded:
         return 1
 
     def _choose(self, call: Call, topology: Topology, load: dict[str, int], new_tokens: dict[str, int]) -> str:
-        """The prefill instance a call joins, given the load of each and the tokens it would compute there."""
+        """The prefill instance a call joins, given the load of each that serves it, of which there is one at least, and
+        the tokens it would compute there."""
         return min(load, key=lambda p: load[p] + self._added(call, new_tokens[p]))
 
     def _decode(self, topology: Topology, i: int, call: Call, decisions: list[Decision]) -> Instance | None:
@@ -258,7 +265,7 @@ class LeastLoaded:
             here = [d.placed.call for d in decisions if d.placed.decode is decode]
             needed = sum(decode.kv_tokens_of(c) for c in (*here, call))
             fits = needed <= decode.kv_free_tokens and len(decode.decoding) + len(here) < decode.spec.max_batch
-            if topology.pairs[i, j] and fits:
+            if topology.pairs[i, j] and fits and serves(decode.spec, call.needs):
                 load = self._decode_load(decode, call, here)
                 if best is None or load < best[0]:
                     best = (load, decode)

@@ -41,12 +41,13 @@ def foremost(
 ) -> Foremost | None:
     """The `count` calls with the smallest scores before any is placed, if no cache is looked at.
 
-    None where their finish depends on the pair or on room: where links differ, or some instance is too full for some
-    call.
+    None where their finish depends on the pair or on room: where links differ, or some instance does not serve, or is
+    too full for, some call.
     """
     books, prompt = topology.books, waiting.columns[:, PROMPT]
     if not (
         topology.uniform
+        and not waiting.demanding
         and prompt.max() <= books.prefill[PREFILL_ROOM].min()
         and (prompt + waiting.columns[:, RESERVE_MAX]).max() <= books.decode[DECODE_ROOM].min()
         and books.decode[SLOTS].min() > 0

@@ -163,7 +163,7 @@ class KeepingState(SimulatedState):
             self._leave_us[i] = NEVER_US
             self._end_us[i, ~self._short[i - senders]] = NEVER_US
         if own >= receivers:
-            full = self._kv_tokens[self._topology.never_evicts[own]] > self._decode_room[own]
+            full = self._kv_tokens[self._topology.decode_sort[own]] > self._decode_room[own]
             self._full[own - receivers] = full | (self._slots[own] <= 0)
         self._slow_down()
 

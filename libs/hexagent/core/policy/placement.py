@@ -19,7 +19,7 @@ from hexagent.core.policy.books import (
 )
 from hexagent.core.policy.order import IntArray
 from hexagent.core.policy.topology import Topology
-from hexagent.core.policy.waiting import OUTPUT, PROMPT, RESERVE_MAX, RESERVE_PREDICTED, WaitingCalls
+from hexagent.core.policy.waiting import OUTPUT, PROMPT, RESERVE_MAX, WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.links import Backlog
@@ -80,7 +80,7 @@ class SimulatedState:
 
         columns = waiting.columns[rows].T
         self._prompt, self._steps = columns[PROMPT], columns[OUTPUT] - 1
-        self._kv_tokens = columns[RESERVE_PREDICTED : RESERVE_MAX + 1] + self._prompt  # where engines evict; do not
+        self._pinned, self._kv_tokens = waiting.kv_needed(topology, columns)
         hits = waiting.hits(topology) if aware else None
         self._cached = hits[0][rows].T if hits is not None else None  # prompt tokens, (P, calls)
         if hits is None:
@@ -92,8 +92,9 @@ class SimulatedState:
         # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
         self._roomy = bool(
             topology.uniform
+            and not waiting.demanding
             and np.add.reduce(self._prompt) <= min(self._prefill_room)
-            and np.add.reduce(self._kv_tokens[1]) <= min(self._decode_room)
+            and np.add.reduce(self._prompt + columns[RESERVE_MAX]) <= min(self._decode_room)
             and len(rows) <= min(self._slots)
         )
         # When KV could begin to move as far as P is concerned, (P, calls); time on D from then on but for the transfer,
@@ -102,8 +103,8 @@ class SimulatedState:
         self._leave_us = begins_us(self._end_us, *egress[:, :, None])
         self._decode_us = self._steps * books.decode[STEP][:, None] + books.decode[LOCAL][:, None]
         if not self._roomy:
-            self._leave_us[self._prompt > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
-            full = self._kv_tokens[topology.never_evicts] > books.decode[DECODE_ROOM][:, None]
+            self._leave_us[self._pinned[topology.prefill_sort] > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
+            full = self._kv_tokens[topology.decode_sort] > books.decode[DECODE_ROOM][:, None]
             self._decode_us[full | (books.decode[SLOTS] <= 0)[:, None]] = NEVER_US
 
     @cached_property
@@ -255,7 +256,7 @@ class SimulatedState:
     def _apply(self, r: int, i: int, j: int) -> None:
         """Book call r on a pair. Where nothing can start any more the plan is complete, and the rest is left out."""
         joins, added_us, could = self._joins(r, i), self._added_us(r, i), self._can_start(i)
-        new_tokens, kv_tokens = int(self._new_tokens(i)[r]), int(self._kv_tokens[self._topology.never_evicts[j], r])
+        new_tokens, kv_tokens = int(self._new_tokens(i)[r]), int(self._kv_tokens[self._topology.decode_sort[j], r])
         local = bool(self._topology.local[i, j])
         if joins:
             self._headroom_us[i] -= added_us
@@ -296,8 +297,8 @@ class SimulatedState:
         self._leave_us[i] = begins_us(self._end_us[i], *self._egress[i])
         np.add(self._steps * self._step_us[j], self._local_us[j], out=self._decode_us[j])
         if not self._roomy:
-            self._leave_us[i, self._prompt > self._prefill_room[i]] = NEVER_US
-            full = self._kv_tokens[self._topology.never_evicts[j]] > self._decode_room[j]
+            self._leave_us[i, self._pinned[self._topology.prefill_sort[i]] > self._prefill_room[i]] = NEVER_US
+            full = self._kv_tokens[self._topology.decode_sort[j]] > self._decode_room[j]
             self._decode_us[j, full if self._slots[j] > 0 else slice(None)] = NEVER_US
 
 

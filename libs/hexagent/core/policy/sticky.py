@@ -1,5 +1,6 @@
 """Conversations that stay where their KV is: the strongest of today's practice where engines cache prefixes."""
 
+from hexagent.core.instance.needs import serves
 from hexagent.core.instance.spec import Role
 from hexagent.core.policy.affinity import PrefixAffinity
 from hexagent.core.policy.dispatch import Decision
@@ -29,14 +30,14 @@ class ConversationSticky(PrefixAffinity):
         self._homes = Homes()
 
     def _choose(self, call: Call, topology: Topology, load: dict[str, int], new_tokens: dict[str, int]) -> str:
-        places = {d.spec.instance_id: d for d in topology.decode}
+        places = {d.spec.instance_id: d for d in topology.decode if serves(d.spec, call.needs)}
         home = self._homes.of(call)
         if home not in places:
             home = min(places, key=lambda d: self._decode_load(places[d], call, []))
         if home in load and new_tokens[home] <= self._local_tokens_max:
             return home
         others = [p.spec.instance_id for p in topology.prefill if p.spec.role is not Role.DECODE]
-        return super()._choose(call, topology, {p: load[p] for p in others} or load, new_tokens)
+        return super()._choose(call, topology, {p: load[p] for p in others if p in load} or load, new_tokens)
 
     def _decode(self, topology: Topology, i: int, call: Call, decisions: list[Decision]) -> Instance | None:
         decode = super()._decode(topology, i, call, decisions)

@@ -1,17 +1,20 @@
 """The usable instances of a model, the links between them, and the books a plan begins with."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.links import described
-from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role
+from hexagent.core.instance.needs import Needs, hands_over, serves
+from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec, Role
 from hexagent.core.policy.books import Books
 from hexagent.core.policy.order import IntArray
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.units import US_PER_S
+
+EXCLUDED_TOKENS: Final = 1 << 48  # KV that a call is taken to need where it may not run: no instance has so much
 
 
 def ints(values: Iterable[int]) -> IntArray:
@@ -26,23 +29,27 @@ def _median(values: IntArray) -> int:
 
 
 class Sorts(NamedTuple):
-    """Instances by what links and hand-offs tell apart."""
+    """Instances by what tells them apart in some respect."""
 
     first: list[InstanceSpec]  # of each sort
     of: IntArray  # the sort of each instance
 
 
-def sorted_out(instances: Sequence[Instance]) -> Sorts:
+def sorted_out(instances: Sequence[Instance], key: Callable[[InstanceSpec], Hashable]) -> Sorts:
     specs = [instance.spec for instance in instances]
-    keys = [(spec.gpu_type, spec.link, spec.profile, spec.role, spec.kv_precision) for spec in specs]
+    keys = list(map(key, specs))
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
     return Sorts([specs[keys.index(key)] for key in places], ints(places[key] for key in keys))
 
 
-def hands_over(prefill: InstanceSpec, decode: InstanceSpec) -> bool:
-    """Whether KV can move between two different instances."""
-    stays = prefill.role is not Role.PREFILL or decode.role is not Role.DECODE
-    return not stays and prefill.kv_precision == decode.kv_precision
+def _link_key(spec: InstanceSpec) -> Hashable:
+    """What links and hand-offs tell apart."""
+    return spec.gpu_type, spec.link, spec.profile, spec.role, spec.kv_precision
+
+
+def _room_key(spec: InstanceSpec) -> Hashable:
+    """What tells apart how much KV calls need: none where their needs are not served."""
+    return PROFILES[spec.profile].never_evicts, spec.precision, spec.loras
 
 
 class Links(NamedTuple):
@@ -69,7 +76,8 @@ class Topology:
     hands over to itself, and two instances need the same KV precision. `setup_us` and `rate` (bytes/s) are what the
     estimator says of each link. They and `books` change between plans. `senders` of P are no decode instances,
     `receivers` of D no prefill instances; others, if it `mixes` roles, come last. `own` is the place of each of P in D,
-    -1 where it has none.
+    -1 where it has none. Of a call instances of one *room sort* need the same KV; `prefill_sort` and `decode_sort` are
+    those of P and D.
     """
 
     def __init__(self, prefill: list[Instance], decode: list[Instance], estimator: Estimator) -> None:
@@ -82,10 +90,15 @@ class Topology:
         self.floor_us = ints(estimator.table(p.spec).prefill_us(1) for p in prefill)
         self.caches = any(p.cache is not None for p in prefill)
         self.step_tokens = [p.spec.max_step_tokens for p in prefill]
-        self.never_evicts = [int(d.profile.never_evicts) for d in decode]
+        self._rooms = sorted_out(prefill, _room_key), sorted_out(decode, _room_key)
+        self.prefill_sort: list[int] = self._rooms[0].of.tolist()
+        self.decode_sort: list[int] = self._rooms[1].of.tolist()
+        self.prefill_sorts = len(self._rooms[0].first)
+        self.never_evicts = ints(PROFILES[d.profile].never_evicts for d in self._rooms[1].first)  # by room sort
+        self._excluded: dict[Needs, tuple[IntArray, IntArray]] = {}
         self._prefill_at = {p.spec.instance_id: i for i, p in enumerate(prefill)}
         self._decode_at = {d.spec.instance_id: j for j, d in enumerate(decode)}
-        self._sorts = sorted_out(prefill), sorted_out(decode)
+        self._sorts = sorted_out(prefill, _link_key), sorted_out(decode, _link_key)
         self.own = ints(self._decode_at.get(p.spec.instance_id, -1) for p in prefill)
         self.local = np.arange(len(decode)) == self.own[:, None]
         self.pairs = self._spread(hands_over).astype(bool) | self.local
@@ -127,6 +140,16 @@ class Topology:
         told = self.rate, self.setup_us, self.kv_bytes
         self.equal = all(bool((values == values.flat[0]).all()) for values in told)
         self._links.clear()
+
+    def excluded_tokens(self, needs: Needs) -> tuple[IntArray, IntArray]:
+        """EXCLUDED_TOKENS for each room sort of P, and of D, where calls with these needs may not run; else 0."""
+        excluded = self._excluded.get(needs)
+        if excluded is None:
+            prefill, decode = [
+                ints(EXCLUDED_TOKENS * (not serves(s, needs)) for s in room.first) for room in self._rooms
+            ]
+            excluded = self._excluded[needs] = prefill, decode
+        return excluded
 
     def links_from(self, i: int) -> Links:
         """Those of a prefill instance if `uniform`."""

@@ -7,12 +7,13 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from hexagent.core.instance.needs import ANYTHING
 from hexagent.core.policy.hits import Hits
 from hexagent.core.policy.order import Ages, IntArray
 from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
 
-READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX, HORIZON, BELOW = range(8)
+READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX, HORIZON, BELOW, NEEDS = range(9)
 _FIRST_ROWS: Final = 64
 
 
@@ -26,6 +27,14 @@ class PrefillWork(NamedTuple):
     nominal_us: IntArray  # table time of that, alone
 
 
+class KvNeeded(NamedTuple):
+    """KV tokens of calls by room sort of instance, shapes (sorts, calls); `EXCLUDED_TOKENS` at least where they may not
+    run."""
+
+    prefill: IntArray
+    decode: IntArray
+
+
 class WaitingCalls:
     """Calls in first-come order; row r of `columns` and `nominal_us` belongs to `calls[r]`.
 
@@ -35,7 +44,9 @@ class WaitingCalls:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._columns = np.zeros((8, _FIRST_ROWS), dtype=np.int64)
+        self.demanding = 0  # calls that may not run everywhere
+        self._needs = {ANYTHING: 0}  # and their numbers
+        self._columns = np.zeros((9, _FIRST_ROWS), dtype=np.int64)
         self._nominal_us = np.zeros((0, _FIRST_ROWS), dtype=np.int64)
         self._topology: Topology | None = None
         self._hits: Hits | None = None  # once they were asked for
@@ -49,7 +60,7 @@ class WaitingCalls:
 
     @property
     def columns(self) -> IntArray:
-        """Shape (calls, 8): READY, ARRIVAL, PROMPT, ..., HORIZON, the place of the workflow's, BELOW."""
+        """Shape (calls, 9): READY, ARRIVAL, PROMPT, ..., HORIZON, the place of the workflow's, BELOW, and NEEDS."""
         return self._columns[:, : len(self.calls)].T
 
     def nominal_us(self, topology: Topology) -> IntArray:
@@ -60,6 +71,17 @@ class WaitingCalls:
             for row, call in enumerate(self.calls):
                 self._nominal_us[:, row] = topology.nominal_prefill_us(call.prompt_tokens)
         return self._nominal_us[:, : len(self.calls)].T
+
+    def kv_needed(self, topology: Topology, columns: IntArray) -> KvNeeded:
+        """Of the calls of these of the `columns`, shape (9, calls)."""
+        prompt, needs = columns[PROMPT], columns[NEEDS]
+        prefill = np.broadcast_to(prompt, (topology.prefill_sorts, len(prompt)))
+        decode = columns[RESERVE_PREDICTED + topology.never_evicts] + prompt
+        if not self.demanding:
+            return KvNeeded(prefill, decode)
+        excluded = [topology.excluded_tokens(known) for known in self._needs]
+        of_prefill, of_decode = (np.array(tokens).T[:, needs] for tokens in zip(*excluded, strict=True))
+        return KvNeeded(prefill + of_prefill, decode + of_decode)
 
     def hits(self, topology: Topology) -> tuple[IntArray, IntArray] | None:
         """Prompt tokens believed cached and table time of the rest, (calls, P); None where no instance has a cache."""
@@ -104,7 +126,9 @@ class WaitingCalls:
             call.max_tokens,
             call.workflow.place,
             call.below_us,
+            self._needs.setdefault(call.needs, len(self._needs)),
         )
+        self.demanding += call.needs != ANYTHING
         if self._topology is not None:
             self._nominal_us[:, row] = self._topology.nominal_prefill_us(call.prompt_tokens)
         if self._hits is not None:
@@ -116,6 +140,7 @@ class WaitingCalls:
         if row >= count or self.calls[row] is not call:
             return False
         del self.calls[row]
+        self.demanding -= call.needs != ANYTHING
         self._columns[:, row : count - 1] = self._columns[:, row + 1 : count]
         self._nominal_us[:, row : count - 1] = self._nominal_us[:, row + 1 : count]
         if self._hits is not None:

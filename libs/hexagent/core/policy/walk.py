@@ -56,7 +56,7 @@ class Walk:
         self._by_free = [_from(now_us, entries) for entries in books.by_free]  # by kind, without those in `_batches`
         self._by_step = books.by_step.copy()
         # Whether every pair takes every call throughout the plan, as it is far from full.
-        self._roomy = (
+        self._roomy = not waiting.demanding and (
             sum([call.prompt_tokens for call in self._calls]) <= min(self._prefill_room)
             and sum([call.prompt_tokens + call.max_tokens for call in self._calls]) <= min(self._decode_room)
             and len(self._calls) <= min(self._slots)
@@ -80,9 +80,8 @@ class Walk:
         """Whether some pair has room for call r."""
         if self._roomy:
             return True
-        prompt, kv_tokens = self._calls[r].prompt_tokens, self._kv_tokens(self._calls[r])
-        return any(prompt <= room for room in self._prefill_room) and any(
-            self._fits(kv_tokens[never_evicts], j) for j, never_evicts in enumerate(self._topology.never_evicts)
+        return any(self._may_prefill(r, i) for i in range(len(self._idle))) and any(
+            self._may_decode(r, j) for j in range(len(self._slots))
         )
 
     def place(self, r: int, last: bool) -> Placed | None:
@@ -131,9 +130,19 @@ class Walk:
         found = self._look_up(r)
         return self._calls[r].prompt_tokens - (found[i][0] if i in found else 0)
 
-    def _kv_tokens(self, call: Call) -> tuple[int, int]:
-        """What engines reserve for it where it decodes: those that evict, and those that do not."""
-        return call.prompt_tokens + call.output_q90, call.prompt_tokens + call.max_tokens
+    @cached_property
+    def _kv_needed(self) -> tuple[list[list[int]], list[list[int]]]:
+        """What `WaitingCalls.kv_needed` says, by call."""
+        prefill, decode = self._waiting.kv_needed(self._topology, self._waiting.columns[self._rows].T)
+        return prefill.T.tolist(), decode.T.tolist()
+
+    def _may_prefill(self, r: int, i: int) -> bool:
+        """Whether P serves call r and has room for it."""
+        return self._kv_needed[0][r][self._topology.prefill_sort[i]] <= self._prefill_room[i]
+
+    def _may_decode(self, r: int, j: int) -> bool:
+        """Whether D serves call r and has room for it."""
+        return self._slots[j] > 0 and self._kv_needed[1][r][self._topology.decode_sort[j]] <= self._decode_room[j]
 
     def _joins(self, r: int, i: int) -> bool:
         """Whether call r would ride in the batch begun on P in this plan."""
@@ -154,11 +163,13 @@ class Walk:
 
     def _near(self, r: int, count: int) -> Near:
         """The `count` prefill instances with room that call r's KV could leave first, equal ones in order of place."""
-        books, prompt, found, roomy = self._books, self._calls[r].prompt_tokens, self._look_up(r), self._roomy
-        free_us, busy_us, rooms = self._egress_free_us, self._egress_busy_us, self._prefill_room
+        books, found, roomy = self._books, self._look_up(r), self._roomy
+        free_us, busy_us = self._egress_free_us, self._egress_busy_us
         told = [*self._batches, *[i for i in found if i not in self._batches]] if found else self._batches
         near = [
-            (self._leave_us(self._free_us[i] + self._added_us(r, i), i), i) for i in told if roomy or prompt <= rooms[i]
+            (self._leave_us(self._free_us[i] + self._added_us(r, i), i), i)
+            for i in told
+            if roomy or self._may_prefill(r, i)
         ]
         near.sort()
         del near[count:]
@@ -176,7 +187,7 @@ class Walk:
                     leave_us = min(leave_us + busy_us[i], free_us[i])
                 if leave_us >= last_us and (leave_us > last_us or i > last):
                     continue
-                if (roomy or prompt <= rooms[i]) and i not in found:
+                if (roomy or self._may_prefill(r, i)) and i not in found:
                     insort(near, (leave_us, i))
                     del near[count:]
                     if len(near) == count:
@@ -186,7 +197,7 @@ class Walk:
     def _pairs(self, r: int, near: Near, count: int) -> Pairs:
         """The `count` pairs of these prefill instances with the earliest finishes, equal ones in order of place."""
         call = self._calls[r]
-        steps, kv_tokens, never_evicts = call.output_q50 - 1, self._kv_tokens(call), self._topology.never_evicts
+        steps, roomy = call.output_q50 - 1, self._roomy
         free_us, busy_us, local_us = self._ingress_free_us, self._ingress_busy_us, self._local_us
         pairs: Pairs = []
         last_us = NEVER_US - 1
@@ -204,15 +215,12 @@ class Walk:
                 if free_us[j] > leave_us:
                     finish_us += min(free_us[j] - leave_us, busy_us[j])
                 finish_us += local_us[j]
-                if finish_us <= last_us and (self._roomy or self._fits(kv_tokens[never_evicts[j]], j)):
+                if finish_us <= last_us and (roomy or self._may_decode(r, j)):
                     insort(pairs, (finish_us, place, j))
                     del pairs[count:]
                     if len(pairs) == count:
                         last_us = pairs[-1][0]
         return pairs
-
-    def _fits(self, kv_tokens: int, j: int) -> bool:
-        return self._slots[j] > 0 and kv_tokens <= self._decode_room[j]
 
     def _placed(self, r: int) -> Placed:
         """The record of call r, which starts now, with the best other pairs."""
@@ -265,9 +273,10 @@ class Walk:
             del entries[bisect_left(entries, (free_us, i))]
         if i not in self._batches:
             insort(entries, (self._free_us[i], i))
-        self._prefill_room[i] -= call.prompt_tokens
-        self._decode_room[j] -= self._kv_tokens(call)[self._topology.never_evicts[j]]
-        self._slots[j] -= 1
+        if not self._roomy:
+            self._prefill_room[i] -= call.prompt_tokens
+            self._decode_room[j] -= self._kv_needed[1][r][self._topology.decode_sort[j]]
+            self._slots[j] -= 1
         self._send(i, j, self._topology.links_from(i).move_us(call.prompt_tokens, j))
         calls, context = self._added.get(j, (0, 0))
         self._added[j] = calls + 1, context + call.mean_context

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from hexagent.core.ids import CallId
 from hexagent.core.instance.io import PrefixSegment, salt
+from hexagent.core.instance.needs import ANYTHING, Needs
 
 if TYPE_CHECKING:
     from hexagent.core.scheduling.projection import Workflow
@@ -20,9 +21,9 @@ class Call:
         "call_id",
         "expected_output_tokens",
         "index",
-        "lora",
         "max_tokens",
         "model",
+        "needs",
         "order",
         "output_q50",
         "output_q90",
@@ -50,7 +51,7 @@ class Call:
         self.workflow = workflow
         self.role = role
         self.model = model
-        self.lora = ""
+        self.needs: Needs = ANYTHING
         self.cache_salt = ""
         self.round = 0  # of its loop
         self.prompt_tokens = prompt_tokens
@@ -77,7 +78,7 @@ class Call:
             graph = self.workflow.graph
             spec = graph.node(self.call_id.node_id).spec.call
             assert spec is not None
-            links = [salt(self.workflow.tenant, self.model, self.lora, self.cache_salt)]
+            links = [salt(self.workflow.tenant, self.model, self.needs.lora, self.cache_salt)]
             for segment in spec.segments:
                 outcome = graph.node(segment.output_of).outcome if segment.output_of else None
                 ref = segment if outcome is None else outcome.output

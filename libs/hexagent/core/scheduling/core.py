@@ -213,7 +213,7 @@ class SchedulerCore:
         """
         if not event.reason.startswith(UNREACHABLE):
             attempt.refused_by += (attempt.decode,)
-        _, decode = self.ledger.pool(attempt.call.model)
+        _, decode = self.ledger.pool(attempt.call.model, needs=attempt.call.needs)
         kv_precision = attempt.prefill.spec.kv_precision
         others = [
             d

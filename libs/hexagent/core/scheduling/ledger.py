@@ -6,6 +6,7 @@ from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.tables import StepTable
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import PrefixSegment
+from hexagent.core.instance.needs import ANYTHING, Needs, serves
 from hexagent.core.instance.spec import PROFILES, EngineProfile, InstanceSpec, Role
 from hexagent.core.scheduling.beliefs import CacheBelief, Reuse
 from hexagent.core.scheduling.calls import Call
@@ -184,9 +185,12 @@ class Ledger:
         instance.down_reason = reason
         instance.cache = None
 
-    def pool(self, model: str, mixing: Mixing = Mixing.NONE) -> tuple[list[Instance], list[Instance]]:
-        """Usable (prefill, decode) instances of a model, in order of id; with `EITHER` those of the other role last."""
-        usable = [i for i in self.instances.values() if i.usable and i.spec.model == model]
+    def pool(
+        self, model: str, mixing: Mixing = Mixing.NONE, needs: Needs = ANYTHING
+    ) -> tuple[list[Instance], list[Instance]]:
+        """Usable (prefill, decode) instances of a model that serve these needs, in order of id; with `EITHER` those of
+        the other role last."""
+        usable = [i for i in self.instances.values() if i.usable and i.spec.model == model and serves(i.spec, needs)]
         append = mixing is Mixing.DECODE
         prefill = [i for i in usable if i.spec.role is not Role.DECODE or (append and i.profile.local_prefill)]
         decode = [i for i in usable if i.spec.role is not Role.PREFILL]
@@ -332,7 +336,7 @@ class Ledger:
 
     def could_hold(self, call: Call, mixing: Mixing) -> bool:
         """Whether a usable instance of each phase is large enough for the call, were it empty."""
-        prefill, decode = self.pool(call.model, mixing)
+        prefill, decode = self.pool(call.model, mixing, call.needs)
         room = any(p.spec.kv_tokens >= call.prompt_tokens for p in prefill)
         return room and any(d.spec.kv_tokens >= d.kv_tokens_of(call) for d in decode)
 

@@ -152,10 +152,10 @@ def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str) -> int:
         return estimator.tool_us(tool.name, tool.expected_us) if tool is not None else 0
     call, outcome = node.spec.call, node.outcome
     if node.status is NodeStatus.SUCCEEDED and outcome is not None:
-        return estimator.solo_us(call.model, outcome.prompt_tokens, outcome.output_tokens)
+        return estimator.solo_us(call.model, outcome.prompt_tokens, outcome.output_tokens, call.needs)
     features = CallFeatures(workflow_class, node.spec.role, call.prompt_tokens, node.spec.round)
     length = estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
-    return estimator.solo_us(call.model, call.prompt_tokens, length.q50)
+    return estimator.solo_us(call.model, call.prompt_tokens, length.q50, call.needs)
 
 
 class Projection:
@@ -253,7 +253,7 @@ class Projection:
         else:
             call_id = CallId(workflow.graph.workflow_id, node.node_id)
             call = Call(call_id, node.index, workflow, node.spec.role, spec.model, spec.prompt_tokens, spec.max_tokens)
-            call.lora, call.cache_salt = spec.lora, spec.cache_salt
+            call.needs, call.cache_salt = spec.needs, spec.cache_salt
             call.round = node.spec.round
             call.expected_output_tokens = spec.expected_output_tokens
             workflow.calls[node.node_id] = call
@@ -263,7 +263,7 @@ class Projection:
     def _price(self, call: Call) -> int:
         """Its part of the horizon, with its length predicted anew."""
         self._predict(call)
-        return self._estimator.solo_us(call.model, call.prompt_tokens, call.output_q50)
+        return self._estimator.solo_us(call.model, call.prompt_tokens, call.output_q50, call.needs)
 
     def _predict(self, call: Call) -> None:
         """What it may generate, by what is known now."""

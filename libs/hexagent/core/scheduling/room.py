@@ -19,7 +19,7 @@ class KeptRoom:
         waiting = self._queue.by_model[model].calls
         if not self._floor.due(waiting, now_us) or waiting[0].workflow.tenant in self._tenants.held:
             return False
-        call, decode = waiting[0], self._ledger.pool(model)[1]
+        call, decode = waiting[0], self._ledger.pool(model, needs=waiting[0].needs)[1]
         fitting = [d for d in decode if d.spec.kv_tokens >= d.kv_tokens_of(call)]
         if not fitting or any(d.kv_free_tokens >= d.kv_tokens_of(call) for d in fitting):
             return False

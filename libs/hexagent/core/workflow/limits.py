@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from hexagent.core.estimate.roofline import PRECISION_BYTES
-from hexagent.core.instance.spec import ClusterSpec, Role
+from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import US_PER_S
 
 
@@ -39,21 +38,22 @@ class Catalog(NamedTuple):
     tenants: tuple[str, ...]
     largest_kv_tokens: Mapping[str, int] = MappingProxyType({})  # by model: what its largest decode instance holds
     largest_prompt_tokens: Mapping[str, int] = MappingProxyType({})  # the same of prefill; absent = no less
-    least_precision: Mapping[str, str] = MappingProxyType({})  # by model: of the weights of its instances
+    engines: Mapping[str, tuple[InstanceSpec, ...]] = MappingProxyType({})  # by model: of instances that are alike one
     workflows_max: Mapping[str, int] = MappingProxyType({})  # live at a time, by tenant; absent = no limit
 
 
 def catalog_of(cluster: ClusterSpec, tenants: Iterable[str] = ()) -> Catalog:
     """Models and tenants of the cluster, and these tenants besides."""
-    decode, prefill = (dict.fromkeys(cluster.models, 0) for _ in range(2))
+    engines: dict[str, dict[InstanceSpec, None]] = {model: {} for model in cluster.models}
     for spec in cluster.instances:
-        for largest, other in ((decode, Role.PREFILL), (prefill, Role.DECODE)):
-            if spec.role is not other:
-                largest[spec.model] = max(largest[spec.model], spec.kv_tokens)
-    least: dict[str, str] = {}
-    for spec in cluster.instances:
-        known = least.get(spec.model, spec.precision)
-        least[spec.model] = min(known, spec.precision, key=PRECISION_BYTES.__getitem__)
+        engines[spec.model][spec._replace(instance_id="", agent_id="", address="")] = None
+    decode = {model: largest_kv_tokens(engines[model], Role.PREFILL) for model in engines}
+    prefill = {model: largest_kv_tokens(engines[model], Role.DECODE) for model in engines}
     names = dict.fromkeys([*(tenant.name for tenant in cluster.tenants), *tenants])
     limits = {tenant.name: tenant.workflows_max for tenant in cluster.tenants if tenant.workflows_max}
-    return Catalog(tuple(names), decode, prefill, least, limits)
+    return Catalog(tuple(names), decode, prefill, {model: tuple(engines[model]) for model in engines}, limits)
+
+
+def largest_kv_tokens(engines: Iterable[InstanceSpec], other: Role) -> int:
+    """What the largest of them holds that has not only the `other` role; 0 if there is none."""
+    return max([spec.kv_tokens for spec in engines if spec.role is not other], default=0)

@@ -4,6 +4,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from hexagent.core.ids import CallId
+from hexagent.core.instance.needs import ANYTHING, Needs
 
 
 class NodeKind(IntEnum):
@@ -81,6 +82,10 @@ class CallSpec(NamedTuple):
     min_precision: str = ""  # lowest weight precision the call accepts, "" = any
     cache_salt: str = ""  # keeps the prompt's KV apart from other salts'
     payload: bytes = b""  # the serialised request for the engine side; the core never reads it
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(self.lora, self.min_precision) if self.lora or self.min_precision else ANYTHING
 
 
 class ToolSpec(NamedTuple):

@@ -3,10 +3,13 @@
 from hexagent.core.errors import DeadlineExceeded, InvalidArgument, NotFound
 from hexagent.core.estimate.roofline import PRECISION_BYTES
 from hexagent.core.ids import checked_id
-from hexagent.core.workflow.limits import Catalog, Limits
+from hexagent.core.instance.needs import ANYTHING, Needs, served, serves
+from hexagent.core.instance.spec import Role
+from hexagent.core.workflow.limits import Catalog, Limits, largest_kv_tokens
 from hexagent.core.workflow.model import CallSpec, WorkflowSpec
 
 PRIORITY_MAX = 100  # either side of 0
+_NAMED_MAX = 20  # adapters in an error
 
 
 def validate_start(spec: WorkflowSpec, limits: Limits, catalog: Catalog, now_us: int) -> None:
@@ -56,45 +59,59 @@ def validate_terms(spec: WorkflowSpec, limits: Limits, now_us: int) -> None:
 
 
 def validate_demands(call: CallSpec, path: str, catalog: Catalog) -> None:
-    """Raises NotFound UNKNOWN_MODEL or InvalidArgument PROMPT_TOO_LARGE, UNKNOWN_PRECISION, PRECISION_NOT_SERVED."""
-    _validate_size(call, path, catalog)
-    _validate_precision(call, path, catalog)
+    """Some instances could run the call from prompt to end.
 
-
-def _validate_size(call: CallSpec, path: str, catalog: Catalog) -> None:
-    """Some instance could prefill it, and some decode it."""
-    limit = catalog.largest_kv_tokens.get(call.model)
-    if limit is None:
+    Raises NotFound UNKNOWN_MODEL or UNKNOWN_LORA, or InvalidArgument UNKNOWN_PRECISION, PRECISION_NOT_SERVED or
+    PROMPT_TOO_LARGE.
+    """
+    decodes = catalog.largest_kv_tokens.get(call.model)
+    if decodes is None:
         raise NotFound(
             f"{path}.model: there is no model {call.model[:80]!r}; known: {', '.join(catalog.largest_kv_tokens)}",
             reason="UNKNOWN_MODEL",
             field=f"{path}.model",
         )
+    prefills = catalog.largest_prompt_tokens.get(call.model, decodes)
+    if call.needs != ANYTHING:
+        _validate_needs(call, path, catalog)
+        able = [spec for spec in catalog.engines[call.model] if serves(spec, call.needs)]
+        prefills, decodes = largest_kv_tokens(able, Role.DECODE), largest_kv_tokens(able, Role.PREFILL)
+    _validate_size(call, path, prefills, decodes)
+
+
+def _validate_needs(call: CallSpec, path: str, catalog: Catalog) -> None:
+    """Some instances serve the adapter, and some of these are as precise as the call wants."""
+    engines, wanted = catalog.engines.get(call.model, ()), call.min_precision
+    if not served(engines, Needs(call.lora)):
+        names = sorted({lora.name for spec in engines for lora in spec.loras if served(engines, Needs(lora.name))})
+        known = ", ".join(names[:_NAMED_MAX]) or "none"
+        message = f"{path}.lora: {call.model} has no adapter {call.lora[:80]!r}; known: {known}"
+        raise NotFound(message, reason="UNKNOWN_LORA", field=f"{path}.lora")
+    field = f"{path}.hints.min_precision"
+    if wanted and wanted not in PRECISION_BYTES:
+        message = f"{field}: there is no precision {wanted[:40]!r}; known: {', '.join(PRECISION_BYTES)}"
+        raise InvalidArgument(message, reason="UNKNOWN_PRECISION", field=field)
+    if not served(engines, call.needs):
+        limit = max(PRECISION_BYTES, key=lambda name: served(engines, Needs(call.lora, name)) * PRECISION_BYTES[name])
+        what = f"{call.model} with adapter {call.lora}" if call.lora else call.model
+        message = f"{field}: weights of {what} are in {limit} at most, the call wants {wanted} at least"
+        raise InvalidArgument(message, reason="PRECISION_NOT_SERVED", field=field, details={"limit": limit})
+
+
+def _validate_size(call: CallSpec, path: str, prefills: int, decodes: int) -> None:
+    """What its prompt and its output need fits the KV tokens of the largest instance for each phase."""
     for needed, largest, does in (
-        (call.prompt_tokens, catalog.largest_prompt_tokens.get(call.model, limit), "prefills"),
-        (call.prompt_tokens + call.max_tokens, limit, "decodes"),
+        (call.prompt_tokens, prefills, "prefills"),
+        (call.prompt_tokens + call.max_tokens, decodes, "decodes"),
     ):
         if needed > largest:
             raise InvalidArgument(
                 f"{path}: {call.prompt_tokens} prompt and at most {call.max_tokens} output tokens fit no instance that"
-                f" {does} {call.model}; the largest holds {largest}",
+                f" {does} {call.model} as the call needs it; the largest holds {largest}",
                 reason="PROMPT_TOO_LARGE",
                 field=f"{path}.prompt_tokens",
                 details={"limit": str(largest)},
             )
-
-
-def _validate_precision(call: CallSpec, path: str, catalog: Catalog) -> None:
-    """All instances of its model, any of which may get it, are as precise as it wants."""
-    field, wanted, least = f"{path}.hints.min_precision", call.min_precision, catalog.least_precision.get(call.model)
-    if not wanted:
-        return
-    if wanted not in PRECISION_BYTES:
-        message = f"{field}: there is no precision {wanted[:40]!r}; known: {', '.join(PRECISION_BYTES)}"
-        raise InvalidArgument(message, reason="UNKNOWN_PRECISION", field=field)
-    if least is not None and PRECISION_BYTES[least] < PRECISION_BYTES[wanted]:
-        message = f"{field}: weights of {call.model} are in {least} on some instance, the call wants {wanted} at least"
-        raise InvalidArgument(message, reason="PRECISION_NOT_SERVED", field=field, details={"limit": least})
 
 
 def validate_text(reason: str, message: str, limits: Limits) -> None:

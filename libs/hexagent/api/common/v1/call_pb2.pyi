@@ -536,7 +536,7 @@ class CallRequest(_message.Message):
     model: _builtins.str
     """Model to run, as the cluster names it; required."""
     lora: _builtins.str
-    """Adapter on top of the model; empty = none."""
+    """Adapter on top of the model, one that an instance of it serves; empty = none."""
     cache_salt: _builtins.str
     """Keeps the prompt's KV apart from that of requests with another salt; empty = shared within the tenant."""
     stream: _builtins.bool
