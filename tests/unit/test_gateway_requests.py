@@ -12,8 +12,9 @@ from hexagent.core.instance.spec import TextSpec
 from hexagent_services.gateway.chat import Chat, Models, parse_chat
 from hexagent_services.gateway.identity import SessionName, caller_of, tier_priority, workflow_id_of
 from hexagent_services.gateway.messages import assistant_text, output_key, parse_messages
+from hexagent_services.gateway.prompts import Outputs, node_of
 
-MODELS = Models(("small", "large"), "", 100)
+MODELS = Models(("small", "large"), "", 100, adapters={"large:sql": ("large", "sql")})
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -41,6 +42,13 @@ def test_sampling_reaches_the_call() -> None:
     assert dict(sampling.logit_bias) == {7: -100}
     assert not parsed().request.sampling.HasField("temperature")
     assert parsed().request.sampling.max_tokens == 100
+
+
+def test_an_adapter_is_named_with_its_model() -> None:
+    chat = parsed(model="large:sql", hexagent={"min_precision": "bf16"})
+    assert (chat.request.model, chat.request.lora, chat.model) == ("large", "sql", "large:sql")
+    assert node_of(chat, "c", "w", Outputs(1)).spec.call.hints.min_precision == "bf16"
+    assert (parsed().request.lora, parsed().model) == ("", "small")
 
 
 def test_tools_and_formats_reach_the_call() -> None:
@@ -139,6 +147,7 @@ def test_models() -> None:
     with pytest.raises(NotFound) as unknown:
         parsed(model="gpt-17")
     assert unknown.value.reason == "UNKNOWN_MODEL"
+    assert unknown.value.message.endswith("known: small, large, large:sql")
     with pytest.raises(InvalidArgument) as missing:
         parsed(model=None)
     assert missing.value.field == "model"

@@ -6,7 +6,7 @@ import pytest
 
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.estimate.tables import load_table
-from hexagent.core.instance.spec import AdmissionSpec, LinkSpec, Role, TenantSpec, TextSpec
+from hexagent.core.instance.spec import AdmissionSpec, LinkSpec, Lora, Role, TenantSpec, TextSpec
 from hexagent.runtime.cluster_file import load_cluster, parse_cluster, shipped_clusters
 from hexagent.text.reader import REASONING
 from hexagent.text.tools import FORMS
@@ -94,6 +94,17 @@ def test_every_way_of_text_can_be_named() -> None:
             parse_cluster(GOOD + f'[[model]]\nname = "llama-3.1-70b"\n{key} = "{value}"\n', "c.toml")
 
 
+def test_adapters_are_served_by_the_pools_that_name_them() -> None:
+    loras = 'loras = [{ name = "sql", rank = 16 }, { name = "chess", directory = "/adapters/chess" }]\n'
+    text = f'name = "c"\n{PREFILL}{loras}max_loras = 1\n{DECODE}{loras}{DECODE}'
+    config = parse_cluster(text, "c.toml")
+    d0, d1, p = config.spec.instances
+    assert d0.loras == p.loras == (Lora("chess", 64, "/adapters/chess"), Lora("sql", 16))
+    assert (p.max_loras, d0.max_loras, d1.max_loras, d1.loras) == (1, 2, 0, ())
+    record = config.record(1)
+    assert cluster_record_from_bytes(cluster_record_to_bytes(record)) == record
+
+
 def test_shares_limits_and_prices_are_in_the_units_of_the_core() -> None:
     tenant = (
         "[[tenant]]\nname = 'a'\nworkflows_max = 5\nqueued_tokens_max = 9\nquota_gpu_s = 1.5\nquota_window_s = 60\n"
@@ -137,6 +148,17 @@ def test_the_record_survives_the_wire() -> None:
         (GOOD + 'precision = "fp8"\n', "BAD_ENGINE", "pool[1].precision", "no fp8"),
         (GOOD + 'kv_precision = "fp8"\n', "BAD_ENGINE", "pool.kv_precision", "cannot move"),
         (GOOD + "block_tokens = 64\n", "BAD_ENGINE", "pool.block_tokens", "between blocks of 32, 64 tokens"),
+        (GOOD + "loras = [{ name = 'sql' }]\n", "LORA_NOT_SERVED", "pool.loras", "adapter sql of model llama-3.1-70b"),
+        (GOOD + "loras = [{ name = 'a' }, { name = 'a' }]\n", "DUPLICATE_LORA", "pool[1].loras[1].name", "twice"),
+        (GOOD + "loras = [{ name = 'a b' }]\n", "BAD_ID", "pool[1].loras[0].name", "a b"),
+        (GOOD + "loras = [{ name = 'a', rank = 0 }]\n", "BAD_CLUSTER", "pool[1].loras[0].rank", "1"),
+        (
+            GOOD + "loras = [{ name = 'a', path = '' }]\n",
+            "BAD_CLUSTER",
+            "pool[1].loras[0].path",
+            "directory, name, rank",
+        ),
+        (GOOD + "max_loras = 0\n", "BAD_CLUSTER", "pool[1].max_loras", "1"),
         (GOOD + "kv_blocks = 0\n", "BAD_CLUSTER", "pool[1].kv_blocks", "greater than or equal to 1"),
         (GOOD + 'count = "two"\n', "BAD_CLUSTER", "pool[1].count", "integer"),
         (GOOD + "count = 512\n", "TOO_MANY_INSTANCES", "pool", "513"),

@@ -16,12 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.ids import checked_id
+from hexagent.core.instance.needs import Needs, served
 from hexagent.core.instance.spec import PROFILES, AdmissionSpec, ClusterSpec, InstanceSpec, TenantSpec, TextSpec
 from hexagent.core.units import MILLI, PPM, US_PER_S
 from hexagent.runtime.clock import MAX_TIME_SCALE
 from hexagent.runtime.cluster_pools import (
     AgentGrouping,
     LinkTable,
+    LoraTable,
     PoolTable,
     SpeculationTable,
     agent_groups,
@@ -147,7 +149,8 @@ def parse_cluster(text: str, source: str) -> ClusterConfig:
 
     InvalidArgument: BAD_TOML, BAD_CLUSTER (unknown key, wrong type, out of range), UNKNOWN_GPU, UNKNOWN_MODEL,
     UNKNOWN_PROFILE, BAD_ENGINE (no such engine: tensor parallelism, precision, memory), NO_PREFILL_INSTANCE,
-    NO_DECODE_INSTANCE, DUPLICATE_TENANT, DUPLICATE_MODEL, TOO_MANY_INSTANCES, BAD_ID, or what `cluster_tables` raises.
+    NO_DECODE_INSTANCE, DUPLICATE_TENANT, DUPLICATE_MODEL, DUPLICATE_LORA, LORA_NOT_SERVED,
+    TOO_MANY_INSTANCES, BAD_ID, or what `cluster_tables` raises.
     """
     try:
         table = _ClusterTable.model_validate(tomllib.loads(text))
@@ -233,7 +236,7 @@ def _hidden_factor_ppm(factors: tuple[float, float], source: str) -> tuple[int, 
 
 
 def _check_roles(instances: tuple[InstanceSpec, ...], source: str) -> None:
-    """Each model can be prefilled and decoded, on instances whose KV fits together."""
+    """Each model and adapter can be prefilled and decoded, on instances whose KV fits together."""
     for model in sorted({instance.model for instance in instances}):
         serving = [instance for instance in instances if instance.model == model]
         prefill = {instance.kv_precision for instance in serving if instance.role.name in ("PREFILL", "BOTH")}
@@ -259,6 +262,10 @@ def _check_roles(instances: tuple[InstanceSpec, ...], source: str) -> None:
             sizes = ", ".join(map(str, blocks))
             text = f"KV of model {model} cannot move between blocks of {sizes} tokens: give all its instances one size"
             raise _error(source, "pool.block_tokens", text, "BAD_ENGINE")
+        for name in sorted({lora.name for instance in serving for lora in instance.loras}):
+            if not served(serving, Needs(name)):
+                text = f"adapter {name} of model {model} is not served by instances for both phases"
+                raise _error(source, "pool.loras", text, "LORA_NOT_SERVED")
 
 
 def _bad_cluster(error: pydantic.ValidationError, source: str) -> InvalidArgument:
@@ -293,6 +300,7 @@ def _table_at(location: tuple[int | str, ...]) -> type[BaseModel]:
         "link": LinkTable,
         "admission": _AdmissionTable,
         "speculation": SpeculationTable,
+        "loras": LoraTable,
     }
     names = [part for part in location if isinstance(part, str)]
     return tables.get(names[-1], _ClusterTable) if names else _ClusterTable

@@ -8,7 +8,7 @@ from hexagent.core.errors import HexagentError, InvalidArgument, NotFound
 from hexagent.core.estimate.tables import load_table
 from hexagent.core.estimate.variants import variant
 from hexagent.core.ids import checked_id
-from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role, Speculation
+from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Lora, Role, Speculation
 from hexagent.core.units import PPM, US_PER_MS
 
 AgentGrouping = Literal["one", "role", "gpu", "pool", "instance"]
@@ -16,6 +16,7 @@ AgentGrouping = Literal["one", "role", "gpu", "pool", "instance"]
 _ROLES: Final = {"prefill": Role.PREFILL, "decode": Role.DECODE, "both": Role.BOTH}
 _PREFIXES: Final = {Role.PREFILL: "p", Role.DECODE: "d", Role.BOTH: "b"}
 _NUMBER_MAX: Final = 511
+_LORAS_MAX: Final = 256  # of an instance
 _BYTES_PER_GB: Final = 1_000_000_000
 
 
@@ -35,6 +36,15 @@ class SpeculationTable(BaseModel):
     draft_tokens: int = Field(ge=1, le=16)
     acceptance: float = Field(ge=0, le=1)
     draft_cost: float = Field(default=0.03, ge=0, le=1)
+
+
+class LoraTable(BaseModel):
+    """An adapter of the instances of a pool."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    rank: int = Field(default=64, ge=1, le=512)
+    directory: str = ""
 
 
 class PoolTable(BaseModel):
@@ -58,6 +68,8 @@ class PoolTable(BaseModel):
     link_setup_ms: float | None = Field(default=None, ge=0, le=10_000)
     prefix_cache: bool | None = None
     speculation: SpeculationTable | None = None
+    loras: list[LoraTable] = Field(default=[], max_length=_LORAS_MAX)
+    max_loras: int | None = Field(default=None, ge=1, le=_LORAS_MAX)  # in the GPUs' memory at a time; None = all
 
 
 def build_instances(
@@ -70,6 +82,7 @@ def build_instances(
         role = _ROLES[pool.role]
         kv_blocks = _kv_blocks(pool, index, source)
         name = _pool_name(pool, index, source)
+        loras = _loras(pool, index, source)
         for _ in range(pool.count):
             number = numbers.get(name, 0)
             numbers[name] = number + 1
@@ -92,6 +105,8 @@ def build_instances(
                     prefix_cache=prefix_cache if pool.prefix_cache is None else pool.prefix_cache,
                     agent_id=_agent_id(grouping, pool, name, instance_id),
                     speculation=_speculation(pool.speculation),
+                    loras=loras,
+                    max_loras=min(pool.max_loras or len(loras), len(loras)),
                 )
             )
     return tuple(sorted(instances, key=lambda instance: instance.instance_id))
@@ -120,6 +135,21 @@ def _speculation(table: SpeculationTable | None) -> Speculation | None:
     if table is None:
         return None
     return Speculation(table.method, table.draft_tokens, round(table.acceptance * PPM), round(table.draft_cost * PPM))
+
+
+def _loras(pool: PoolTable, index: int, source: str) -> tuple[Lora, ...]:
+    found: dict[str, Lora] = {}
+    for place, table in enumerate(pool.loras):
+        key = f"pool[{index}].loras[{place}].name"
+        try:
+            checked_id(table.name, "name")
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{source}: {key}: {error.message}", reason="BAD_ID", field=key) from None
+        if table.name in found:
+            text = f"{source}: {key}: {table.name!r} is named twice"
+            raise InvalidArgument(text, reason="DUPLICATE_LORA", field=key)
+        found[table.name] = Lora(table.name, table.rank, table.directory)
+    return tuple(found[name] for name in sorted(found))
 
 
 def _pool_name(pool: PoolTable, index: int, source: str) -> str:

@@ -10,6 +10,7 @@ from hexagent.core.instance.spec import (
     FlipWay,
     InstanceSpec,
     LinkSpec,
+    Lora,
     Role,
     RoleFlip,
     Speculation,
@@ -50,6 +51,8 @@ def instance_to_proto(spec: InstanceSpec) -> telemetry_pb2.InstanceDescription:
         address=spec.address,
         speculation=spec.speculation and telemetry_pb2.SpeculationDescription(**spec.speculation._asdict()),
         flip=spec.flip and flip_to_proto(spec.flip),
+        loras=[telemetry_pb2.LoraDescription(**lora._asdict()) for lora in spec.loras],
+        max_loras=spec.max_loras,
     )
 
 
@@ -73,6 +76,8 @@ def instance_from_proto(message: telemetry_pb2.InstanceDescription) -> InstanceS
         address=message.address,
         speculation=speculation_from_proto(message.speculation) if message.HasField("speculation") else None,
         flip=flip_from_proto(message.flip) if message.HasField("flip") else None,
+        loras=tuple(Lora(lora.name, lora.rank, lora.directory) for lora in message.loras),
+        max_loras=message.max_loras,
     )
 
 

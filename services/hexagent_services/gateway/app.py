@@ -81,14 +81,17 @@ def models_of(record: ClusterRecord, settings: GatewaySettings) -> Models:
     """What requests may name. `InvalidArgument` (UNKNOWN_MODEL) where the default is none of them."""
     names = tuple(sorted({instance.model for instance in record.cluster.instances}))
     default = settings.default_model or (names[0] if len(names) == 1 else "")
-    if default and default not in names:
+    served = sorted({(instance.model, lora.name) for instance in record.cluster.instances for lora in instance.loras})
+    adapters = {f"{model}:{lora}": (model, lora) for model, lora in served}
+    texts = {text.model: text for text in record.cluster.texts}
+    models = Models(names, default, settings.default_max_tokens, texts, adapters)
+    if default and default not in models.known:
         raise InvalidArgument(
-            f"default_model: the cluster has {', '.join(names)}; got {default!r}",
+            f"default_model: the cluster has {', '.join(models.known)}; got {default!r}",
             reason="UNKNOWN_MODEL",
             field="default_model",
         )
-    texts = {text.model: text for text in record.cluster.texts}
-    return Models(names, default, settings.default_max_tokens, texts)
+    return models
 
 
 async def _cluster_record(settings: GatewaySettings) -> ClusterRecord:

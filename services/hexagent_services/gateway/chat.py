@@ -35,6 +35,7 @@ _SAMPLING: Final = (
 )  # fmt: skip
 _FORMATS: Final = ("text", "json_object", "json_schema")
 _UINT64: Final = 2**64
+_NAMED_MAX: Final = 20  # models in an error
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -57,6 +58,7 @@ class HexagentOptions(_Body):
 
     role: str = ""  # what the call does in its class of workflow
     expected_output_tokens: int = Field(default=0, ge=0, le=2**31 - 1)
+    min_precision: str = ""  # of weights
     after: list[str] = []  # call ids of the same session
     workflow_class: str = ""  # with the first request of a session
     slo_scale: float = Field(default=0.0, ge=0)  # likewise
@@ -103,6 +105,16 @@ class Models(NamedTuple):
     default: str  # "" = a request must name one
     max_tokens: int  # of requests that set none
     texts: Mapping[str, TextSpec] = {}  # by model, of those that have one
+    adapters: Mapping[str, tuple[str, str]] = {}  # model and adapter by their common name, MODEL:ADAPTER
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        return (*self.names, *self.adapters)
+
+    def unknown(self, name: str) -> NotFound:
+        known = ", ".join(self.known[:_NAMED_MAX])
+        message = f"the model {name[:80]!r} does not exist; known: {known}"
+        return NotFound(message, reason="UNKNOWN_MODEL", field="model")
 
 
 class Chat(NamedTuple):
@@ -115,6 +127,7 @@ class Chat(NamedTuple):
     stream: bool
     include_usage: bool
     text: TextSpec  # of its model
+    model: str  # as the request names it, with an adapter or without
 
     def reader(self) -> OutputReader:
         """For its output. What emulated engines say needs no tools in the request to ask for some."""
@@ -160,11 +173,12 @@ def _chat(body: ChatBody, models: Models) -> Chat:
         raise _unsupported("modalities", 'must be ["text"]')
     if body.stream_options is not None and not body.stream:
         raise _bad("stream_options", "belongs to requests with stream=true")
-    model = body.model or models.default
-    if not model:
-        raise _bad("model", f"is required: one of {', '.join(models.names)}")
-    if model not in models.names:
-        raise NotFound(f"the model {model[:80]!r} does not exist", reason="UNKNOWN_MODEL", field="model")
+    name = body.model or models.default
+    if not name:
+        raise _bad("model", f"is required: one of {', '.join(models.known[:_NAMED_MAX])}")
+    if name not in models.known:
+        raise models.unknown(name)
+    model, lora = models.adapters.get(name, (name, ""))
     if body.hexagent.role:
         checked_id(body.hexagent.role, "hexagent.role")
     text = models.texts.get(model) or TextSpec(model)
@@ -174,18 +188,19 @@ def _chat(body: ChatBody, models: Models) -> Chat:
     max_tokens = body.max_completion_tokens or body.max_tokens or models.max_tokens
     return Chat(
         messages=messages,
-        request=call_request(_options(body), model, max_tokens, bool(body.stream)),
+        request=call_request(_options(body, lora), model, max_tokens, bool(body.stream)),
         options=body.hexagent,
         service_tier=body.service_tier,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         text=text,
+        model=name,
     )
 
 
-def _options(body: ChatBody) -> CallOptions:
+def _options(body: ChatBody, lora: str) -> CallOptions:
     """The SDK's options for what the body says."""
-    options = CallOptions(engine_options=body.hexagent.engine_options)
+    options = CallOptions(engine_options=body.hexagent.engine_options, lora=lora)
     for name in _SAMPLING:
         value = getattr(body, name)
         if value is not None:

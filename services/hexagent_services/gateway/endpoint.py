@@ -78,7 +78,7 @@ class ChatEndpoint:
         held.callback(call.close)
         headers[WORKFLOW_HEADER] = call.workflow.workflow_id
         headers[CALL_HEADER] = call.node_id
-        completion = Completion.new(call.node_id, call.workflow.workflow_id, chat.request.model, chat.include_usage)
+        completion = Completion.new(call.node_id, call.workflow.workflow_id, chat.model, chat.include_usage)
         try:
             if chat.stream:
                 return await self._stream(request, completion, call, chat.reader(), headers, end_s)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from hexagent.core.errors import NotFound, Unavailable
+from hexagent.core.errors import Unavailable
 from hexagent_services.gateway.chat import Models
 from hexagent_services.gateway.endpoint import ChatEndpoint
 from hexagent_services.gateway.failures import Failures
@@ -33,14 +33,13 @@ class Pages:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models"""
-        return JSONResponse({"object": "list", "data": [self._shown(name) for name in self._models.names]})
+        return JSONResponse({"object": "list", "data": [self._shown(name) for name in self._models.known]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME"""
         name: str = request.path_params["model"]
-        if name not in self._models.names:
-            error = NotFound(f"the model {name[:80]!r} does not exist", reason="UNKNOWN_MODEL", field="model")
-            return self._failures.response(error, {})
+        if name not in self._models.known:
+            return self._failures.response(self._models.unknown(name), {})
         return JSONResponse(self._shown(name))
 
     async def healthz(self, request: Request) -> Response:
@@ -57,7 +56,9 @@ class Pages:
         return JSONResponse({"status": "ready", "requests": self._chat.requests})
 
     def _shown(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._since_s, "owned_by": "hexagent"}
+        shown = {"id": name, "object": "model", "created": self._since_s, "owned_by": "hexagent"}
+        adapter = self._models.adapters.get(name)
+        return shown if adapter is None else {**shown, "parent": adapter[0]}
 
 
 def http_app(chat: ChatEndpoint, pages: Pages) -> Starlette:

@@ -96,7 +96,9 @@ def node_of(chat: Chat, node_id: str, workflow_id: str, outputs: Outputs) -> Rev
     request = call_pb2.CallRequest()
     request.CopyFrom(chat.request)
     request.segments.extend(segments)
-    hints = workflow_pb2.CallHints(expected_output_tokens=chat.options.expected_output_tokens)
+    hints = workflow_pb2.CallHints(
+        expected_output_tokens=chat.options.expected_output_tokens, min_precision=chat.options.min_precision
+    )
     spec = workflow_pb2.NodeSpec(
         node_id=node_id,
         kind=enums_pb2.NODE_KIND_CALL,

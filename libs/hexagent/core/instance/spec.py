@@ -88,6 +88,7 @@ class Lora(NamedTuple):
 
     name: str
     rank: int  # of its matrices
+    directory: str = ""  # of its weights, as agents with real engines see it; "" = none
 
 
 class InstanceSpec(NamedTuple):

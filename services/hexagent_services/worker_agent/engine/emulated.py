@@ -35,6 +35,7 @@ from hexagent.core.instance.telemetry import Incidents, TransferSample
 from hexagent.core.units import NEVER_US
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import ModelClock
+from hexagent_services.worker_agent.engine.adapters import adapter_of
 from hexagent_services.worker_agent.engine.output import EmulatedOutput
 from hexagent_services.worker_agent.engine.port import (
     Capabilities,
@@ -271,6 +272,7 @@ class EmulatedEngine:
 
     # --- an attempt's phases ----------------------------------------------------------------------------------
     def _open(self, request: EngineRequest) -> _Run:
+        adapter_of(request.call, self.spec)  # refuses what is not served
         run = self._runs[request.ticket] = _Run(request)
         return run
 

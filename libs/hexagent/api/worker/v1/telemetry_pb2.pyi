@@ -43,6 +43,8 @@ class InstanceDescription(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     SPECULATION_FIELD_NUMBER: _builtins.int
     FLIP_FIELD_NUMBER: _builtins.int
+    LORAS_FIELD_NUMBER: _builtins.int
+    MAX_LORAS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Id, unique in the cluster."""
     gpu_type: _builtins.str
@@ -73,6 +75,8 @@ class InstanceDescription(_message.Message):
     """Agent that runs it."""
     address: _builtins.str
     """host:port of the agent's gRPC server."""
+    max_loras: _builtins.int
+    """Adapters in the GPUs' memory at a time; 0 without any."""
     @_builtins.property
     def link(self) -> Global___LinkDescription:
         """Network side."""
@@ -84,6 +88,10 @@ class InstanceDescription(_message.Message):
     @_builtins.property
     def flip(self) -> Global___RoleFlipDescription:
         """What it takes to serve the other role as well; unset = not known, as before its engine runs."""
+
+    @_builtins.property
+    def loras(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoraDescription]:
+        """Adapters it serves on top of its model, sorted by name."""
 
     def __init__(
         self,
@@ -106,14 +114,46 @@ class InstanceDescription(_message.Message):
         address: _builtins.str = ...,
         speculation: Global___SpeculationDescription | None = ...,
         flip: Global___RoleFlipDescription | None = ...,
+        loras: _abc.Iterable[Global___LoraDescription] | None = ...,
+        max_loras: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["flip", b"flip", "link", b"link", "speculation", b"speculation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_id", b"agent_id", "block_tokens", b"block_tokens", "flip", b"flip", "gpu_type", b"gpu_type", "instance_id", b"instance_id", "kv_blocks", b"kv_blocks", "kv_precision", b"kv_precision", "link", b"link", "max_batch", b"max_batch", "max_step_tokens", b"max_step_tokens", "model", b"model", "precision", b"precision", "prefix_cache", b"prefix_cache", "profile", b"profile", "role", b"role", "speculation", b"speculation", "tp", b"tp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_id", b"agent_id", "block_tokens", b"block_tokens", "flip", b"flip", "gpu_type", b"gpu_type", "instance_id", b"instance_id", "kv_blocks", b"kv_blocks", "kv_precision", b"kv_precision", "link", b"link", "loras", b"loras", "max_batch", b"max_batch", "max_loras", b"max_loras", "max_step_tokens", b"max_step_tokens", "model", b"model", "precision", b"precision", "prefix_cache", b"prefix_cache", "profile", b"profile", "role", b"role", "speculation", b"speculation", "tp", b"tp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceDescription: _TypeAlias = InstanceDescription  # noqa: Y015
+
+@_typing.final
+class LoraDescription(_message.Message):
+    """An adapter that an instance serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name that calls give."""
+    rank: _builtins.int
+    """Rank of its matrices."""
+    directory: _builtins.str
+    """Folder of its weights, as agents with real engines see it; empty = none."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        directory: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "name", b"name", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoraDescription: _TypeAlias = LoraDescription  # noqa: Y015
 
 @_typing.final
 class RoleFlipDescription(_message.Message):
