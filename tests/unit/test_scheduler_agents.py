@@ -1,5 +1,6 @@
 """What the scheduler makes of an agent's answer to its hello."""
 
+import asyncio
 from typing import cast
 
 import pytest
@@ -122,6 +123,21 @@ def test_an_agent_that_stays_away_is_declared_dead_once_and_again_after_it_answe
 async def test_an_agent_that_was_away_hears_what_is_closed() -> None:
     desk = Desk(prefills("h100") + decodes("h100"))
     desk.core.ledger.instances["d0"].cordoned = True
-    assert await answered(desk, "d0").next_batch() == [CordonCommand("d0", True)]
+    assert await answered(desk, "d0").next_batch(0) == [CordonCommand("d0", True)]
     desk.core.ledger.instances["d0"].cordoned = False
-    assert await answered(desk, "d0", cordoned=True).next_batch() == [CordonCommand("d0", False)]
+    assert await answered(desk, "d0", cordoned=True).next_batch(0) == [CordonCommand("d0", False)]
+
+
+async def test_commands_go_to_the_session_that_is_open_and_not_to_one_that_could_not_be_made() -> None:
+    outbox, commands = Outbox(), [CordonCommand("d0", True), CordonCommand("d0", False)]
+    stale = asyncio.create_task(outbox.next_batch(outbox.open()))
+    await asyncio.sleep(0)
+    outbox.close()
+    current = asyncio.create_task(outbox.next_batch(outbox.open()))
+    await asyncio.sleep(0)
+    outbox.put(commands[0])
+    assert await current == commands[:1]
+    assert await stale is None
+    outbox.close()
+    outbox.put(commands[1])
+    assert await outbox.next_batch(outbox.open()) == commands[1:]

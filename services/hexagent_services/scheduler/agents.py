@@ -63,7 +63,8 @@ class AgentLink:
             await channel.close()
 
     async def _session(self, stub: "stubs.WorkerServiceAsyncStub", answer: asyncio.Timeout) -> None:
-        call = stub.Session(self._requests())
+        # A call that cannot be made leaves its requests waiting for the next one.
+        call = stub.Session(self._requests(self._outbox.open()))
         try:
             async for response in call:
                 if response.HasField("welcome"):
@@ -73,12 +74,12 @@ class AgentLink:
                     self._driver.handle(report_from_proto(report))
             raise EOFError("the agent ended the session")
         finally:
+            self._outbox.close()
             call.cancel()
 
-    async def _requests(self) -> AsyncIterator[pb.SessionRequest]:
+    async def _requests(self, session: int) -> AsyncIterator[pb.SessionRequest]:
         yield pb.SessionRequest(hello=self._hello)
-        while True:
-            batch = await self._outbox.next_batch()
+        while (batch := await self._outbox.next_batch(session)) is not None:
             yield pb.SessionRequest(commands=[command_to_proto(command) for command in batch])
 
     def _welcomed(self, welcome: pb.Welcome) -> None:

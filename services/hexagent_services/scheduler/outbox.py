@@ -6,11 +6,22 @@ from hexagent.wire.worker import Command
 
 
 class Outbox:
-    """Commands for one agent; taken in batches by whoever holds the session."""
+    """Commands for one agent; taken in batches by the session that is open, and by no earlier one that still waits."""
 
     def __init__(self) -> None:
         self._pending: list[Command] = []
         self._wake = asyncio.Event()
+        self._session = 0
+
+    def open(self) -> int:
+        """Begin a session; gives its number for `next_batch`."""
+        self._session += 1
+        return self._session
+
+    def close(self) -> None:
+        """End the session: what is put from now on waits for the next one."""
+        self._session += 1
+        self._wake.set()
 
     def put(self, command: Command) -> None:
         self._pending.append(command)
@@ -20,13 +31,15 @@ class Outbox:
         """Forget what an agent that went away never got: its attempts are lost and retried."""
         self._pending.clear()
 
-    async def next_batch(self) -> list[Command]:
-        """Everything put since the last batch, at least one."""
-        while not self._pending:
+    async def next_batch(self, session: int) -> list[Command] | None:
+        """Everything put since the last batch, at least one; None once the session is over."""
+        while session == self._session:
+            if self._pending:
+                batch, self._pending = self._pending, []
+                return batch
             self._wake.clear()
             await self._wake.wait()
-        batch, self._pending = self._pending, []
-        return batch
+        return None
 
 
 class Outboxes:
