@@ -2,10 +2,13 @@
 
 import asyncio
 
-from hexagent.core.instance.spec import Role
+import pytest
+
+from hexagent.core.instance.spec import FlipWay, Role, RoleFlip
+from hexagent.core.units import US_PER_S
 from hexagent.core.workflow.model import FinishReason
-from hexagent_services.worker_agent.engine.port import DecodeEvent, Finished, KvPiece
-from tests.contract.engines import LINK, assert_empty, decoded, emulated, handed_over, request_of, spec
+from hexagent_services.worker_agent.engine.port import DecodeEvent, EngineRefused, Finished, KvPiece
+from tests.contract.engines import CLOCK, LINK, assert_empty, decoded, emulated, handed_over, request_of, spec
 
 
 async def test_scaled_bytes_of_the_kv_are_sent() -> None:
@@ -56,3 +59,31 @@ async def test_scripted_tool_calls_come_out() -> None:
     assert finished.finish is FinishReason.TOOL_CALLS
     assert finished.text == b'{"tool_calls":[{"name":"search","arguments":{"q":"x"}}]}'
     await assert_empty(source, target)
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+async def test_another_role_takes_what_is_configured(restarts: bool) -> None:
+    flip = RoleFlip(FlipWay.RESTART, 2 * US_PER_S) if restarts else None
+    engine, target = emulated(spec("p", Role.DECODE)._replace(flip=flip)), emulated(spec("d", Role.DECODE))
+    await decoded(engine, target, request_of("a"), await engine.prefill(request_of("a")))
+    began_us = CLOCK.now_us()
+    changing = asyncio.create_task(engine.change_role(Role.PREFILL))
+    await asyncio.sleep(0)
+    if restarts:
+        with pytest.raises(EngineRefused, match="ENGINE_DOWN"):
+            await engine.prefill(request_of("b"))
+    await changing
+    assert (CLOCK.now_us() - began_us >= 2 * US_PER_S) == restarts
+    assert engine.spec.role is Role.PREFILL
+    prefilled = await engine.prefill(request_of("a"))
+    assert (prefilled.cached_tokens > 0) != restarts
+
+
+async def test_what_an_engine_holds_is_lost_when_it_is_started_again_for_another_role() -> None:
+    engine = emulated(spec("p", Role.PREFILL)._replace(flip=RoleFlip(FlipWay.RESTART, 1)))
+    prefill = asyncio.create_task(engine.prefill(request_of("a", prompt_tokens=40_000)))
+    await asyncio.sleep(0)
+    await engine.change_role(Role.DECODE)
+    with pytest.raises(EngineRefused, match="ENGINE_LOST"):
+        await prefill
+    await assert_empty(engine)

@@ -56,3 +56,40 @@ def test_a_flip_of_roles_takes_what_is_said_of_it(
 
     monkeypatch.setattr(LocalHost, "start", loads_long)
     run_virtually(run())
+
+
+@pytest.mark.parametrize(("name", "loads"), [("d", 2), ("p", 1)])
+def test_an_engine_is_started_again_for_another_role_only_where_it_has_to_be(
+    name: str, loads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[LocalHost] = []
+    start = LocalHost.start
+
+    async def counted(host: LocalHost) -> Connection:
+        begun.append(host)
+        return await start(host)
+
+    async def run() -> None:
+        role, other = (Role.PREFILL, Role.DECODE) if name == "p" else (Role.DECODE, Role.PREFILL)
+        engine = TrtllmEngine(spec(name, role, 40), LocalHost(LIBRARY), ByteText(), LoopClock(), 131_072, OPTIONS)
+        before = (await engine.start()).flip
+        after = (await engine.change_role(other)).flip
+        assert (engine.spec.role, len(begun)) == (other, loads)
+        assert before is not None
+        assert after is not None
+        ways = {"d": (FlipWay.RESTART, FlipWay.OVERLAP_OFF), "p": (FlipWay.OVERLAP_OFF, FlipWay.MIX)}
+        assert (before.way, after.way) == ways[name]
+        assert (await engine.prefill(request_of("a"))).finish is FinishReason.NONE
+
+    monkeypatch.setattr(LocalHost, "start", counted)
+    run_virtually(run())
+
+
+def test_an_engine_that_somebody_else_starts_does_not_change_its_role_by_a_restart() -> None:
+    async def run() -> None:
+        options = OPTIONS._replace(restarts=False)
+        host = LocalHost(LIBRARY)
+        engine = TrtllmEngine(spec("d", Role.DECODE, 40), host, ByteText(), LoopClock(), 131_072, options)
+        assert (await engine.start()).flip is None
+
+    run_virtually(run())

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import grpc
 
-from hexagent.api.common.v1 import ids_pb2
+from hexagent.api.common.v1 import enums_pb2, ids_pb2
 from hexagent.api.estimator.v1 import estimator_service_pb2 as estimator
 from hexagent.api.scheduler.v1 import scheduler_service_pb2 as scheduler
 from hexagent.api.worker.v1 import attempt_pb2
@@ -47,7 +47,23 @@ def scheduler_cases() -> list[Case]:
     last = row(
         "DrainInstance", "the last of its phase", drain(instance_id=DECODE[-1]), STATE, "LAST_INSTANCE", "instance_id"
     )
+    flip, prefill = scheduler.FlipInstanceRequest, enums_pb2.ROLE_PREFILL
+    last_of_role = flip(instance_id=DECODE[-1], role=prefill)
+    flips = [
+        row("FlipInstance", "the last of its role", last_of_role, STATE, "LAST_INSTANCE", "instance_id"),
+        row("FlipInstance", "unspecified role", flip(instance_id=DECODE[0]), INVALID, "BAD_ENUM", "role"),
+        row(
+            "FlipInstance",
+            "role that is both",
+            flip(instance_id=DECODE[0], role=enums_pb2.ROLE_BOTH),
+            INVALID,
+            "BAD_ROLE",
+            "role",
+        ),
+    ]
+    flips[0] = flips[0]._replace(before=tuple(cordons), after=tuple(uncordons))
     cases = [
+        *flips,
         row("ExplainCall", "no call", explain("", ""), INVALID, "BAD_ID", "call.workflow_id"),
         row("ExplainCall", "bad node id", explain(OPEN, BAD_ID), INVALID, "BAD_ID", "call.node_id"),
         row("ExplainCall", "unknown call", explain(OPEN, "nobody"), NOT_FOUND, "UNKNOWN_CALL", "call"),
@@ -60,7 +76,7 @@ def scheduler_cases() -> list[Case]:
         ),
         last._replace(before=tuple(cordons), after=tuple(uncordons)),
     ]
-    for method in ("CordonInstance", "UncordonInstance", "DrainInstance"):
+    for method in ("CordonInstance", "UncordonInstance", "DrainInstance", "FlipInstance"):
         kind = getattr(scheduler, f"{method}Request")
         cases += [
             row(method, "no instance", kind(), NOT_FOUND, "UNKNOWN_INSTANCE", "instance_id"),

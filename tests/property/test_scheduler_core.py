@@ -1,5 +1,6 @@
 """The scheduler core under random orders of events: the ledger stays sound, and no call is lost or doubled."""
 
+import contextlib
 import json
 from collections import Counter
 from typing import NamedTuple
@@ -7,15 +8,24 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hexagent.core.errors import FailedPrecondition
 from hexagent.core.estimate.snapshot import Snapshot, SpeedFactor
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.needs import ANYTHING, Needs, serves
-from hexagent.core.instance.spec import InstanceSpec, Lora, Role
+from hexagent.core.instance.spec import FlipWay, InstanceSpec, Lora, Role, RoleFlip
 from hexagent.core.policy.dispatch import Plan
 from hexagent.core.policy.registry import known
 from hexagent.core.policy.topology import Topology
-from hexagent.core.scheduling.effects import Bind, Dispatch
-from hexagent.core.scheduling.events import CallProgress, InstanceCordoned, InstanceDown, InstanceUp, Phase, Tick
+from hexagent.core.scheduling.effects import Bind, ChangeRole, Dispatch
+from hexagent.core.scheduling.events import (
+    CallProgress,
+    InstanceCordoned,
+    InstanceDown,
+    InstanceFlip,
+    InstanceUp,
+    Phase,
+    Tick,
+)
 from hexagent.core.units import PPM
 from hexagent.core.workflow.model import NodeStatus
 from tests.sim.cases import MODEL, Desk, decodes, prefills
@@ -37,7 +47,7 @@ class Step(NamedTuple):
 STEPS = st.builds(
     Step,
     st.sampled_from(
-        ["reveal", "progress", "progress", "progress", "refuse", "lose", "cancel", "pause", "fail", "cordon"]
+        ["reveal", "progress", "progress", "progress", "refuse", "lose", "cancel", "pause", "fail", "cordon", "flip"]
     ),
     st.integers(0, 1_000),
     st.integers(1, 6),
@@ -57,7 +67,7 @@ class Play:
             specs = tuple(_able(s, int(s.instance_id[1:]) % 2) for s in specs)
         elif kind == "both":
             specs = tuple(s._replace(role=Role.BOTH) for s in specs if s.role is Role.DECODE)
-        self.specs = specs
+        self.specs = tuple(s._replace(flip=RoleFlip(FlipWay.MIX, 0)) for s in specs)
         self.desk = Desk(self.specs, policy)
         self.needs = NEEDS if kind == "needs" else NEEDS[:1]
         self.workflows: list[str] = []
@@ -66,6 +76,8 @@ class Play:
         self.paused: set[str] = set()
         self.down: list[InstanceSpec] = []
         self.cordoned: set[str] = set()
+        self.flipping: set[str] = set()
+        self.changing: dict[str, Role] = {}  # those of which the agent has been told
         self.tickets: Counter[Ticket] = Counter()
         self.nodes = 0
         self.log: list[object] = []
@@ -88,13 +100,16 @@ class Play:
                 assert found is not None
                 for instance_id in (effect.prefill_instance, effect.decode_instance):
                     assert serves(instances[instance_id].spec, found.needs)
+            if isinstance(effect, ChangeRole) and effect.now:
+                assert self.desk.core.ledger.instances[effect.instance_id].holds_nothing
+                self.changing[effect.instance_id] = effect.role
             if isinstance(effect, Dispatch):
                 self.tickets[effect.ticket] += 1
                 call = effect.ticket.call
                 assert call in self.open, "dispatched after its end"
                 assert call not in self.running, "two live attempts"
                 assert call.workflow_id not in self.paused
-                assert not {effect.prefill_instance, effect.decode_instance} & self.cordoned
+                assert not {effect.prefill_instance, effect.decode_instance} & (self.cordoned | self.flipping)
                 assert not {effect.prefill_instance, effect.decode_instance} & {s.instance_id for s in self.down}
                 self.running[call] = (effect.ticket, 0)
 
@@ -155,12 +170,31 @@ class Play:
         spec = self.specs[step.pick % len(self.specs)]
         if spec not in self.down:
             self.down.append(spec)
+            self.changing.pop(spec.instance_id, None)
             self.tell(self.desk.tell(InstanceDown(spec.instance_id, self.desk.now_us)))
 
     def cordon(self, step: Step) -> None:
         spec = self.specs[step.pick % len(self.specs)]
         self.cordoned ^= {spec.instance_id}
         self.tell(self.desk.tell(InstanceCordoned(spec.instance_id, spec.instance_id in self.cordoned, 0)))
+
+    def flip(self, step: Step) -> None:
+        """An instance shall have the other role, or says that it has."""
+        instance_id = self.specs[step.pick % len(self.specs)].instance_id
+        instance = self.desk.core.ledger.instances[instance_id]
+        if instance_id in self.changing:
+            self.change(instance_id)
+        elif instance_id not in self.flipping and instance.spec.role is not Role.BOTH:
+            role = Role.PREFILL if instance.spec.role is Role.DECODE else Role.DECODE
+            with contextlib.suppress(FailedPrecondition):
+                self.desk.core.flips.check(instance, role)
+                self.flipping.add(instance_id)
+                self.tell(self.desk.tell(InstanceFlip(instance_id, role, self.desk.now_us)))
+
+    def change(self, instance_id: str) -> None:
+        self.flipping.remove(instance_id)
+        spec = self.desk.core.ledger.instances[instance_id].spec._replace(role=self.changing.pop(instance_id))
+        self.tell(self.desk.tell(InstanceUp(spec, (), self.desk.now_us)))
 
     def check(self) -> None:
         for instance in self.desk.core.ledger.instances.values():
@@ -186,6 +220,8 @@ class Play:
         for _ in range(8 * len(self.open) + 8):
             if not self.open:
                 break
+            for instance_id in list(self.changing):
+                self.change(instance_id)
             self.step(Step("progress", 0, 1))
             self.tell(self.desk.tell(Tick(self.desk.now_us)))
         assert not self.open, "calls that never ran"

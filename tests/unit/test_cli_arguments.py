@@ -9,7 +9,7 @@ from hexagent.cli.failures import EXIT_FAILED, EXIT_USAGE, exit_status, failure_
 from hexagent.cli.main import run_command
 from hexagent.core import errors
 
-COMMANDS = ("up", "serve", "run", "demo", "explain", "top", "drain", "replay", "doctor", "advise")
+COMMANDS = ("up", "serve", "run", "demo", "explain", "top", "drain", "flip", "replay", "doctor", "advise")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "top", "drain", "replay", "
         (["explain", "a/b", "--address", "nowhere"], "--address", "host:port"),
         (["drain", "d0", "--address", "host:65535"], "--address", "from 1 to 65534"),
         (["drain", "d0", "--scheduler", "nowhere"], "--scheduler", "host:port"),
+        (["flip", "d0", "--role", "both"], "--role", "prefill or decode"),
         (["top", "--interval", "0"], "--interval", "0.1"),
         (["top", "--address", "host:65535"], "--address", "from 1 to 65534"),
         (["top", "--scheduler", "host:65535"], "--scheduler", "from 1 to 65534"),

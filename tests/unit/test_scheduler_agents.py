@@ -6,9 +6,10 @@ from typing import cast
 import pytest
 
 from hexagent.api.worker.v1 import worker_service_pb2
-from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.instance.spec import InstanceSpec, Role
 from hexagent.core.scheduling.core import SchedulerCore
-from hexagent.core.scheduling.events import HeldTicket, InstanceDown, InstanceUp, Phase, SchedulerEvent
+from hexagent.core.scheduling.effects import ChangeRole
+from hexagent.core.scheduling.events import HeldTicket, InstanceDown, InstanceFlip, InstanceUp, Phase, SchedulerEvent
 from hexagent.runtime.clock import ModelClock
 from hexagent.wire.cluster import instance_to_proto
 from hexagent.wire.telemetry import AgentAnnouncement
@@ -40,12 +41,14 @@ def link_to(desk: Desk, specs: tuple[InstanceSpec, ...], outbox: Outbox | None =
     return AgentLink(announcement, worker_service_pb2.Hello(), driver, outbox or Outbox(), ModelClock(0))
 
 
-def answered(desk: Desk, instance_id: str, *held: HeldTicket, cordoned: bool = False) -> Outbox:
+def answered(
+    desk: Desk, instance_id: str, *held: HeldTicket, cordoned: bool = False, wanted: Role | None = None
+) -> Outbox:
     """The agent of one instance of the desk answers; gives what is on its way to it then."""
     spec = desk.core.ledger.instances[instance_id].spec
     outbox = Outbox()
     link = link_to(desk, (spec,), outbox)
-    link._welcomed(welcome_to_proto("agent", (InstanceUp(spec, held, 0, cordoned),)))
+    link._welcomed(welcome_to_proto("agent", (InstanceUp(spec, held, 0, cordoned, wanted_role=wanted),)))
     return outbox
 
 
@@ -126,6 +129,13 @@ async def test_an_agent_that_was_away_hears_what_is_closed() -> None:
     assert await answered(desk, "d0").next_batch(0) == [CordonCommand("d0", True)]
     desk.core.ledger.instances["d0"].cordoned = False
     assert await answered(desk, "d0", cordoned=True).next_batch(0) == [CordonCommand("d0", False)]
+
+
+async def test_an_agent_that_was_away_hears_of_changes_of_roles_that_go_on() -> None:
+    desk = Desk(prefills("h100") + decodes("h100"))
+    assert await answered(desk, "d0", wanted=Role.PREFILL).next_batch(0) == [ChangeRole("d0", Role.DECODE, now=False)]
+    desk.tell(InstanceFlip("d0", Role.PREFILL, 0))
+    assert await answered(desk, "d0").next_batch(0) == [ChangeRole("d0", Role.PREFILL, now=False)]
 
 
 async def test_commands_go_to_the_session_that_is_open_and_not_to_one_that_could_not_be_made() -> None:

@@ -31,6 +31,7 @@ class Scripted:
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> Capabilities:
+        self._lost = asyncio.get_running_loop().create_future()
         self.starts.append(asyncio.get_running_loop().time())
         error = self._errors.pop(0) if self._errors else self._default
         if error is not None:
@@ -38,8 +39,12 @@ class Scripted:
         return self.found
 
     async def lost(self) -> str:
-        self._lost = asyncio.get_running_loop().create_future()
-        return await self._lost
+        return await asyncio.shield(self._lost)
+
+    async def change_role(self, role: Role) -> Capabilities:
+        await asyncio.sleep(95)
+        self.spec = self.spec._replace(role=role)
+        return await self.start()
 
     def lose(self, cause: str) -> None:
         self._lost.set_result(cause)
@@ -133,5 +138,43 @@ def test_one_that_lacks_what_its_profile_promises_does_not_run() -> None:
         await asyncio.sleep(1)
         assert "promises block_reuse, the engine cannot" in supervisor.cause
         assert engine.closed == 1
+
+    play(scene)
+
+
+def test_an_engine_that_has_to_be_started_again_for_another_role_is_down_meanwhile() -> None:
+    async def scene(engine: Scripted, supervisor: Supervisor, told: list[str]) -> None:
+        supervisor.change_role(Role.PREFILL)
+        await asyncio.sleep(90)
+        assert (told, supervisor.spec.role) == (["", "its role changes to prefill"], Role.DECODE)
+        supervisor.change_role(Role.PREFILL)  # said again: nothing more
+        await asyncio.sleep(10)
+        assert (supervisor.spec.role, supervisor.spec.flip) == (Role.PREFILL, engine.found.flip)
+        assert (told[2:], supervisor.restarts, len(engine.starts)) == (["", ""], 0, 2)
+        engine.lose("gone")
+        await asyncio.sleep(1)
+        assert (supervisor.spec.role, supervisor.restarts) == (Role.PREFILL, 1)
+
+    play(scene)
+
+
+def test_one_that_does_not_start_in_another_role_is_tried_again_in_it_and_can_go_back() -> None:
+    async def scene(engine: Scripted, supervisor: Supervisor, told: list[str]) -> None:
+        supervisor.change_role(Role.PREFILL)
+        await asyncio.sleep(95.2)
+        assert (supervisor.cause, supervisor.spec.role) == ("engine does not start: broken", Role.PREFILL)
+        supervisor.change_role(Role.DECODE)
+        await asyncio.sleep(100)
+        assert (supervisor.cause, supervisor.spec.role) == ("", Role.DECODE)
+
+    play(scene, None, Unavailable("broken", reason="ENGINE_HOST_FAILED"))
+
+
+def test_an_engine_that_mixes_changes_its_role_without_a_gap() -> None:
+    async def scene(engine: Scripted, supervisor: Supervisor, told: list[str]) -> None:
+        supervisor.spec = supervisor.spec._replace(flip=RoleFlip(FlipWay.MIX, 0))
+        supervisor.change_role(Role.PREFILL)
+        await asyncio.sleep(100)
+        assert (told, supervisor.spec.role) == (["", ""], Role.PREFILL)
 
     play(scene)

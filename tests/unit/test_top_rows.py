@@ -8,6 +8,7 @@ from hexagent.client.overview import Overview
 from hexagent.client.views import WorkflowSummary
 from hexagent.core.estimate.calibration import CalibrationRow
 from hexagent.core.instance.io import InstanceLoad
+from hexagent.core.instance.spec import Role
 from hexagent.core.units import PPM, US_PER_S
 from hexagent.core.workflow.model import WorkflowStatus
 from hexagent.wire.telemetry import DeviceSample, FailedLink, Links
@@ -20,7 +21,7 @@ def workflow(name: str, *, slo_scale: float = 0.0, deadline: float = 0.0) -> Wor
     return WorkflowSummary(name, "t", "c", running, "", 0, slo_scale, deadline, 1_000.0, 20.0, 8.0, 3, 1, 0, {})
 
 
-def cluster(at_s: int, tokens: int, *, epoch: int = 1, stale: bool = False) -> ClusterView:
+def cluster(at_s: int, tokens: int, *, epoch: int = 1, stale: bool = False, wanted: Role | None = None) -> ClusterView:
     """One instance with two GPUs, of which one does not say what it draws."""
     devices = tuple(
         DeviceSample(temperature_celsius=celsius, power_watts=watts, memory_used_bytes=60, memory_total_bytes=80)
@@ -34,7 +35,9 @@ def cluster(at_s: int, tokens: int, *, epoch: int = 1, stale: bool = False) -> C
     sampled_at_us = (at_s - 1) * US_PER_S
     reported = ReportedView(load, 400_000, stale, 300, 100, tokens, *steps, devices, 80, 60, sampled_at_us, links)
     spec = decodes("h100")[0]._replace(kv_blocks=200)
-    instance = InstanceView(spec, True, False, reported, 0, (at_s + 2) * US_PER_S, 0, 0, PPM, 1_250_000, None, False)
+    instance = InstanceView(
+        spec, True, "", False, wanted, reported, 0, (at_s + 2) * US_PER_S, 0, 0, PPM, 1_250_000, None, False
+    )
     tenants = (TenantView("b", 2, 4, 5_000_000),)
     return ClusterView("fcfs", epoch, at_s * US_PER_S, 4, 0, 0, tokens, 0, (instance,), tenants)
 
@@ -55,6 +58,11 @@ def test_rates_are_of_the_time_between_two_looks() -> None:
     assert row["device_memory_percent"] == 75.0
     assert (row["links_warm"], row["links_cold"], row["links_failure"]) == (3, 1, "d-a100-0: KV_LOST_TIMEOUT")
     assert viewed(cluster(100, 3_000)).cluster["events_per_s"] == 400.0
+
+
+def test_an_instance_that_gets_another_role_says_which() -> None:
+    (row,) = viewed(cluster(100, 3_000, wanted=Role.PREFILL)).instances
+    assert (row["role"], row["state"]) == ("decode", "to prefill")
 
 
 def test_a_scheduler_that_began_again_has_counted_from_nothing() -> None:

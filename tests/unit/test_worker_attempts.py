@@ -105,7 +105,7 @@ async def test_schedulers_hear_which_instances_are_cut_off_when_they_attach_and_
     cut_off = {"p"}
     warm_ups.cut_off = lambda instance_id: instance_id in cut_off  # type: ignore[method-assign]
     up = {name: cast("Supervisor", SimpleNamespace(spec=spec(name, Role.PREFILL), cause="")) for name in ("p", "q")}
-    agent = Agent("a", "nowhere:1", up, cast("Attempts", None), warm_ups, told, CLOCK)
+    agent = Agent("a", "nowhere:1", up, {}, cast("Attempts", None), warm_ups, told, CLOCK)
     session = agent.attach(1, True)
     agent.report_closed()
     cut_off.clear()

@@ -277,6 +277,28 @@ def drain(
     write_json(json_file, "drain", None, rows)
 
 
+@app.command(epilog=examples("hexagent flip p-h100-0 --role decode", "hexagent flip p-h100-0 --role prefill"))
+def flip(
+    instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="As `hexagent up` and `explain` name it.")],
+    role: Annotated[str, typer.Option("--role", help="What it shall be: prefill or decode.")],
+    address: Annotated[str, typer.Option("--address", help="The stack's dag-tracker.")] = "127.0.0.1:7400",
+    scheduler: Annotated[str, typer.Option("--scheduler", help="Its scheduler; default: the port after that.")] = "",
+    json_file: Json = None,
+) -> None:
+    """Give an instance the other role: it gets no new calls, changes when those it has have ended, then gets calls.
+
+    Interrupted, or when the scheduler or the instance's agent is started again, the change goes on. With the role that
+    it has, an instance that has not changed yet stays as it is.
+    """
+    from hexagent.cli.explain import scheduler_address
+    from hexagent.cli.flip import run_flip
+    from hexagent.cli.report import check_writable, write_json
+
+    check_writable(json_file)
+    rows = asyncio.run(run_flip(instance, role, scheduler_address(address, scheduler)))
+    write_json(json_file, "flip", None, rows)
+
+
 @app.command(epilog=examples("hexagent doctor", "hexagent doctor --cluster my-cluster.toml"))
 def doctor(cluster: Cluster = "demo", json_file: Json = None) -> None:
     """Check what this machine has of what HexAGenT needs. Exit status 1 if something is missing that it must have."""

@@ -73,6 +73,8 @@ def _state_row(view: InstanceView, at_us: int) -> Row:
 
 
 def _state(view: InstanceView) -> str:
+    if view.wanted_role is not None:
+        return f"to {view.wanted_role.name.lower()}"
     if not view.up:
         return "down"
     if view.reported is None:

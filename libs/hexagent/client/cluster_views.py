@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from hexagent.api.scheduler.v1 import scheduler_service_pb2
 from hexagent.core.instance.io import InstanceLoad
-from hexagent.core.instance.spec import InstanceSpec
-from hexagent.wire.cluster import instance_from_proto
+from hexagent.core.instance.spec import InstanceSpec, Role
+from hexagent.wire.cluster import instance_from_proto, role_from_proto
 from hexagent.wire.telemetry import DeviceSample, Links, device_from_proto, links_from_proto, load_from_proto
 
 
@@ -32,7 +32,9 @@ class InstanceView(NamedTuple):
 
     spec: InstanceSpec
     up: bool
+    down_reason: str  # "" while it is up
     cordoned: bool
+    wanted_role: Role | None  # that it gets once it holds nothing; None: the one that it has
     reported: ReportedView | None  # None: nothing yet
     prefill_free_us: int  # predicted end of what was dispatched to it
     transfer_free_us: int  # predicted end of the transfers from and to it
@@ -79,17 +81,19 @@ def cluster_view(message: scheduler_service_pb2.GetClusterResponse) -> ClusterVi
         snapshot_at_us=message.snapshot_at_us,
         events=message.events,
         decisions=message.decisions,
-        instances=tuple(sorted(map(_instance, message.instances), key=lambda view: view.spec.instance_id)),
+        instances=tuple(sorted(map(instance_view, message.instances), key=lambda view: view.spec.instance_id)),
         tenants=tuple(TenantView(t.tenant, t.weight, t.waiting, t.charged_us) for t in message.tenants),
     )
 
 
-def _instance(message: scheduler_service_pb2.InstanceView) -> InstanceView:
+def instance_view(message: scheduler_service_pb2.InstanceView) -> InstanceView:
     ledger = message.ledger
     return InstanceView(
         spec=instance_from_proto(message.instance),
         up=message.up,
+        down_reason=message.down_reason,
         cordoned=message.cordoned,
+        wanted_role=role_from_proto(message.wanted_role, "wanted_role") if message.wanted_role else None,
         reported=_reported(message) if message.HasField("reported") else None,
         prefill_free_us=ledger.prefill_free_us,
         transfer_free_us=ledger.transfer_free_us,

@@ -8,8 +8,8 @@ from hexagent.core.errors import HexagentError, InvalidArgument, NotFound
 from hexagent.core.estimate.tables import load_table
 from hexagent.core.estimate.variants import variant
 from hexagent.core.ids import checked_id
-from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Lora, Role, Speculation
-from hexagent.core.units import PPM, US_PER_MS
+from hexagent.core.instance.spec import FlipWay, InstanceSpec, LinkSpec, Lora, Role, RoleFlip, Speculation
+from hexagent.core.units import PPM, US_PER_MS, US_PER_S
 
 AgentGrouping = Literal["one", "role", "gpu", "pool", "instance"]
 
@@ -70,6 +70,7 @@ class PoolTable(BaseModel):
     speculation: SpeculationTable | None = None
     loras: list[LoraTable] = Field(default=[], max_length=_LORAS_MAX)
     max_loras: int | None = Field(default=None, ge=1, le=_LORAS_MAX)  # in the GPUs' memory at a time; None = all
+    flip_s: float = Field(default=0.0, ge=0, le=86_400)  # model time in which an emulated engine changes its role
 
 
 def build_instances(
@@ -107,6 +108,7 @@ def build_instances(
                     speculation=_speculation(pool.speculation),
                     loras=loras,
                     max_loras=min(pool.max_loras or len(loras), len(loras)),
+                    flip=RoleFlip(FlipWay.RESTART, round(pool.flip_s * US_PER_S)) if pool.flip_s else None,
                 )
             )
     return tuple(sorted(instances, key=lambda instance: instance.instance_id))

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.estimate.tables import known_gpus, load_table
-from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role, TenantSpec
+from hexagent.core.instance.spec import FLIPPED, ClusterSpec, InstanceSpec, Role, TenantSpec
 from hexagent.core.units import MILLI, ceil_div
 from hexagent.sim.workloads.arrivals import milli
 from hexagent.sim.workloads.model import Workload
@@ -19,7 +19,6 @@ FACTOR_RANGE_MILLI: Final = (10, 100_000)
 GRAMMAR: Final = "+N GPU ROLE, -N GPU ROLE, flip INSTANCE, tenant NAME:WEIGHTxFAN_OUT, rate xFACTOR"
 
 _ROLES: Final = {role.name.lower(): role for role in Role}
-_FLIPPED: Final = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 _RESIZE: Final = re.compile(r"([+-])\s*(\d{1,3})\s+(\S+)\s+(\S+)")
 
 
@@ -110,9 +109,9 @@ def _with_flipped(cluster: ClusterSpec, instance_id: str) -> ClusterSpec:
         known = ", ".join(found)
         raise NotFound(f"no instance {instance_id!r}; known: {known}", reason="UNKNOWN_INSTANCE", field="change")
     role = found[instance_id].role
-    if role not in _FLIPPED:
+    if role not in FLIPPED:
         raise _bad(f"flip {instance_id}: it does both phases")
-    found[instance_id] = found[instance_id]._replace(role=_FLIPPED[role])
+    found[instance_id] = found[instance_id]._replace(role=FLIPPED[role])
     return cluster._replace(instances=tuple(found.values()))
 
 

@@ -36,7 +36,7 @@ def instance_to_proto(spec: InstanceSpec) -> telemetry_pb2.InstanceDescription:
         instance_id=spec.instance_id,
         gpu_type=spec.gpu_type,
         tp=spec.tp,
-        role=enums_pb2.Role.ValueType(spec.role),
+        role=role_to_proto(spec.role),
         model=spec.model,
         precision=spec.precision,
         kv_precision=spec.kv_precision,
@@ -61,7 +61,7 @@ def instance_from_proto(message: telemetry_pb2.InstanceDescription) -> InstanceS
         instance_id=message.instance_id,
         gpu_type=message.gpu_type,
         tp=message.tp,
-        role=enum_of(Role, message.role, "instance.role"),
+        role=role_from_proto(message.role, "instance.role"),
         model=message.model,
         precision=message.precision,
         kv_precision=message.kv_precision,
@@ -79,6 +79,15 @@ def instance_from_proto(message: telemetry_pb2.InstanceDescription) -> InstanceS
         loras=tuple(Lora(lora.name, lora.rank, lora.directory) for lora in message.loras),
         max_loras=message.max_loras,
     )
+
+
+def role_to_proto(role: Role | None) -> enums_pb2.Role.ValueType:
+    return enums_pb2.ROLE_UNSPECIFIED if role is None else enums_pb2.Role.ValueType(role)
+
+
+def role_from_proto(role: enums_pb2.Role.ValueType, field: str) -> Role:
+    """`InvalidArgument` (BAD_ENUM) names `field` where it is none that this version knows."""
+    return enum_of(Role, role, field)
 
 
 def flip_to_proto(flip: RoleFlip) -> telemetry_pb2.RoleFlipDescription:

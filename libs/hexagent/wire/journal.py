@@ -11,13 +11,21 @@ from hexagent.core.scheduling.events import (
     CallProgress,
     InstanceCordoned,
     InstanceDown,
+    InstanceFlip,
     InstanceUp,
     SchedulerEvent,
     Started,
     Tick,
 )
 from hexagent.core.scheduling.record import DecisionRecord
-from hexagent.wire.cluster import cluster_from_proto, cluster_to_proto, instance_from_proto, instance_to_proto
+from hexagent.wire.cluster import (
+    cluster_from_proto,
+    cluster_to_proto,
+    instance_from_proto,
+    instance_to_proto,
+    role_from_proto,
+    role_to_proto,
+)
 from hexagent.wire.codec import bad, parse, to_bytes
 from hexagent.wire.estimator import snapshot_from_proto, snapshot_to_proto
 from hexagent.wire.scheduler import record_from_proto, record_to_proto
@@ -58,6 +66,7 @@ def journal_entry_to_bytes(entry: JournalEntry, stored: bytes = b"") -> bytes:
                 at_us=event.at_us,
                 cordoned=event.cordoned,
                 draining=event.draining,
+                wanted_role=role_to_proto(event.wanted_role),
             )
             message.instance_up.CopyFrom(up)
         case InstanceDown():
@@ -71,6 +80,10 @@ def journal_entry_to_bytes(entry: JournalEntry, stored: bytes = b"") -> bytes:
                 instance_id=event.instance_id, cordoned=event.cordoned, at_us=event.at_us
             )
             message.instance_cordoned.CopyFrom(cordoned)
+        case InstanceFlip():
+            role = role_to_proto(event.role)
+            flip = journal_pb2.InstanceFlip(instance_id=event.instance_id, role=role, at_us=event.at_us)
+            message.instance_flip.CopyFrom(flip)
         case Telemetry():
             message.telemetry.CopyFrom(telemetry_to_proto(TelemetryReport(event)))
         case Snapshot():
@@ -109,7 +122,8 @@ def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent | DecisionRec
         case "instance_up":
             up = message.instance_up
             held = tuple(held_from_proto(ticket) for ticket in up.held)
-            return InstanceUp(instance_from_proto(up.instance), held, up.at_us, up.cordoned, up.draining)
+            wanted_role = role_from_proto(up.wanted_role, "wanted_role") if up.wanted_role else None
+            return InstanceUp(instance_from_proto(up.instance), held, up.at_us, up.cordoned, up.draining, wanted_role)
         case "instance_down":
             gone = message.instance_down
             spec = instance_from_proto(gone.instance) if gone.HasField("instance") else None
@@ -117,6 +131,9 @@ def _event_of(message: journal_pb2.JournalEntry) -> SchedulerEvent | DecisionRec
         case "instance_cordoned":
             cordoned = message.instance_cordoned
             return InstanceCordoned(cordoned.instance_id, cordoned.cordoned, cordoned.at_us)
+        case "instance_flip":
+            flip = message.instance_flip
+            return InstanceFlip(flip.instance_id, role_from_proto(flip.role, "role"), flip.at_us)
         case "telemetry":
             return telemetry_from_proto(message.telemetry).telemetry
         case "snapshot":

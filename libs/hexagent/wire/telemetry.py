@@ -61,6 +61,7 @@ class AgentAnnouncement(NamedTuple):
     sequence: int = 0
     draining: bool = False
     down: tuple[str, ...] = ()  # instances whose engines do not run
+    flipped: tuple[str, ...] = ()  # instances that do not have the role they are configured with
 
 
 # --- reports ----------------------------------------------------------------------------------------------
@@ -239,6 +240,7 @@ def announcement_to_proto(announcement: AgentAnnouncement) -> telemetry_pb2.Agen
         epoch_seen=announcement.epoch_seen,
         draining=announcement.draining,
         down=announcement.down,
+        flipped=announcement.flipped,
     )
 
 
@@ -252,6 +254,7 @@ def announcement_from_proto(message: telemetry_pb2.AgentAnnouncement) -> AgentAn
         sequence=message.sequence,
         draining=message.draining,
         down=tuple(message.down),
+        flipped=tuple(message.flipped),
     )
 
 

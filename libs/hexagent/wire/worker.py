@@ -5,10 +5,10 @@ from typing import NamedTuple
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.worker.v1 import attempt_pb2, worker_service_pb2
 from hexagent.core.ids import Ticket
-from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, ChangeRole, Dispatch
 from hexagent.core.scheduling.events import CallProgress, HeldTicket, InstanceDown, InstanceUp, Phase
 from hexagent.core.workflow.model import CallSpec, SegmentRef
-from hexagent.wire.cluster import instance_from_proto, instance_to_proto
+from hexagent.wire.cluster import instance_from_proto, instance_to_proto, role_from_proto, role_to_proto
 from hexagent.wire.codec import bad, enum_of, ticket_from_proto, ticket_to_proto
 from hexagent.wire.segments import segment_ref_from_proto, segment_ref_to_proto
 
@@ -53,7 +53,7 @@ class CordonCommand(NamedTuple):
     cordoned: bool
 
 
-Command = DispatchCommand | BindCommand | CancelAttempt | CordonCommand
+Command = DispatchCommand | BindCommand | CancelAttempt | CordonCommand | ChangeRole
 Report = CallProgress | InstanceUp | InstanceDown
 
 
@@ -131,6 +131,8 @@ def command_to_proto(command: Command) -> worker_service_pb2.Command:
         case CordonCommand():
             cordon = attempt_pb2.Cordon(instance_id=command.instance_id, cordoned=command.cordoned)
             return worker_service_pb2.Command(cordon=cordon)
+        case ChangeRole():
+            return worker_service_pb2.Command(change_role=change_role_to_proto(command))
 
 
 def command_from_proto(message: worker_service_pb2.Command) -> Command:
@@ -144,6 +146,8 @@ def command_from_proto(message: worker_service_pb2.Command) -> Command:
             return _cancel_from_proto(message.cancel)
         case "cordon":
             return CordonCommand(message.cordon.instance_id, message.cordon.cordoned)
+        case "change_role":
+            return change_role_from_proto(message.change_role)
         case None:
             raise bad("BAD_MESSAGE", "command", "the message holds no command this version knows")
 
@@ -206,6 +210,14 @@ def _cancel_from_proto(message: attempt_pb2.CancelAttempt) -> CancelAttempt:
     )
 
 
+def change_role_to_proto(change: ChangeRole) -> attempt_pb2.ChangeRole:
+    return attempt_pb2.ChangeRole(instance_id=change.instance_id, role=role_to_proto(change.role), now=change.now)
+
+
+def change_role_from_proto(message: attempt_pb2.ChangeRole) -> ChangeRole:
+    return ChangeRole(message.instance_id, role_from_proto(message.role, "change_role.role"), message.now)
+
+
 # --- reports ----------------------------------------------------------------------------------------------
 def progress_to_proto(progress: CallProgress) -> attempt_pb2.CallProgress:
     return attempt_pb2.CallProgress(
@@ -262,17 +274,25 @@ def welcome_to_proto(agent_id: str, ups: tuple[InstanceUp, ...]) -> worker_servi
         instances=[instance_to_proto(up.spec) for up in ups],
         held=[held_to_proto(held) for up in ups for held in up.held],
         cordoned=[up.spec.instance_id for up in ups if up.cordoned],
+        changes=[
+            change_role_to_proto(ChangeRole(up.spec.instance_id, up.wanted_role, now=False))
+            for up in ups
+            if up.wanted_role is not None
+        ],
     )
 
 
 def instance_ups_from_welcome(message: worker_service_pb2.Welcome, now_us: int) -> tuple[InstanceUp, ...]:
     """One event an instance; an attempt is held where the agent says it is."""
     held = [held_from_proto(ticket) for ticket in message.held]
+    changes = [change_role_from_proto(change) for change in message.changes]
+    wanted = {change.instance_id: change.role for change in changes}
     ups: list[InstanceUp] = []
     for instance in message.instances:
         spec = instance_from_proto(instance)
         here = tuple(ticket for ticket in held if ticket.instance_id == spec.instance_id)
-        ups.append(InstanceUp(spec, here, now_us, spec.instance_id in message.cordoned))
+        cordoned = spec.instance_id in message.cordoned
+        ups.append(InstanceUp(spec, here, now_us, cordoned, wanted_role=wanted.get(spec.instance_id)))
     return tuple(ups)
 
 

@@ -9,6 +9,7 @@ import grpc
 
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
 from hexagent.api.worker.v1 import worker_service_pb2_grpc as stubs
+from hexagent.core.scheduling.effects import ChangeRole
 from hexagent.core.scheduling.events import CallProgress, InstanceDown, InstanceUp, Phase
 from hexagent.runtime.clock import ModelClock
 from hexagent.runtime.grpc_client import open_channel
@@ -88,13 +89,20 @@ class AgentLink:
         self._instances |= {up.spec.instance_id for up in ups}
         for up in ups:
             self._driver.handle(up)
-            cordoned = self._driver.core.ledger.instances[up.spec.instance_id].cordoned
-            if cordoned != up.cordoned:  # the agent has been started again, or was away
-                self._outbox.put(CordonCommand(up.spec.instance_id, cordoned))
+            self._remind(up)
             self._report_lost(up, now_us)
         self._up, self._dead = True, False
         self.settled.set()
         log.info("session with agent %s: %d instances, %d attempts held", self.agent_id, len(ups), len(welcome.held))
+
+    def _remind(self, up: InstanceUp) -> None:
+        """Tell an agent that has been started again, or was away, what the next scheduler shall hear of it."""
+        instance = self._driver.core.ledger.instances[up.spec.instance_id]
+        if instance.cordoned != up.cordoned:
+            self._outbox.put(CordonCommand(up.spec.instance_id, instance.cordoned))
+        if instance.wanted_role is not up.wanted_role:
+            role = instance.wanted_role or up.spec.role
+            self._outbox.put(ChangeRole(up.spec.instance_id, role, now=False))
 
     def _report_lost(self, up: InstanceUp, now_us: int) -> None:
         """Attempts the ledger has on an instance whose agent has forgotten them, for instance by a restart.

@@ -2,9 +2,10 @@
 
 import logging
 
+from hexagent.core.instance.spec import Role
 from hexagent.core.scheduling.core import SchedulerCore
-from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse, Shadowed
-from hexagent.core.scheduling.events import InstanceCordoned, SchedulerEvent
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, ChangeRole, Dispatch, Effect, Record, Refuse, Shadowed
+from hexagent.core.scheduling.events import InstanceCordoned, InstanceFlip, SchedulerEvent
 from hexagent.core.workflow.model import SegmentRef
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.journal import JournalWriter
@@ -51,6 +52,10 @@ class Driver:
         self.handle(InstanceCordoned(instance_id, cordoned, self._clock.now_us()))
         self._send(instance_id, CordonCommand(instance_id, cordoned))
 
+    def flip(self, instance_id: str, role: Role) -> None:
+        """An instance of the ledger shall have `role` once it holds nothing."""
+        self.handle(InstanceFlip(instance_id, role, self._clock.now_us()))
+
     def _perform(self, effect: Effect, now_us: int) -> None:
         match effect:
             case Dispatch():
@@ -61,6 +66,8 @@ class Driver:
                 agents = (self._agent(effect.prefill_instance), self._agent(effect.decode_instance))
                 for agent_id in dict.fromkeys(agents):
                     self._outboxes.put(agent_id, effect)
+            case ChangeRole():
+                self._send(effect.instance_id, effect)
             case Refuse():
                 self._publisher.outcome(effect.outcome)
             case Record():

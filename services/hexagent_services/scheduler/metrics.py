@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Final
 
+from hexagent.core.instance.spec import FLIPPED
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.units import PPM, US_PER_S
@@ -70,6 +71,9 @@ class ClusterMetrics:
             "{point}",
         )
         self._up = metrics.gauge("hexagent.instance.up", "1 = it takes calls.", _INSTANCE)
+        self._flips = metrics.gauge(
+            "hexagent.instance.flips", "Changes of its role.", ("hexagent.instance", "hexagent.gpu"), "{change}"
+        )
         self._calls = metrics.gauge(
             "hexagent.instance.calls", "Calls of an instance by state.", (*_INSTANCE, "hexagent.state"), "{call}"
         )
@@ -118,6 +122,9 @@ class ClusterMetrics:
         spec = instance.spec
         names = (spec.instance_id, spec.gpu_type, spec.role.name.lower())
         self._up.set(float(instance.up and not instance.closed), *names)
+        if flips := self._core.flips.done[spec.instance_id]:
+            self._flips.set(flips, *names[:2])
+            self._up.set(0.0, *names[:2], FLIPPED[spec.role].name.lower())
         self._pinned.set(instance.pinned_tokens, *names)
         if instance.cache is not None:
             self._drift.set(instance.cache.drift.wrong_ppm / PPM, *names)

@@ -8,14 +8,15 @@ import grpc
 from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.scheduler.v1 import scheduler_service_pb2 as pb
 from hexagent.api.scheduler.v1 import scheduler_service_pb2_grpc as stubs
-from hexagent.core.errors import FailedPrecondition, NotFound
-from hexagent.core.instance.needs import ANYTHING, Needs
+from hexagent.core.errors import NotFound
+from hexagent.core.instance.spec import Role
 from hexagent.core.scheduling.calls import Call
+from hexagent.core.scheduling.last import check_spared
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.tenants import Account
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.grpc_server import guarded
-from hexagent.wire.cluster import instance_to_proto
+from hexagent.wire.cluster import instance_to_proto, role_from_proto, role_to_proto
 from hexagent.wire.codec import bad, call_id_to_proto, checked_call_id
 from hexagent.wire.scheduler import record_to_proto, shadow_to_proto
 from hexagent.wire.telemetry import device_to_proto, incidents_to_proto, links_to_proto, load_to_proto
@@ -96,17 +97,23 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
     async def DrainInstance(self, request: pb.DrainInstanceRequest, context: Context) -> pb.DrainInstanceResponse:
         """Cordon, and say how much is still held or bound there: the caller asks again until nothing is."""
         instance = self._instance(request.instance_id)
-        last = self._last_of(instance)
-        if last is not None:
-            what = (f"adapter {last.lora} of " if last.lora else "") + instance.spec.model
-            what += f" in {last.min_precision} at least" if last.min_precision else ""
-            raise FailedPrecondition(
-                f"{request.instance_id} is the last that serves {what} in its role",
-                reason="LAST_INSTANCE",
-                field="instance_id",
-            )
+        if instance.usable:
+            check_spared(self._driver.core.ledger, instance)
         self._cordon(request.instance_id, True)
         return pb.DrainInstanceResponse(
+            instance=self._view(instance), held=len(self._driver.core.ledger.held_by(instance))
+        )
+
+    async def FlipInstance(self, request: pb.FlipInstanceRequest, context: Context) -> pb.FlipInstanceResponse:
+        """Let it have the role, and say how far that is: the caller asks again until it is so."""
+        instance = self._instance(request.instance_id)
+        role = role_from_proto(request.role, "role")
+        if role is Role.BOTH:
+            raise bad("BAD_ROLE", "role", "must be ROLE_PREFILL or ROLE_DECODE")
+        if role is not (instance.wanted_role or instance.spec.role):
+            self._driver.core.flips.check(instance, role)
+            self._driver.flip(request.instance_id, role)
+        return pb.FlipInstanceResponse(
             instance=self._view(instance), held=len(self._driver.core.ledger.held_by(instance))
         )
 
@@ -125,15 +132,6 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             )
         return instances[instance_id]
 
-    def _last_of(self, instance: Instance) -> Needs | None:
-        """Needs for which one of its phases has no other usable instance of its model; None where all have."""
-        spec, ledger = instance.spec, self._driver.core.ledger
-        loras = [Needs(lora.name) for lora in spec.loras]
-        for needs in (ANYTHING, *loras, Needs(min_precision=spec.precision)) if instance.usable else ():
-            if any(pool == [instance] for pool in ledger.pool(spec.model, needs=needs)):
-                return needs
-        return None
-
     def _view(self, instance: Instance) -> pb.InstanceView:
         reported = self._reports.get(instance.spec.instance_id)
         drift = instance.cache.drift if instance.cache is not None else None
@@ -144,6 +142,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             up=instance.up,
             down_reason=instance.down_reason,
             cordoned=instance.closed,
+            wanted_role=role_to_proto(instance.wanted_role),
             load=load_to_proto(reported.load) if reported is not None else None,
             reported_at_us=reported.at_us if reported is not None else 0,
             reported=_reported_view(reported) if reported is not None else None,

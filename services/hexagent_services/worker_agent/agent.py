@@ -1,7 +1,8 @@
 """The agent as a whole: its instances, the attempts on them, and which scheduler it obeys."""
 
 from hexagent.core.errors import Aborted, FailedPrecondition, InvalidArgument
-from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.instance.spec import InstanceSpec, Role
+from hexagent.core.scheduling.effects import ChangeRole
 from hexagent.runtime.clock import Clock
 from hexagent.wire.telemetry import AgentAnnouncement
 from hexagent_services.worker_agent.attempts import Attempts
@@ -16,6 +17,7 @@ class Agent:
         agent_id: str,
         address: str,
         supervisors: dict[str, Supervisor],
+        roles: dict[str, Role],
         attempts: Attempts,
         warm_ups: WarmUps,
         reports: Reports,
@@ -26,7 +28,9 @@ class Agent:
         self.warm_ups = warm_ups
         self.reports = reports
         self.cordoned: set[str] = set()  # instances that get no new calls, as the schedulers have said
+        self.wanted_roles: dict[str, Role] = {}  # of instances that shall change theirs, likewise
         self._supervisors = supervisors
+        self._roles = roles  # as configured
         self._address = address
         self._clock = clock
         self._epoch = 0  # the newest scheduler seen
@@ -59,6 +63,19 @@ class Agent:
         self.cordoned.discard(instance_id)
         if instance_id in self._supervisors:
             self._supervisors[instance_id].open()
+
+    def change_role(self, change: ChangeRole) -> None:
+        """A scheduler says which role an instance shall have; what it remembers says the next one."""
+        supervisor = self._supervisors.get(change.instance_id)
+        if supervisor is None:
+            return
+        if change.now:
+            self.wanted_roles.pop(change.instance_id, None)
+            supervisor.change_role(change.role)
+        elif change.role is supervisor.spec.role:
+            self.wanted_roles.pop(change.instance_id, None)
+        else:
+            self.wanted_roles[change.instance_id] = change.role
 
     def report(self, instance_id: str) -> None:
         """Say whether an engine runs and gets new calls."""
@@ -101,4 +118,5 @@ class Agent:
             self._announcements,
             self.draining,
             tuple(name for name, supervisor in self._supervisors.items() if supervisor.cause),
+            tuple(spec.instance_id for spec in self.instances if spec.role is not self._roles[spec.instance_id]),
         )

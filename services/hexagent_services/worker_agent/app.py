@@ -18,7 +18,7 @@ from hexagent.runtime.cluster_record import read_cluster_record
 from hexagent.runtime.grpc_server import GrpcServer
 from hexagent.runtime.kv import KvBucket
 from hexagent.wire.cluster import ClusterRecord
-from hexagent.wire.telemetry import announcement_to_bytes
+from hexagent.wire.telemetry import announcement_from_bytes, announcement_to_bytes
 from hexagent_services.worker_agent.agent import Agent
 from hexagent_services.worker_agent.attempts import Attempts
 from hexagent_services.worker_agent.devices import find_devices
@@ -61,7 +61,9 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     app.at_stop(Stage.CLOSE, "server", lambda: server.stop(settings.stop_grace_s))
     address = settings.advertised(port)
 
-    instances = _instances(record, settings.agent_id, address)
+    configured = _instances(record, settings.agent_id, address)
+    cluster = bus.bucket(subjects.CLUSTER_BUCKET)
+    instances = await _as_left(cluster, settings.agent_id, configured)
     tables = _engine_tables(settings, instances, record)
     devices = find_devices(instances, tables)
     app.at_stop(Stage.CLOSE, "devices", devices.close)
@@ -80,7 +82,8 @@ async def main(app: App[WorkerAgentSettings]) -> None:
         changed.set()
 
     supervisors = await _supervised(app, engines, tell)
-    agent = Agent(settings.agent_id, address, supervisors, attempts, warm_ups, reports, clock)
+    roles = {spec.instance_id: spec.role for spec in configured}
+    agent = Agent(settings.agent_id, address, supervisors, roles, attempts, warm_ups, reports, clock)
     servicer.serve(agent)
 
     app.at_stop(Stage.INTAKE, "intake", agent.drain)
@@ -90,7 +93,6 @@ async def main(app: App[WorkerAgentSettings]) -> None:
     period_s = settings.telemetry_period_s
     telemetry = report_telemetry(settings.agent_id, supervisors, devices, warm_ups.links_of, bus, clock, period_s)
     app.start(telemetry, "telemetry")
-    cluster = bus.bucket(subjects.CLUSTER_BUCKET)
     await _announce(cluster, agent, changed)
     app.start(_announce_changes(cluster, agent, changed), "announcements")
     if tables:
@@ -138,6 +140,16 @@ def _instances(record: ClusterRecord, agent_id: str, address: str) -> tuple[Inst
             field="HEXAGENT_AGENT_ID",
         )
     return mine
+
+
+async def _as_left(cluster: KvBucket, agent_id: str, configured: tuple[InstanceSpec, ...]) -> tuple[InstanceSpec, ...]:
+    """The instances in the roles that this agent has announced last, where these are not the configured ones."""
+    entry = await cluster.get(subjects.agent_key(agent_id))
+    if entry is None or entry.value is None:
+        return configured
+    last = announcement_from_bytes(entry.value)
+    roles = {spec.instance_id: spec.role for spec in last.instances if spec.instance_id in last.flipped}
+    return tuple(spec._replace(role=roles.get(spec.instance_id, spec.role)) for spec in configured)
 
 
 def _engine_tables(

@@ -85,6 +85,7 @@ def real_engine(
         load_timeout_s=table.load_timeout_s,
         stall_s=table.stall_s,
         arguments=table.arguments,
+        restarts=not table.url,
     )
     kv_bytes_per_token = load_table(spec.gpu_type, spec.model, spec.tp, spec.precision).kv_bytes_per_token
     host = _host(spec, table, folder / spec.instance_id)

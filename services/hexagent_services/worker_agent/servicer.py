@@ -11,7 +11,7 @@ from hexagent.api.common.v1 import ids_pb2
 from hexagent.api.worker.v1 import worker_service_pb2 as pb
 from hexagent.api.worker.v1 import worker_service_pb2_grpc as stubs
 from hexagent.core.errors import Aborted, HexagentError, InvalidArgument, Unavailable
-from hexagent.core.scheduling.effects import CancelAttempt
+from hexagent.core.scheduling.effects import CancelAttempt, ChangeRole
 from hexagent.core.scheduling.events import HeldTicket, InstanceUp
 from hexagent.runtime.clock import Clock
 from hexagent.runtime.grpc_server import guarded
@@ -102,6 +102,8 @@ class WorkerServicer(stubs.WorkerServiceServicer):
                     attempts.cancel(command)
                 case CordonCommand():
                     self._agent.cordon(command.instance_id, command.cordoned)
+                case ChangeRole():
+                    self._agent.change_role(command)
         if dispatches:
             await attempts.dispatch(dispatches)
 
@@ -109,12 +111,18 @@ class WorkerServicer(stubs.WorkerServiceServicer):
         held: dict[str, list[HeldTicket]] = {}
         for ticket in self._agent.attempts.held():
             held.setdefault(ticket.instance_id, []).append(ticket)
-        now_us = self._clock.now_us()
+        agent, now_us = self._agent, self._clock.now_us()
         ups = tuple(
-            InstanceUp(spec, tuple(held.get(spec.instance_id, ())), now_us, spec.instance_id in self._agent.cordoned)
-            for spec in self._agent.up
+            InstanceUp(
+                spec,
+                tuple(held.get(spec.instance_id, ())),
+                now_us,
+                spec.instance_id in agent.cordoned,
+                wanted_role=agent.wanted_roles.get(spec.instance_id),
+            )
+            for spec in agent.up
         )
-        return welcome_to_proto(self._agent.agent_id, ups)
+        return welcome_to_proto(agent.agent_id, ups)
 
     async def HandOff(
         self, request_iterator: AsyncIterator[pb.HandOffRequest], context: Context

@@ -80,9 +80,7 @@ class WarmUps:
         self._peers = peers
         self._clock = clock
         self._address = address
-        self._links: dict[str, dict[str, _Link]] = {
-            name: {} for name, engine in engines.items() if engine.spec.role is Role.PREFILL
-        }
+        self._links: dict[str, dict[str, _Link]] = {name: {} for name in engines}
         self._cut_off: set[str] = set()
         self._agents: dict[str, AgentAnnouncement] = {}
         self._changed = asyncio.Event()
@@ -100,7 +98,7 @@ class WarmUps:
 
     def links_of(self, instance_id: str) -> Links | None:
         """None for an instance whose links need no warm-up."""
-        if instance_id not in self._links:
+        if instance_id not in self._links or self._engines[instance_id].spec.role is not Role.PREFILL:
             return None
         links = sorted(self._links[instance_id].items())
         warm = [link for _, link in links if link.warm]
@@ -115,10 +113,8 @@ class WarmUps:
         for agent in self._agents.values() if mine else (announcement,):
             for spec in agent.instances:
                 for source, links in self._links.items():
-                    if spec.instance_id in agent.down:
-                        links.pop(spec.instance_id, None)
-                    elif _fits(self._engines[source].spec, spec):
-                        known = links.get(spec.instance_id)
+                    known = links.pop(spec.instance_id, None)
+                    if spec.instance_id not in agent.down and _fits(self._engines[source].spec, spec):
                         links[spec.instance_id] = _Link(spec, agent.address, known.cause if known else "")
         self._changed.set()
 
@@ -226,7 +222,8 @@ class WarmUps:
 
 def _fits(source: InstanceSpec, target: InstanceSpec) -> bool:
     same = ("model", "kv_precision", "block_tokens")
-    return target.role is Role.DECODE and all(getattr(source, name) == getattr(target, name) for name in same)
+    roles = (source.role, target.role) == (Role.PREFILL, Role.DECODE)
+    return roles and all(getattr(source, name) == getattr(target, name) for name in same)
 
 
 def _attempt(source: InstanceSpec, target: InstanceSpec, rank: int, now_us: int) -> Attempt:

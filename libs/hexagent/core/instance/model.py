@@ -57,6 +57,7 @@ class InstanceModel:
         self._now_us = 0
         self._arrivals = 0
         self._nominal = times
+        self._kv_bytes_per_token = kv_bytes_per_token
         pool = BlockPool(spec.kv_blocks, spec.block_tokens, profile.block_reuse and spec.prefix_cache)
         self._pool = pool
         self._residents = Residents(pool, spec.max_batch)
@@ -105,6 +106,15 @@ class InstanceModel:
     def retune(self, truth: Truth) -> None:
         """Another truth from the next step on: the hardware got slower or faster."""
         self._engine.times = TrueTimes(self._nominal, truth)
+
+    def in_role(self, role: Role, started_again: bool) -> "InstanceModel":
+        """The instance as it goes on in another role; `started_again` it holds nothing, cached or not."""
+        if not started_again:
+            self.spec = self.spec._replace(role=role)
+            return self
+        truth = self._engine.times.truth
+        spec = self.spec._replace(role=role)
+        return InstanceModel(spec, self.profile, self._nominal, self._kv_bytes_per_token, truth)
 
     def load(self, now_us: int) -> InstanceLoad:
         """A snapshot at the last event before `now_us`; to see that time, `advance` to it first."""

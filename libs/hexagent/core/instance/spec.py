@@ -1,7 +1,7 @@
 """What an instance, an engine profile, a link and a cluster are."""
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hexagent.core.units import PPM
 
@@ -13,6 +13,9 @@ class Role(IntEnum):
     PREFILL = 1
     DECODE = 2
     BOTH = 3  # not disaggregated: chunked prefill mixed with decode
+
+
+FLIPPED: Final = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 
 
 class HandOff(IntEnum):

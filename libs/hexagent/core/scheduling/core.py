@@ -23,13 +23,15 @@ from hexagent.core.scheduling.events import (
     CallProgress,
     InstanceCordoned,
     InstanceDown,
+    InstanceFlip,
     InstanceUp,
     Phase,
     SchedulerEvent,
     Started,
     Tick,
 )
-from hexagent.core.scheduling.ledger import Attempt, Ledger, Mixing
+from hexagent.core.scheduling.flips import Flips
+from hexagent.core.scheduling.ledger import Attempt, Instance, Ledger, Mixing
 from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.queue import ReadyQueue
 from hexagent.core.scheduling.record import NOWHERE, Candidate, DecisionKind, DecisionRecord
@@ -62,6 +64,7 @@ class SchedulerCore:
         self.estimator = Estimator(cluster, oracle)
         self.projection = Projection(self.estimator)
         self.ledger = Ledger(self.estimator)
+        self.flips = Flips(self.ledger)
         self.epoch = 0  # 0 = not started
         self.tenants = Tenants(cluster, profile.tenant_lag_us)
         self.queue = ReadyQueue(self.tenants)
@@ -102,6 +105,10 @@ class SchedulerCore:
                 plan = self._instance_down(event, now_us, effects)
             case InstanceCordoned():
                 plan = self._cordon(event)
+            case InstanceFlip():
+                effects.append(self.flips.want(self._known(event.instance_id), event.role))
+                self._topologies.clear()
+                plan = True
             case Started():
                 self.epoch = event.epoch
                 self._adoption.start()
@@ -118,8 +125,10 @@ class SchedulerCore:
                 for call in change.ready:
                     self._admit(call, now_us, effects)
                 plan = bool(change.ready) or any(freed) or bool(change.ended and (self._starved or self.tenants.held))
-        if plan and self.epoch:
-            self._plan(now_us, effects)
+        if self.epoch:
+            effects += self.flips.due()
+            if plan:
+                self._plan(now_us, effects)
         return tuple(effects)
 
     # --- calls ------------------------------------------------------------------------------------------------
@@ -245,17 +254,21 @@ class SchedulerCore:
         instance.draining = event.draining
         if not known:  # else what was said here since is newer than what its agent remembers
             instance.cordoned = event.cordoned
+            if event.wanted_role is not None:
+                self.flips.want(instance, event.wanted_role)
+        self.flips.heard(instance)
         self._topologies.clear()
         self._adoption.hear(event.held, bool(self.epoch))
         return True
 
     def _instance_down(self, event: InstanceDown, now_us: int, effects: list[Effect]) -> bool:
         instance = self.ledger.instances.get(event.instance_id)
-        if instance is None and event.spec is not None:
+        was_up = instance is not None and instance.up
+        if event.spec is not None:
             instance = self.ledger.describe(event.spec)
+            self.flips.heard(instance)
         if instance is None:
             return False
-        was_up = instance.up
         self.ledger.down(instance, event.reason)
         if not was_up:
             return False
@@ -285,12 +298,15 @@ class SchedulerCore:
         attempt.give_up_us = now_us + self._profile.stuck_factor * longest_us + self._profile.stuck_us
 
     def _cordon(self, event: InstanceCordoned) -> bool:
-        instance = self.ledger.instances.get(event.instance_id)
-        if instance is None:
-            raise NotFound(f"no instance {event.instance_id!r}", reason="UNKNOWN_INSTANCE", field="instance_id")
-        instance.cordoned = event.cordoned
+        self._known(event.instance_id).cordoned = event.cordoned
         self._topologies.clear()
         return True
+
+    def _known(self, instance_id: str) -> Instance:
+        instance = self.ledger.instances.get(instance_id)
+        if instance is None:
+            raise NotFound(f"no instance {instance_id!r}", reason="UNKNOWN_INSTANCE", field="instance_id")
+        return instance
 
     # --- planning ---------------------------------------------------------------------------------------------
     def _plan(self, now_us: int, effects: list[Effect]) -> None:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from hexagent.core.ids import CallId, Ticket
+from hexagent.core.instance.spec import Role
 from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.core.workflow.model import CallOutcome
 
@@ -34,6 +35,14 @@ class CancelAttempt(NamedTuple):
     prefill_instance: str
     decode_instance: str
     reason: str
+
+
+class ChangeRole(NamedTuple):
+    """The role an instance shall have: `now`, as it holds nothing, else for its agent to remember meanwhile."""
+
+    instance_id: str
+    role: Role
+    now: bool
 
 
 class Refuse(NamedTuple):
@@ -68,4 +77,4 @@ class Shadowed(NamedTuple):
         return self.made != self.would_make
 
 
-Effect = Dispatch | Bind | CancelAttempt | Refuse | Record | Shadowed
+Effect = Dispatch | Bind | CancelAttempt | ChangeRole | Refuse | Record | Shadowed

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from hexagent.core.estimate.snapshot import Snapshot
 from hexagent.core.ids import Ticket
-from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.instance.spec import InstanceSpec, Role
 from hexagent.core.instance.telemetry import Telemetry
 from hexagent.core.workflow.events import WorkflowEvent
 
@@ -53,6 +53,7 @@ class InstanceUp(NamedTuple):
     at_us: int
     cordoned: bool = False  # its agent knows that it is closed to new calls
     draining: bool = False  # its agent takes no new calls for it until it says otherwise
+    wanted_role: Role | None = None  # its agent knows that it shall have this one; None = the one that it has
 
 
 class InstanceDown(NamedTuple):
@@ -72,6 +73,14 @@ class InstanceCordoned(NamedTuple):
     at_us: int
 
 
+class InstanceFlip(NamedTuple):
+    """It shall have `role`: no new call goes there, and it changes once it holds nothing."""
+
+    instance_id: str
+    role: Role  # that it has: it stays as it is
+    at_us: int
+
+
 class Started(NamedTuple):
     """Every known agent answered or is declared dead: dispatching may begin."""
 
@@ -86,5 +95,14 @@ class Tick(NamedTuple):
 
 
 SchedulerEvent = (
-    WorkflowEvent | CallProgress | InstanceUp | InstanceDown | InstanceCordoned | Telemetry | Snapshot | Started | Tick
+    WorkflowEvent
+    | CallProgress
+    | InstanceUp
+    | InstanceDown
+    | InstanceCordoned
+    | InstanceFlip
+    | Telemetry
+    | Snapshot
+    | Started
+    | Tick
 )

@@ -88,6 +88,7 @@ class Instance:
         "suspect_until_us",
         "table",
         "up",
+        "wanted_role",
     )
 
     def __init__(self, spec: InstanceSpec, table: StepTable) -> None:
@@ -99,6 +100,7 @@ class Instance:
         self.cache: CacheBelief | None = None  # None: the engine caches no prefixes, or is down
         self.cordoned = False
         self.draining = False  # its agent takes no new calls for it
+        self.wanted_role: Role | None = None  # that it gets once it holds nothing; None: the one that it has
         self.suspect_until_us = 0  # an attempt got stuck here: no new calls until then
         self.prefilling: dict[Ticket, Attempt] = {}
         self.decoding: dict[Ticket, Attempt] = {}  # bound here: waiting, in flight or decoding
@@ -114,11 +116,15 @@ class Instance:
     @property
     def closed(self) -> bool:
         """To new calls, by an operator or by its agent."""
-        return self.cordoned or self.draining
+        return self.cordoned or self.draining or self.wanted_role is not None
 
     @property
     def usable(self) -> bool:
         return self.up and not self.closed and not self.suspect_until_us
+
+    @property
+    def holds_nothing(self) -> bool:
+        return not (self.prefilling or self.decoding or self.pinned_tokens)
 
     @property
     def load(self) -> int:

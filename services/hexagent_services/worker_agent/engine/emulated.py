@@ -166,8 +166,7 @@ class EmulatedEngine:
         self._timer: asyncio.TimerHandle | None = None
         self._samples = SampleBuffer()
         self._frozen = False
-        # Somebody may wait for a first token; nobody does so closely for what a decode step brings.
-        self._least_wait_s = TIMER_S if spec.role is Role.DECODE else 0.0
+        self._down = False
 
     def freeze(self, frozen: bool) -> None:
         """While frozen nothing makes progress and nothing is lost; afterwards what is overdue happens at once."""
@@ -181,8 +180,28 @@ class EmulatedEngine:
     async def start(self) -> Capabilities:
         profile = PROFILES[self.spec.profile]
         reuse = profile.block_reuse and self.spec.prefix_cache
-        flip = RoleFlip(FlipWay.MIX, 0)  # the model asks no instance for its role
-        return Capabilities(reuse, profile.local_prefill, profile.pipelined_transfer, flip)
+        return Capabilities(reuse, profile.local_prefill, profile.pipelined_transfer, self._flip)
+
+    @property
+    def _flip(self) -> RoleFlip:
+        """As configured; by itself the model asks no instance for its role."""
+        return self.spec.flip or RoleFlip(FlipWay.MIX, 0)
+
+    async def change_role(self, role: Role) -> Capabilities:
+        restarts = self._flip.way is FlipWay.RESTART
+        self.spec = self.spec._replace(role=role)
+        self._model = self._model.in_role(role, started_again=restarts)
+        if restarts:
+            for run in self._runs.values():
+                run.take(Refused(run.request.ticket, self._clock.now_us(), "ENGINE_LOST"))
+            self._runs.clear()
+            self._inbox.clear()
+            self._down = True
+            try:
+                await self._clock.sleep_until(self._clock.now_us() + self._flip.cost_us)
+            finally:
+                self._down = False
+        return await self.start()
 
     async def lost(self) -> str:
         """An emulated engine dies with its agent only."""
@@ -273,6 +292,8 @@ class EmulatedEngine:
     # --- an attempt's phases ----------------------------------------------------------------------------------
     def _open(self, request: EngineRequest) -> _Run:
         adapter_of(request.call, self.spec)  # refuses what is not served
+        if self._down:
+            raise EngineRefused("ENGINE_DOWN")
         run = self._runs[request.ticket] = _Run(request)
         return run
 
@@ -342,7 +363,9 @@ class EmulatedEngine:
             self._timer = None
         due_us = self._model.next_due_us()
         if due_us < NEVER_US:
-            delay_s = max(self._clock.to_wall_s(due_us - now_us), self._least_wait_s)
+            # Somebody may wait for a first token; nobody does so closely for what a decode step brings.
+            least_wait_s = TIMER_S if self.spec.role is Role.DECODE else 0.0
+            delay_s = max(self._clock.to_wall_s(due_us - now_us), least_wait_s)
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._flush)
 
     def _take(self, effects: tuple[InstanceEffect, ...]) -> None:

@@ -26,7 +26,7 @@ from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import InstanceLoad
 from hexagent.core.instance.noise import Truth, hash64
 from hexagent.core.instance.samples import Samples
-from hexagent.core.instance.spec import LinkSpec
+from hexagent.core.instance.spec import LinkSpec, Role
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.units import PPM, US_PER_S
 from hexagent.runtime.clock import ModelClock
@@ -122,6 +122,11 @@ class FaultyEngine:
 
     async def start(self) -> Capabilities:
         return await self._inner.start()
+
+    async def change_role(self, role: Role) -> Capabilities:
+        found = await self._inner.change_role(role)
+        self.spec = self._inner.spec
+        return found
 
     async def lost(self) -> str:
         return await self._inner.lost()

@@ -15,6 +15,7 @@ class TrtllmOptions(NamedTuple):
     stall_s: float = 60.0  # wall time without progress while there is work, after which it counts as hung
     grace_s: float = 5.0  # that the engine may take longer than its own timeout says
     arguments: Mapping[str, Any] = {}  # of the `LLM` constructor; they win
+    restarts: bool = True  # it is the agent that starts it
 
     @property
     def hand_off_s(self) -> float:

@@ -14,7 +14,7 @@ from hexagent.api.common.v1 import call_pb2
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import InstanceLoad, PrefixSegment
 from hexagent.core.instance.samples import Samples
-from hexagent.core.instance.spec import InstanceSpec, LinkSpec, RoleFlip
+from hexagent.core.instance.spec import InstanceSpec, LinkSpec, Role, RoleFlip
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.workflow.model import FinishReason
 
@@ -130,6 +130,13 @@ class Engine(Protocol):
 
     async def start(self) -> Capabilities:
         """Load the model; nothing else is called before. Called again after `lost`. `HexagentError` where it cannot."""
+        ...
+
+    async def change_role(self, role: Role) -> Capabilities:
+        """Serve another role from now on, started again where it takes that; what it then can do.
+
+        It holds nothing, or what it holds is refused. `HexagentError` where it does not start.
+        """
         ...
 
     async def lost(self) -> str:

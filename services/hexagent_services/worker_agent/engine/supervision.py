@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from hexagent.core.errors import HexagentError, InvalidArgument
-from hexagent.core.instance.spec import PROFILES, InstanceSpec
+from hexagent.core.instance.spec import PROFILES, FlipWay, InstanceSpec, Role
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.runtime.logs import fields
 from hexagent_services.worker_agent.engine.port import Capabilities, Engine
@@ -27,9 +27,13 @@ class Quarantine(NamedTuple):
     lasts_s: float = 1800.0
 
 
-async def bring_up(engine: Engine) -> Capabilities:
-    """Start an engine; what it can do. `InvalidArgument` (PROFILE_PROMISES_MORE) where the profile names more."""
-    found, profile = await engine.start(), PROFILES[engine.spec.profile]
+async def bring_up(engine: Engine, role: Role | None = None) -> Capabilities:
+    """Start an engine, or have it serve another role; what it can do.
+
+    `InvalidArgument` (PROFILE_PROMISES_MORE) where the profile names more.
+    """
+    found = await (engine.start() if role is None else engine.change_role(role))
+    profile = PROFILES[engine.spec.profile]
     promised = {
         "block_reuse": profile.block_reuse and engine.spec.prefix_cache,
         "local_prefill": profile.local_prefill,
@@ -47,7 +51,9 @@ async def bring_up(engine: Engine) -> Capabilities:
 
 
 class Supervisor:
-    """Keeps one engine running. A failure is the loss of an engine, or a start that does not succeed.
+    """Keeps one engine running, in the role it shall have.
+
+    A failure is the loss of an engine, or a start that does not succeed.
 
     `changed` is told why the engine is down, and "" once it runs.
     """
@@ -63,6 +69,8 @@ class Supervisor:
         self._quarantine = quarantine
         self._failures: deque[float] = deque()  # when, on the loop's clock; those that count for a quarantine
         self._opened = asyncio.Event()
+        self._role: Role | None = None  # that it shall have, until that is seen to
+        self._turned = asyncio.Event()  # there is one
 
     async def run(self) -> None:
         """Until cancelled. What a lost engine held has been refused by the time that is known here."""
@@ -71,29 +79,57 @@ class Supervisor:
             if not failure:
                 self._tell("")
             self.tried.set()
-            failure = failure or f"engine lost: {await self.engine.lost()}"
-            log.error(failure, extra=fields(instance_id=self.spec.instance_id))
-            await self._pause(failure)
-            self.restarts += 1
+            failure = failure or await self._until_lost()
+            if failure:
+                log.error(failure, extra=fields(instance_id=self.spec.instance_id))
+                await self._pause(failure)
+                self.restarts += 1
 
     def open(self) -> None:
         """An operator ends the quarantine, if there is one."""
+        self._opened.set()
+
+    def change_role(self, role: Role) -> None:
+        """Serve `role`, holding nothing, as soon as may be. `changed` is told in any case what it then is."""
+        self._role = role
+        self._turned.set()
         self._opened.set()
 
     def incidents(self) -> Incidents:
         return self.engine.incidents()._replace(restarts=self.restarts, quarantines=self.quarantines)
 
     async def _start(self) -> str:
-        """Why the engine does not start; "" when it runs."""
+        """Have the engine run in the role it shall have; why it does not, "" when it does."""
+        role, self._role = self._role, None
+        self._turned.clear()
+        if role is self.spec.role:
+            role = None
+        if role is None and not self.cause:
+            return ""
+        if role is not None and self.spec.flip is not None and self.spec.flip.way is FlipWay.RESTART:
+            self._tell(f"its role changes to {role.name.lower()}")
         try:
-            found = await bring_up(self.engine)
+            found = await bring_up(self.engine, role)
         except HexagentError as error:
             return f"engine does not start: {error.message}"
         except Exception as error:  # such as a program that cannot be executed; the agent and its other engines go on
             log.exception("an engine does not start", extra=fields(instance_id=self.spec.instance_id))
             return f"engine does not start: {error!r}"
+        finally:
+            self.spec = self.engine.spec._replace(flip=self.spec.flip)
         self.spec = self.spec._replace(flip=found.flip)
         return ""
+
+    async def _until_lost(self) -> str:
+        """Why the engine is lost; "" when its role shall change."""
+        waits = asyncio.ensure_future(self.engine.lost()), asyncio.ensure_future(self._turned.wait())
+        try:
+            lost, _ = waits
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return f"engine lost: {lost.result()}" if lost.done() else ""
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _pause(self, failure: str) -> None:
         rule, now_s = self._quarantine, asyncio.get_running_loop().time()

@@ -70,26 +70,41 @@ class TrtllmEngine:
         self._options = options
         self._held = Held(spec, host, clock, options)
         self._guided = False  # the engine can hold outputs to a form
+        self._overlap = False  # it was built with the overlap scheduler
+        self._pipelined = False
+        self._load_us = 0  # that took
 
     # --- the engine's life ------------------------------------------------------------------------------------
     async def start(self) -> Capabilities:
         began_us = self._clock.now_us()
+        self._overlap = not self._options.arguments.get("disable_overlap_scheduler", self.spec.role is Role.PREFILL)
         said = await self._held.link.start(self._load_order(), self._options.load_timeout_s)
         found = said["capabilities"]
         log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, said["version"], found)
         self._guided = found.get("guided_decoding", False)
         self._held.watch()
-        flip = self._flip(self._clock.now_us() - began_us)
-        return Capabilities(self.spec.prefix_cache, True, found["pipelined_transfer"], flip)
+        self._load_us = self._clock.now_us() - began_us
+        self._pipelined = found["pipelined_transfer"]
+        return self._capabilities()
 
-    def _flip(self, load_us: int) -> RoleFlip:
-        """Of an engine that took so long to load: the overlap scheduler is what prompts for a hand-off may not have,
-        and what decoding is slower without."""
+    async def change_role(self, role: Role) -> Capabilities:
+        flip = self._flip()
+        restarts = flip is None or flip.way is FlipWay.RESTART or not self._held.link.up
+        self.spec = self.spec._replace(role=role)
+        if not restarts:
+            return self._capabilities()
+        await self.close()
+        return await self.start()
+
+    def _capabilities(self) -> Capabilities:
+        return Capabilities(self.spec.prefix_cache, True, self._pipelined, self._flip())
+
+    def _flip(self) -> RoleFlip | None:
+        """The overlap scheduler is what prompts for a hand-off may not have, and what decoding is slower without."""
         prefills = self.spec.role is Role.PREFILL
-        overlap = not self._options.arguments.get("disable_overlap_scheduler", prefills)
-        if overlap and not (prefills or PROFILES[self.spec.profile].overlapped_context):
-            return RoleFlip(FlipWay.RESTART, load_us)
-        return RoleFlip(FlipWay.MIX if overlap or not prefills else FlipWay.OVERLAP_OFF, 0)
+        if self._overlap and not (prefills or PROFILES[self.spec.profile].overlapped_context):
+            return RoleFlip(FlipWay.RESTART, self._load_us) if self._options.restarts else None
+        return RoleFlip(FlipWay.MIX if self._overlap or not prefills else FlipWay.OVERLAP_OFF, 0)
 
     async def lost(self) -> str:
         return await self._held.link.lost()

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from hexagent.api.common.v1 import enums_pb2 as hexagent_dot_api_dot_common_dot_v1_dot_enums__pb2
 from hexagent.api.estimator.v1 import snapshot_pb2 as hexagent_dot_api_dot_estimator_dot_v1_dot_snapshot__pb2
 from hexagent.api.scheduler.v1 import records_pb2 as hexagent_dot_api_dot_scheduler_dot_v1_dot_records__pb2
 from hexagent.api.worker.v1 import attempt_pb2 as hexagent_dot_api_dot_worker_dot_v1_dot_attempt__pb2
@@ -30,7 +31,7 @@ from hexagent.api.worker.v1 import telemetry_pb2 as hexagent_dot_api_dot_worker_
 from hexagent.api.workflow.v1 import events_pb2 as hexagent_dot_api_dot_workflow_dot_v1_dot_events__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hexagent/api/scheduler/v1/journal.proto\x12\x19hexagent.api.scheduler.v1\x1a(hexagent/api/estimator/v1/snapshot.proto\x1a\'hexagent/api/scheduler/v1/records.proto\x1a$hexagent/api/worker/v1/attempt.proto\x1a$hexagent/api/worker/v1/cluster.proto\x1a&hexagent/api/worker/v1/telemetry.proto\x1a%hexagent/api/workflow/v1/events.proto\"\xe5\x06\n\x0cJournalEntry\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12\x15\n\x06now_us\x18\x02 \x01(\x03R\x05nowUs\x12M\n\x08workflow\x18\x03 \x01(\x0b\x32/.hexagent.api.workflow.v1.WorkflowEventEnvelopeH\x00R\x08workflow\x12\x42\n\x08progress\x18\x04 \x01(\x0b\x32$.hexagent.api.worker.v1.CallProgressH\x00R\x08progress\x12H\n\x0binstance_up\x18\x05 \x01(\x0b\x32%.hexagent.api.scheduler.v1.InstanceUpH\x00R\ninstanceUp\x12N\n\rinstance_down\x18\x06 \x01(\x0b\x32\'.hexagent.api.scheduler.v1.InstanceDownH\x00R\x0cinstanceDown\x12Z\n\x11instance_cordoned\x18\x07 \x01(\x0b\x32+.hexagent.api.scheduler.v1.InstanceCordonedH\x00R\x10instanceCordoned\x12I\n\ttelemetry\x18\x08 \x01(\x0b\x32).hexagent.api.worker.v1.InstanceTelemetryH\x00R\ttelemetry\x12\x41\n\x08snapshot\x18\t \x01(\x0b\x32#.hexagent.api.estimator.v1.SnapshotH\x00R\x08snapshot\x12>\n\x07started\x18\n \x01(\x0b\x32\".hexagent.api.scheduler.v1.StartedH\x00R\x07started\x12\x35\n\x04tick\x18\x0b \x01(\x0b\x32\x1f.hexagent.api.scheduler.v1.TickH\x00R\x04tick\x12\x42\n\x06header\x18\x0c \x01(\x0b\x32(.hexagent.api.scheduler.v1.JournalHeaderH\x00R\x06header\x12G\n\x08\x64\x65\x63ision\x18\r \x01(\x0b\x32).hexagent.api.scheduler.v1.DecisionRecordH\x00R\x08\x64\x65\x63isionB\x07\n\x05\x65vent\"\xda\x01\n\nInstanceUp\x12G\n\x08instance\x18\x01 \x01(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\x08instance\x12\x36\n\x04held\x18\x02 \x03(\x0b\x32\".hexagent.api.worker.v1.HeldTicketR\x04held\x12\x13\n\x05\x61t_us\x18\x03 \x01(\x03R\x04\x61tUs\x12\x1a\n\x08\x63ordoned\x18\x04 \x01(\x08R\x08\x63ordoned\x12\x1a\n\x08\x64raining\x18\x05 \x01(\x08R\x08\x64raining\"\xa5\x01\n\x0cInstanceDown\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\ninstanceId\x12\x13\n\x05\x61t_us\x18\x02 \x01(\x03R\x04\x61tUs\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12G\n\x08instance\x18\x04 \x01(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\x08instance\"d\n\x10InstanceCordoned\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\ninstanceId\x12\x1a\n\x08\x63ordoned\x18\x02 \x01(\x08R\x08\x63ordoned\x12\x13\n\x05\x61t_us\x18\x03 \x01(\x03R\x04\x61tUs\"4\n\x07Started\x12\x14\n\x05\x65poch\x18\x01 \x01(\x03R\x05\x65poch\x12\x13\n\x05\x61t_us\x18\x02 \x01(\x03R\x04\x61tUs\"\x1b\n\x04Tick\x12\x13\n\x05\x61t_us\x18\x01 \x01(\x03R\x04\x61tUs\"\x8d\x02\n\rJournalHeader\x12\x16\n\x06policy\x18\x01 \x01(\tR\x06policy\x12=\n\x07\x63luster\x18\x02 \x01(\x0b\x32#.hexagent.api.worker.v1.ClusterSpecR\x07\x63luster\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12O\n\x07profile\x18\x04 \x03(\x0b\x32\x35.hexagent.api.scheduler.v1.JournalHeader.ProfileEntryR\x07profile\x1a:\n\x0cProfileEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hexagent/api/scheduler/v1/journal.proto\x12\x19hexagent.api.scheduler.v1\x1a\"hexagent/api/common/v1/enums.proto\x1a(hexagent/api/estimator/v1/snapshot.proto\x1a\'hexagent/api/scheduler/v1/records.proto\x1a$hexagent/api/worker/v1/attempt.proto\x1a$hexagent/api/worker/v1/cluster.proto\x1a&hexagent/api/worker/v1/telemetry.proto\x1a%hexagent/api/workflow/v1/events.proto\"\xb5\x07\n\x0cJournalEntry\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12\x15\n\x06now_us\x18\x02 \x01(\x03R\x05nowUs\x12M\n\x08workflow\x18\x03 \x01(\x0b\x32/.hexagent.api.workflow.v1.WorkflowEventEnvelopeH\x00R\x08workflow\x12\x42\n\x08progress\x18\x04 \x01(\x0b\x32$.hexagent.api.worker.v1.CallProgressH\x00R\x08progress\x12H\n\x0binstance_up\x18\x05 \x01(\x0b\x32%.hexagent.api.scheduler.v1.InstanceUpH\x00R\ninstanceUp\x12N\n\rinstance_down\x18\x06 \x01(\x0b\x32\'.hexagent.api.scheduler.v1.InstanceDownH\x00R\x0cinstanceDown\x12Z\n\x11instance_cordoned\x18\x07 \x01(\x0b\x32+.hexagent.api.scheduler.v1.InstanceCordonedH\x00R\x10instanceCordoned\x12I\n\ttelemetry\x18\x08 \x01(\x0b\x32).hexagent.api.worker.v1.InstanceTelemetryH\x00R\ttelemetry\x12\x41\n\x08snapshot\x18\t \x01(\x0b\x32#.hexagent.api.estimator.v1.SnapshotH\x00R\x08snapshot\x12>\n\x07started\x18\n \x01(\x0b\x32\".hexagent.api.scheduler.v1.StartedH\x00R\x07started\x12\x35\n\x04tick\x18\x0b \x01(\x0b\x32\x1f.hexagent.api.scheduler.v1.TickH\x00R\x04tick\x12\x42\n\x06header\x18\x0c \x01(\x0b\x32(.hexagent.api.scheduler.v1.JournalHeaderH\x00R\x06header\x12G\n\x08\x64\x65\x63ision\x18\r \x01(\x0b\x32).hexagent.api.scheduler.v1.DecisionRecordH\x00R\x08\x64\x65\x63ision\x12N\n\rinstance_flip\x18\x0e \x01(\x0b\x32\'.hexagent.api.scheduler.v1.InstanceFlipH\x00R\x0cinstanceFlipB\x07\n\x05\x65vent\"\x99\x02\n\nInstanceUp\x12G\n\x08instance\x18\x01 \x01(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\x08instance\x12\x36\n\x04held\x18\x02 \x03(\x0b\x32\".hexagent.api.worker.v1.HeldTicketR\x04held\x12\x13\n\x05\x61t_us\x18\x03 \x01(\x03R\x04\x61tUs\x12\x1a\n\x08\x63ordoned\x18\x04 \x01(\x08R\x08\x63ordoned\x12\x1a\n\x08\x64raining\x18\x05 \x01(\x08R\x08\x64raining\x12=\n\x0bwanted_role\x18\x06 \x01(\x0e\x32\x1c.hexagent.api.common.v1.RoleR\nwantedRole\"\xa5\x01\n\x0cInstanceDown\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\ninstanceId\x12\x13\n\x05\x61t_us\x18\x02 \x01(\x03R\x04\x61tUs\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12G\n\x08instance\x18\x04 \x01(\x0b\x32+.hexagent.api.worker.v1.InstanceDescriptionR\x08instance\"d\n\x10InstanceCordoned\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\ninstanceId\x12\x1a\n\x08\x63ordoned\x18\x02 \x01(\x08R\x08\x63ordoned\x12\x13\n\x05\x61t_us\x18\x03 \x01(\x03R\x04\x61tUs\"v\n\x0cInstanceFlip\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\ninstanceId\x12\x30\n\x04role\x18\x02 \x01(\x0e\x32\x1c.hexagent.api.common.v1.RoleR\x04role\x12\x13\n\x05\x61t_us\x18\x03 \x01(\x03R\x04\x61tUs\"4\n\x07Started\x12\x14\n\x05\x65poch\x18\x01 \x01(\x03R\x05\x65poch\x12\x13\n\x05\x61t_us\x18\x02 \x01(\x03R\x04\x61tUs\"\x1b\n\x04Tick\x12\x13\n\x05\x61t_us\x18\x01 \x01(\x03R\x04\x61tUs\"\x8d\x02\n\rJournalHeader\x12\x16\n\x06policy\x18\x01 \x01(\tR\x06policy\x12=\n\x07\x63luster\x18\x02 \x01(\x0b\x32#.hexagent.api.worker.v1.ClusterSpecR\x07\x63luster\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12O\n\x07profile\x18\x04 \x03(\x0b\x32\x35.hexagent.api.scheduler.v1.JournalHeader.ProfileEntryR\x07profile\x1a:\n\x0cProfileEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,20 +40,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOURNALHEADER_PROFILEENTRY']._loaded_options = None
   _globals['_JOURNALHEADER_PROFILEENTRY']._serialized_options = b'8\001'
-  _globals['_JOURNALENTRY']._serialized_start=309
-  _globals['_JOURNALENTRY']._serialized_end=1178
-  _globals['_INSTANCEUP']._serialized_start=1181
-  _globals['_INSTANCEUP']._serialized_end=1399
-  _globals['_INSTANCEDOWN']._serialized_start=1402
-  _globals['_INSTANCEDOWN']._serialized_end=1567
-  _globals['_INSTANCECORDONED']._serialized_start=1569
-  _globals['_INSTANCECORDONED']._serialized_end=1669
-  _globals['_STARTED']._serialized_start=1671
-  _globals['_STARTED']._serialized_end=1723
-  _globals['_TICK']._serialized_start=1725
-  _globals['_TICK']._serialized_end=1752
-  _globals['_JOURNALHEADER']._serialized_start=1755
-  _globals['_JOURNALHEADER']._serialized_end=2024
-  _globals['_JOURNALHEADER_PROFILEENTRY']._serialized_start=1966
-  _globals['_JOURNALHEADER_PROFILEENTRY']._serialized_end=2024
+  _globals['_JOURNALENTRY']._serialized_start=345
+  _globals['_JOURNALENTRY']._serialized_end=1294
+  _globals['_INSTANCEUP']._serialized_start=1297
+  _globals['_INSTANCEUP']._serialized_end=1578
+  _globals['_INSTANCEDOWN']._serialized_start=1581
+  _globals['_INSTANCEDOWN']._serialized_end=1746
+  _globals['_INSTANCECORDONED']._serialized_start=1748
+  _globals['_INSTANCECORDONED']._serialized_end=1848
+  _globals['_INSTANCEFLIP']._serialized_start=1850
+  _globals['_INSTANCEFLIP']._serialized_end=1968
+  _globals['_STARTED']._serialized_start=1970
+  _globals['_STARTED']._serialized_end=2022
+  _globals['_TICK']._serialized_start=2024
+  _globals['_TICK']._serialized_end=2051
+  _globals['_JOURNALHEADER']._serialized_start=2054
+  _globals['_JOURNALHEADER']._serialized_end=2323
+  _globals['_JOURNALHEADER_PROFILEENTRY']._serialized_start=2265
+  _globals['_JOURNALHEADER_PROFILEENTRY']._serialized_end=2323
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from hexagent.api.common.v1 import enums_pb2 as _enums_pb2
 from hexagent.api.estimator.v1 import snapshot_pb2 as _snapshot_pb2
 from hexagent.api.scheduler.v1 import records_pb2 as _records_pb2
 from hexagent.api.worker.v1 import attempt_pb2 as _attempt_pb2
@@ -46,6 +47,7 @@ class JournalEntry(_message.Message):
     TICK_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    INSTANCE_FLIP_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Place in the journal, from 1."""
     now_us: _builtins.int
@@ -94,6 +96,10 @@ class JournalEntry(_message.Message):
     def decision(self) -> _records_pb2.DecisionRecord:
         """A decision that followed from the last input above it."""
 
+    @_builtins.property
+    def instance_flip(self) -> Global___InstanceFlip:
+        """An instance shall have another role."""
+
     def __init__(
         self,
         *,
@@ -110,12 +116,13 @@ class JournalEntry(_message.Message):
         tick: Global___Tick | None = ...,
         header: Global___JournalHeader | None = ...,
         decision: _records_pb2.DecisionRecord | None = ...,
+        instance_flip: Global___InstanceFlip | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "header", b"header", "instance_cordoned", b"instance_cordoned", "instance_down", b"instance_down", "instance_up", b"instance_up", "progress", b"progress", "snapshot", b"snapshot", "started", b"started", "telemetry", b"telemetry", "tick", b"tick", "workflow", b"workflow"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "header", b"header", "instance_cordoned", b"instance_cordoned", "instance_down", b"instance_down", "instance_flip", b"instance_flip", "instance_up", b"instance_up", "progress", b"progress", "snapshot", b"snapshot", "started", b"started", "telemetry", b"telemetry", "tick", b"tick", "workflow", b"workflow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "header", b"header", "instance_cordoned", b"instance_cordoned", "instance_down", b"instance_down", "instance_up", b"instance_up", "now_us", b"now_us", "progress", b"progress", "sequence", b"sequence", "snapshot", b"snapshot", "started", b"started", "telemetry", b"telemetry", "tick", b"tick", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "header", b"header", "instance_cordoned", b"instance_cordoned", "instance_down", b"instance_down", "instance_flip", b"instance_flip", "instance_up", b"instance_up", "now_us", b"now_us", "progress", b"progress", "sequence", b"sequence", "snapshot", b"snapshot", "started", b"started", "telemetry", b"telemetry", "tick", b"tick", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["workflow", "progress", "instance_up", "instance_down", "instance_cordoned", "telemetry", "snapshot", "started", "tick", "header", "decision"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["workflow", "progress", "instance_up", "instance_down", "instance_cordoned", "telemetry", "snapshot", "started", "tick", "header", "decision", "instance_flip"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -132,12 +139,15 @@ class InstanceUp(_message.Message):
     AT_US_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    WANTED_ROLE_FIELD_NUMBER: _builtins.int
     at_us: _builtins.int
     """Model time, microseconds."""
     cordoned: _builtins.bool
     """It is closed to new calls."""
     draining: _builtins.bool
     """It takes no new calls until it is told of again: its agent stops, or no KV comes over any of its links."""
+    wanted_role: _enums_pb2.Role.ValueType
+    """Role it shall have once it holds nothing; unspecified = the one that it has."""
     @_builtins.property
     def instance(self) -> _telemetry_pb2.InstanceDescription:
         """The instance."""
@@ -154,10 +164,11 @@ class InstanceUp(_message.Message):
         at_us: _builtins.int = ...,
         cordoned: _builtins.bool = ...,
         draining: _builtins.bool = ...,
+        wanted_role: _enums_pb2.Role.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "cordoned", b"cordoned", "draining", b"draining", "held", b"held", "instance", b"instance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "cordoned", b"cordoned", "draining", b"draining", "held", b"held", "instance", b"instance", "wanted_role", b"wanted_role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,6 +239,36 @@ class InstanceCordoned(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceCordoned: _TypeAlias = InstanceCordoned  # noqa: Y015
+
+@_typing.final
+class InstanceFlip(_message.Message):
+    """An instance shall have another role: it gets no new calls, and changes once it holds nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    AT_US_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    role: _enums_pb2.Role.ValueType
+    """The role; the one that it has = it stays as it is."""
+    at_us: _builtins.int
+    """Model time, microseconds."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        role: _enums_pb2.Role.ValueType = ...,
+        at_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "instance_id", b"instance_id", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceFlip: _TypeAlias = InstanceFlip  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):

@@ -230,6 +230,7 @@ class InstanceView(_message.Message):
     LEDGER_FIELD_NUMBER: _builtins.int
     DOWN_REASON_FIELD_NUMBER: _builtins.int
     REPORTED_FIELD_NUMBER: _builtins.int
+    WANTED_ROLE_FIELD_NUMBER: _builtins.int
     hand_off: _enums_pb2.HandOff.ValueType
     """How its engine hands KV over."""
     up: _builtins.bool
@@ -240,6 +241,8 @@ class InstanceView(_message.Message):
     """Model time of that report, microseconds; 0 = none."""
     down_reason: _builtins.str
     """Why it is down; empty while it is up."""
+    wanted_role: _enums_pb2.Role.ValueType
+    """Role it shall have once it holds nothing; unspecified = the one that it has."""
     @_builtins.property
     def instance(self) -> _telemetry_pb2.InstanceDescription:
         """What it is."""
@@ -268,10 +271,11 @@ class InstanceView(_message.Message):
         ledger: Global___LedgerView | None = ...,
         down_reason: _builtins.str = ...,
         reported: Global___ReportedView | None = ...,
+        wanted_role: _enums_pb2.Role.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "down_reason", b"down_reason", "hand_off", b"hand_off", "instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported", "reported_at_us", b"reported_at_us", "up", b"up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "down_reason", b"down_reason", "hand_off", b"hand_off", "instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported", "reported_at_us", b"reported_at_us", "up", b"up", "wanted_role", b"wanted_role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,3 +700,61 @@ class DrainInstanceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainInstanceResponse: _TypeAlias = DrainInstanceResponse  # noqa: Y015
+
+@_typing.final
+class FlipInstanceRequest(_message.Message):
+    """Gives an instance another role."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Idempotency key."""
+    instance_id: _builtins.str
+    """The instance."""
+    role: _enums_pb2.Role.ValueType
+    """ROLE_PREFILL or ROLE_DECODE."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        role: _enums_pb2.Role.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "request_id", b"request_id", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlipInstanceRequest: _TypeAlias = FlipInstanceRequest  # noqa: Y015
+
+@_typing.final
+class FlipInstanceResponse(_message.Message):
+    """The instance changes, or has the role."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    held: _builtins.int
+    """Attempts it still holds."""
+    @_builtins.property
+    def instance(self) -> Global___InstanceView:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___InstanceView | None = ...,
+        held: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlipInstanceResponse: _TypeAlias = FlipInstanceResponse  # noqa: Y015

@@ -66,6 +66,11 @@ class SchedulerServiceStub:
                 request_serializer=hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DrainInstanceRequest.SerializeToString,
                 response_deserializer=hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DrainInstanceResponse.FromString,
                 _registered_method=True)
+        self.FlipInstance = channel.unary_unary(
+                '/hexagent.api.scheduler.v1.SchedulerService/FlipInstance',
+                request_serializer=hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.FlipInstanceRequest.SerializeToString,
+                response_deserializer=hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.FlipInstanceResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
@@ -119,6 +124,16 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FlipInstance(self, request, context):
+        """Gives an instance the other role: it gets no new calls, those dispatched to it end there, then it changes and gets
+        calls again. Sent again, it says how far that is; with the role that the instance has, it stays as it is.
+        NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves its role for its model and KV
+        precision, does both phases, or its engine cannot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +166,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.DrainInstance,
                     request_deserializer=hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DrainInstanceRequest.FromString,
                     response_serializer=hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DrainInstanceResponse.SerializeToString,
+            ),
+            'FlipInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.FlipInstance,
+                    request_deserializer=hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.FlipInstanceRequest.FromString,
+                    response_serializer=hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.FlipInstanceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -317,6 +337,33 @@ class SchedulerService:
             '/hexagent.api.scheduler.v1.SchedulerService/DrainInstance',
             hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DrainInstanceRequest.SerializeToString,
             hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.DrainInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FlipInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hexagent.api.scheduler.v1.SchedulerService/FlipInstance',
+            hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.FlipInstanceRequest.SerializeToString,
+            hexagent_dot_api_dot_scheduler_dot_v1_dot_scheduler__service__pb2.FlipInstanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

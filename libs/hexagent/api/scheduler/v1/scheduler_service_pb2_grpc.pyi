@@ -55,6 +55,12 @@ class SchedulerServiceStub:
     """Closes an instance to new calls; those dispatched to it end there. Sent again, it says how many are left.
     NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves one of its phases for its model.
     """
+    FlipInstance: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.FlipInstanceRequest, _scheduler_service_pb2.FlipInstanceResponse]
+    """Gives an instance the other role: it gets no new calls, those dispatched to it end there, then it changes and gets
+    calls again. Sent again, it says how far that is; with the role that the instance has, it stays as it is.
+    NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves its role for its model and KV
+    precision, does both phases, or its engine cannot.
+    """
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
@@ -82,6 +88,12 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     DrainInstance: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.DrainInstanceRequest, _scheduler_service_pb2.DrainInstanceResponse]  # type: ignore[assignment]
     """Closes an instance to new calls; those dispatched to it end there. Sent again, it says how many are left.
     NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves one of its phases for its model.
+    """
+    FlipInstance: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.FlipInstanceRequest, _scheduler_service_pb2.FlipInstanceResponse]  # type: ignore[assignment]
+    """Gives an instance the other role: it gets no new calls, those dispatched to it end there, then it changes and gets
+    calls again. Sent again, it says how far that is; with the role that the instance has, it stays as it is.
+    NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves its role for its model and KV
+    precision, does both phases, or its engine cannot.
     """
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,6 +155,18 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_scheduler_service_pb2.DrainInstanceResponse, _abc.Awaitable[_scheduler_service_pb2.DrainInstanceResponse]]:
         """Closes an instance to new calls; those dispatched to it end there. Sent again, it says how many are left.
         NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves one of its phases for its model.
+        """
+
+    @_abc_1.abstractmethod
+    def FlipInstance(
+        self,
+        request: _scheduler_service_pb2.FlipInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.FlipInstanceResponse, _abc.Awaitable[_scheduler_service_pb2.FlipInstanceResponse]]:
+        """Gives an instance the other role: it gets no new calls, those dispatched to it end there, then it changes and gets
+        calls again. Sent again, it says how far that is; with the role that the instance has, it stays as it is.
+        NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves its role for its model and KV
+        precision, does both phases, or its engine cannot.
         """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

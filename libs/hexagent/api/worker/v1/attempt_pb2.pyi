@@ -275,6 +275,38 @@ class Cordon(_message.Message):
 Global___Cordon: _TypeAlias = Cordon  # noqa: Y015
 
 @_typing.final
+class ChangeRole(_message.Message):
+    """An instance shall have another role."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    role: _enums_pb2.Role.ValueType
+    """The role; the one that it has = it stays as it is."""
+    now: _builtins.bool
+    """True: it holds nothing, so it changes. False: what is bound to it still comes, and the agent only remembers it, for
+    the next scheduler.
+    """
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        role: _enums_pb2.Role.ValueType = ...,
+        now: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "now", b"now", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeRole: _TypeAlias = ChangeRole  # noqa: Y015
+
+@_typing.final
 class CallProgress(_message.Message):
     """An attempt reached a phase."""
 

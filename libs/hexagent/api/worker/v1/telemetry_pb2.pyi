@@ -721,6 +721,7 @@ class AgentAnnouncement(_message.Message):
     EPOCH_SEEN_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     DOWN_FIELD_NUMBER: _builtins.int
+    FLIPPED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Unique id of the heartbeat."""
     sequence: _builtins.int
@@ -743,6 +744,12 @@ class AgentAnnouncement(_message.Message):
     def down(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of those of its instances whose engines do not run."""
 
+    @_builtins.property
+    def flipped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of those of its instances that do not have the role they are configured with; it finds them here when it is
+        started again.
+        """
+
     def __init__(
         self,
         *,
@@ -755,10 +762,11 @@ class AgentAnnouncement(_message.Message):
         epoch_seen: _builtins.int = ...,
         draining: _builtins.bool = ...,
         down: _abc.Iterable[_builtins.str] | None = ...,
+        flipped: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_id", b"agent_id", "down", b"down", "draining", b"draining", "epoch_seen", b"epoch_seen", "event_id", b"event_id", "instances", b"instances", "occurred_at_us", b"occurred_at_us", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_id", b"agent_id", "down", b"down", "draining", b"draining", "epoch_seen", b"epoch_seen", "event_id", b"event_id", "flipped", b"flipped", "instances", b"instances", "occurred_at_us", b"occurred_at_us", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

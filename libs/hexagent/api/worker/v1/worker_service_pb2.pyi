@@ -96,6 +96,7 @@ class Command(_message.Message):
     BIND_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     CORDON_FIELD_NUMBER: _builtins.int
+    CHANGE_ROLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dispatch(self) -> _attempt_pb2.Dispatch:
         """Run an attempt."""
@@ -112,6 +113,10 @@ class Command(_message.Message):
     def cordon(self) -> _attempt_pb2.Cordon:
         """Close or open an instance: the agent only remembers it, for the next scheduler."""
 
+    @_builtins.property
+    def change_role(self) -> _attempt_pb2.ChangeRole:
+        """Change an instance's role, or remember that it shall be changed."""
+
     def __init__(
         self,
         *,
@@ -119,12 +124,13 @@ class Command(_message.Message):
         bind: _attempt_pb2.Bind | None = ...,
         cancel: _attempt_pb2.CancelAttempt | None = ...,
         cordon: _attempt_pb2.Cordon | None = ...,
+        change_role: _attempt_pb2.ChangeRole | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bind", b"bind", "cancel", b"cancel", "command", b"command", "cordon", b"cordon", "dispatch", b"dispatch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bind", b"bind", "cancel", b"cancel", "change_role", b"change_role", "command", b"command", "cordon", b"cordon", "dispatch", b"dispatch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind", b"bind", "cancel", b"cancel", "command", b"command", "cordon", b"cordon", "dispatch", b"dispatch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind", b"bind", "cancel", b"cancel", "change_role", b"change_role", "command", b"command", "cordon", b"cordon", "dispatch", b"dispatch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["dispatch", "bind", "cancel", "cordon"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["dispatch", "bind", "cancel", "cordon", "change_role"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -170,6 +176,7 @@ class Welcome(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent."""
     @_builtins.property
@@ -184,6 +191,10 @@ class Welcome(_message.Message):
     def cordoned(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of those of its instances that are closed to new calls."""
 
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.ChangeRole]:
+        """Those of its instances that shall have another role once they hold nothing."""
+
     def __init__(
         self,
         *,
@@ -191,10 +202,11 @@ class Welcome(_message.Message):
         instances: _abc.Iterable[_telemetry_pb2.InstanceDescription] | None = ...,
         held: _abc.Iterable[_attempt_pb2.HeldTicket] | None = ...,
         cordoned: _abc.Iterable[_builtins.str] | None = ...,
+        changes: _abc.Iterable[_attempt_pb2.ChangeRole] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cordoned", b"cordoned", "held", b"held", "instances", b"instances"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "changes", b"changes", "cordoned", b"cordoned", "held", b"held", "instances", b"instances"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
