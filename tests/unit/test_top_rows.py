@@ -8,7 +8,7 @@ from hexagent.client.overview import Overview
 from hexagent.client.views import WorkflowSummary
 from hexagent.core.estimate.calibration import CalibrationRow
 from hexagent.core.instance.io import InstanceLoad
-from hexagent.core.instance.spec import Role
+from hexagent.core.instance.spec import Lora, Role
 from hexagent.core.units import PPM, US_PER_S
 from hexagent.core.workflow.model import WorkflowStatus
 from hexagent.wire.telemetry import DeviceSample, FailedLink, Links
@@ -92,3 +92,19 @@ def test_every_row_is_written_with_its_table_and_drawn_without_what_nobody_says(
     assert "tables alone (degraded)" in text
     assert "MHz" not in text
     assert "-10.00" in text  # the bias, percent
+
+
+def test_what_instances_serve_is_told_where_they_differ() -> None:
+    now = cluster(100, 3_000)
+    (one,) = now.instances
+    other = one._replace(
+        spec=one.spec._replace(instance_id="d1", model="other", precision="fp8", loras=(Lora("sql", 16),))
+    )
+    shown = []
+    for instances in ((one,), (one, other)):
+        console = Console(width=140)
+        with console.capture() as capture:
+            console.print(drawn(viewed(now._replace(instances=instances))))
+        shown.append(capture.get())
+    assert "What they serve" not in shown[0]
+    assert all(word in shown[1] for word in ("What they serve", "other", "fp8", "sql"))

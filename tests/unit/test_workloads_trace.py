@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hexagent.core.errors import InvalidArgument, NotFound
-from hexagent.sim.workloads.model import Workload, digest
+from hexagent.sim.workloads.model import Target, Workload, digest
 from hexagent.sim.workloads.statistics import summary
 from hexagent.sim.workloads.trace import TraceOptions, read_trace
 
@@ -39,6 +39,11 @@ def test_samples_become_siblings_and_dependents_wait_for_all(tmp_path: pathlib.P
     assert [item.deps for item in items] == [(), (0,), (0,), (0,), (1, 2, 3)]
     assert items[1].segments == items[2].segments == items[3].segments
     assert [item.round for item in items] == [0, 1, 1, 1, 2]
+
+
+def test_a_node_may_say_what_it_runs_on(tmp_path: pathlib.Path) -> None:
+    items = _one(tmp_path, _node(0, [], model="a:sql@bf16"), _node(1, [0])).workflows[0].items
+    assert [item.target for item in items] == [Target("a", "sql", "bf16"), Target()]
 
 
 def test_prompts_are_cut_where_others_leave_them(tmp_path: pathlib.Path) -> None:
@@ -164,6 +169,8 @@ def _line(*nodes: Any, **fields: Any) -> str:
         (_line({"id": 0, "prompt": 1, "output": 1, "kind": "x"}), "nodes[0].deps"),
         (_line(_node(0, []), _node(0, [])), "nodes[1].id"),
         (_line(_node(-1, [])), "nodes[0].id"),
+        (_line(_node(0, [], model="a:b:c")), "nodes[0].model"),
+        (_line(_node(0, [], model=3)), "nodes[0].model"),
         (_line(_node(0, [], prompt=-5)), "nodes[0].prompt"),
         (_line(_node(0, [], prompt=None)), "nodes[0].prompt"),
         (_line(_node(0, [], prompt=True)), "nodes[0].prompt"),

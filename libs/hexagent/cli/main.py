@@ -130,6 +130,9 @@ def run(
     arrivals: Annotated[str, typer.Option("--arrivals", help="fixed, poisson, gamma or gamma:CV.")] = "fixed",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the workload and the engines.")] = 1,
     gap_limit: Annotated[float, typer.Option("--gap-limit", help="Cut recorded pauses to so many seconds.")] = 30.0,
+    models: Annotated[
+        str, typer.Option("--models", help="Of the calls, evenly: MODEL, MODEL:ADAPTER, each may end with @PRECISION.")
+    ] = "",
     slo_scale: Annotated[float | None, typer.Option("--slo-scale", help="SLO scale that workflows ask for.")] = None,
     policy: Policy = "",
     cluster: Cluster = "demo",
@@ -154,7 +157,9 @@ def run(
     for option, value in (("policy", policy), ("trace_file", trace_file)):
         if address and value:
             raise usage(option, "is the running stack's own; leave it out with --address")
-    loaded = load(WorkloadOptions(workload, trace, workflows, limit, rate, arrivals, seed, gap_limit, trace_format))
+    loaded = load(
+        WorkloadOptions(workload, trace, workflows, limit, rate, arrivals, seed, gap_limit, trace_format, models)
+    )
     stack = StackOptions(cluster, policy, None, 0, time_scale, seed, prefix_cache=prefix_cache, trace_file=trace_file)
     if trace_file is not None:
         trace_file.unlink(missing_ok=True)  # of an earlier run; the services of this one append

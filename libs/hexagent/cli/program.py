@@ -157,6 +157,9 @@ class Program:
             template=node.template,
             round=node.round,
             engine_options={OUTPUT_TOKENS: str(item.output_tokens)},
+            model=item.target.model,
+            lora=item.target.lora,
+            min_precision=item.target.min_precision,
         )
         self._tally.calls_ended += 1
         self._tally.trips.append(Trip(result.call, issued_us, result.times.end_us, self._clock.now_us()))

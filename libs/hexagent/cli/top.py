@@ -27,6 +27,7 @@ _INSTANCES: Final = {
     "in tok/s": "prefilled_tokens_per_s", "step ms": "step_ms", "KV %": "kv_used_percent", "reuse %": "reuse_percent",
     "accepted %": "accepted_percent",
 }  # fmt: skip
+_SERVES: Final = {name: name for name in ("model", "precision", "kv_precision", "loras", "speculation")}
 _BELIEFS: Final = {
     "instance": "instance", "prefill x": "prefill_time_factor", "decode x": "decode_time_factor",
     "prefill in s": "prefill_backlog_s", "links in s": "transfer_backlog_s", "reuse wrong %": "prefix_wrong_percent",
@@ -134,6 +135,8 @@ def drawn(view: View, failure: str = "") -> RenderableType:
     if failure:
         parts.append(Text(failure, style="red"))
     parts.append(_table("Instances", view.instances, _INSTANCES))
+    if len({tuple(row[key] for key in _SERVES) for row in view.instances}) > 1:
+        parts.append(_table("What they serve", view.instances, {"instance": "instance"} | _SERVES))
     parts.append(
         _table("What is learned of them, how long their queues are, when they were heard of", view.instances, _BELIEFS)
     )

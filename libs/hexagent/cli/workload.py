@@ -8,6 +8,7 @@ from hexagent.core.units import US_PER_S
 from hexagent.sim.workloads.generators import GENERATORS, generate
 from hexagent.sim.workloads.model import Workload
 from hexagent.sim.workloads.options import Options
+from hexagent.sim.workloads.targets import aimed, parse_targets
 from hexagent.sim.workloads.trace import TraceOptions, read_trace
 
 GAP_LIMIT_S: Final = 30.0  # of conversations; recorded pauses last up to an hour
@@ -25,10 +26,15 @@ class WorkloadOptions(NamedTuple):
     seed: int = 1
     gap_limit_s: float = GAP_LIMIT_S
     trace_format: str = ""  # recognised
+    models: str = ""  # of the calls, as `parse_targets` reads them
 
 
 def load(options: WorkloadOptions) -> Workload:
     """The generated or recorded workload. `InvalidArgument` or `NotFound` names the option that is wrong."""
+    return aimed(_scripts(options), parse_targets(options.models))
+
+
+def _scripts(options: WorkloadOptions) -> Workload:
     known = ", ".join(sorted(GENERATORS))
     if options.trace is None:
         if not options.name:

@@ -138,10 +138,11 @@ def _with_tenant(scenario: Scenario, text: str) -> Scenario:
 
 
 def _check_cluster(cluster: ClusterSpec, text: str) -> None:
-    roles = {spec.role for spec in cluster.instances}
-    for phase in (Role.PREFILL, Role.DECODE):
-        if not roles & {phase, Role.BOTH}:
-            raise _bad(f"{text!r} leaves no {phase.name.lower()} instance")
+    for model in cluster.models:
+        roles = {spec.role for spec in cluster.instances if spec.model == model}
+        for phase in (Role.PREFILL, Role.DECODE):
+            if not roles & {phase, Role.BOTH}:
+                raise _bad(f"{text!r} leaves no {phase.name.lower()} instance of {model}")
     if len(cluster.instances) > INSTANCES_MAX:
         raise _bad(f"{text!r} makes {len(cluster.instances)} instances, more than {INSTANCES_MAX}")
 

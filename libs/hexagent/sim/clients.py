@@ -99,10 +99,12 @@ class ScriptedClient:
             after=(tool_id(item),) if item.tool_us else _parents(item),
             join=EVERY_PARENT if item.tool_us else _join(item),
             call=CallSpec(
-                self._model,
+                item.target.model or self._model,
                 tuple([SegmentRef(segment.name, segment.tokens) for segment in item.segments]),
                 item.prompt_tokens,
                 item.max_tokens,
+                lora=item.target.lora,
+                min_precision=item.target.min_precision,
             ),
             template=template,
             round=item.round if template else 0,
@@ -162,7 +164,9 @@ def horizon_of_script(script: ScriptedWorkflow, estimator: Estimator, model: str
             horizon.add(tool, parents, join, item.tool_us)
             parents, join = (tool,), EVERY_PARENT
         node_of.append(len(horizon))
-        horizon.add(len(horizon), parents, join, estimator.solo_us(model, item.prompt_tokens, item.output_tokens))
+        on, needs = item.target.model or model, item.target.needs
+        alone_us = estimator.solo_us(on, item.prompt_tokens, item.output_tokens, needs)
+        horizon.add(len(horizon), parents, join, alone_us)
     return ScriptHorizon(horizon, node_of, tools)
 
 

@@ -324,7 +324,7 @@ class World:
         prefix: tuple[PrefixSegment, ...] = ()
         if self._caches:
             links = [PrefixSegment(segment.name, segment.tokens) for segment in item.segments]
-            prefix = (salt(client.script.tenant, self._model, ""), *links)
+            prefix = (salt(client.script.tenant, item.target.model or self._model, item.target.lora), *links)
         return Work(
             ticket,
             prefix,

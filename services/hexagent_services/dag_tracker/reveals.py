@@ -27,8 +27,7 @@ class Reveals:
 
     def __init__(self, segments: SegmentStore, catalog: Catalog) -> None:
         self._segments = segments
-        models = tuple(catalog.largest_kv_tokens)
-        self._only_model = models[0] if len(models) == 1 else ""
+        self._models = tuple(catalog.largest_kv_tokens)
 
     async def take(self, messages: Sequence[workflow_pb2.NodeSpec]) -> Reveal:
         """The checked nodes. A call without a model gets the cluster's only one.
@@ -42,10 +41,9 @@ class Reveals:
                 field="nodes",
                 details={"limit": str(NODES_MAX)},
             )
-        if self._only_model:
-            for message in messages:
-                if message.HasField("call") and not message.call.request.model:
-                    message.call.request.model = self._only_model
+        for i, message in enumerate(messages):
+            if message.HasField("call") and not message.call.request.model:
+                message.call.request.model = self._only_model(f"nodes[{i}].call.request.model")
         while True:
             deletions = self._segments.deletions
             stored = await self._segments.stored(referenced_digests(messages))
@@ -54,6 +52,13 @@ class Reveals:
             await self._segments.put(reveal.bodies)
             if deletions == self._segments.deletions:
                 return reveal
+
+    def _only_model(self, field: str) -> str:
+        """`InvalidArgument` BAD_NAME where there are several."""
+        if len(self._models) == 1:
+            return self._models[0]
+        message = f"{field}: is required: one of {', '.join(self._models)}"
+        raise InvalidArgument(message, reason="BAD_NAME", field=field)
 
     async def put(self, messages: Sequence[call_pb2.SegmentBody]) -> list[call_pb2.SegmentRef]:
         """Store bodies; gives their references. `InvalidArgument`, `ResourceExhausted`, `Unavailable`."""

@@ -47,6 +47,7 @@ def cells(axes: Axes) -> list[Cell]:
         "profile": [_overrides(axes.profile)],
         "trace": [str(axes.trace or "")],
         "tenants": [axes.tenants],
+        "models": [axes.models],
     }
     made = [Cell(**dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
     with options_named({"workload": "--workload"}):

@@ -96,8 +96,8 @@ def sim_compare(
 ) -> None:
     """Simulate workloads under several policies and say which SLO scale each needs, with intervals.
 
-    All that says what is simulated, but for --trace, --profile, --tenants, --duration and --workflows, takes several
-    values with commas between; every combination is a cell.
+    All that says what is simulated, but for --trace, --profile, --tenants, --models, --duration and --workflows, takes
+    several values with commas between; every combination is a cell.
     """
     from hexagent.cli.report import check_writable, write_json
     from hexagent.cli.simulate.axes import cells, policies, seeds

@@ -55,6 +55,9 @@ class Axes(NamedTuple):
     tenants: Annotated[
         str, typer.Option(help="NAME:WEIGHT, or NAME:WEIGHTxN whose workflows fan out N-fold: a:1,b:1x8.")
     ] = ""
+    models: Annotated[
+        str, typer.Option(help="Of the calls, evenly; each has the cluster's instances for itself. Default: --model.")
+    ] = ""
 
 
 def takes_axes(command: Callable[Concatenate[Axes, P], None]) -> Callable[..., None]:

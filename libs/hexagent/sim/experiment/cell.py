@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.estimate.tables import model_figures
+from hexagent.core.instance.needs import ANYTHING
 from hexagent.core.instance.spec import PROFILES, ClusterSpec, LinkSpec, TenantSpec
 from hexagent.core.policy.profile import Profile, parse_profile
 from hexagent.core.units import MILLI, PPM, US_PER_S, ceil_div
@@ -16,6 +17,7 @@ from hexagent.sim.workloads.arrivals import parse_arrivals
 from hexagent.sim.workloads.generators import GENERATORS, generate
 from hexagent.sim.workloads.model import Workload
 from hexagent.sim.workloads.options import SIGMA_MAX_MILLI, WORKFLOWS_MAX, Options
+from hexagent.sim.workloads.targets import aimed, parse_targets
 from hexagent.sim.workloads.tenants import fanned_out, parse_tenants
 from hexagent.sim.workloads.trace import TraceOptions, read_trace
 
@@ -57,6 +59,7 @@ class Cell(NamedTuple):
     profile: str = ""  # TOML with numbers of policies that are not the default ones
     trace: str = ""  # file; "" = generated
     tenants: str = ""  # as `parse_tenants` reads them; workflows are theirs in equal parts
+    models: str = ""  # of calls in equal parts, as `parse_targets` reads them; "" = all of `model`
 
     @property
     def warm_up_us(self) -> int:
@@ -90,6 +93,7 @@ def check_cell(cell: Cell) -> None:
     if cell.hints != Cell._field_defaults["hints"]:
         _check_range("hints", cell.hints, NOISE_RANGE)
     parse_tenants(cell.tenants)
+    _check_models(cell)
     profile_of(cell)
     cluster_of(cell)
     if cell.trace:
@@ -97,10 +101,25 @@ def check_cell(cell: Cell) -> None:
 
 
 def cluster_of(cell: Cell) -> ClusterSpec:
+    """The cell's cluster, with as many instances again for each further model."""
     link = LinkSpec(round(cell.link_gb_per_s * 1e9), LINK.setup_us)
-    cluster = named_cluster(cell.cluster, cell.model, cell.engine_profile, WORLDS[cell.world], link, cell.tp)
-    tenants = parse_tenants(cell.tenants)
-    return cluster._replace(tenants=tuple([TenantSpec(tenant.name, tenant.weight) for tenant in tenants]))
+    models = list(dict.fromkeys(target.model for target in parse_targets(cell.models))) or [cell.model]
+    first, *others = [
+        named_cluster(cell.cluster, model, cell.engine_profile, WORLDS[cell.world], link, cell.tp) for model in models
+    ]
+    more = [
+        spec._replace(instance_id=f"{spec.instance_id}-{spec.model}") for other in others for spec in other.instances
+    ]
+    tenants = tuple([TenantSpec(tenant.name, tenant.weight) for tenant in parse_tenants(cell.tenants)])
+    return first._replace(instances=tuple(sorted((*first.instances, *more))), tenants=tenants)
+
+
+def _check_models(cell: Cell) -> None:
+    """Instances of named clusters serve bf16 weights, without adapters."""
+    for target in parse_targets(cell.models):
+        model_figures(target.model)
+        if target.needs != ANYTHING:
+            raise _bad("models", "names of models alone: a named cluster serves no adapters, and one precision")
 
 
 def conditions_of(cell: Cell) -> Conditions:
@@ -140,9 +159,9 @@ def rate_per_s(cell: Cell, seed: int) -> float:
 
 
 def _arriving(cell: Cell, seed: int) -> Workload:
-    tenants = parse_tenants(cell.tenants)
+    tenants, targets = parse_tenants(cell.tenants), parse_targets(cell.models)
     if cell.trace:
-        workload = fanned_out(read_trace(Path(cell.trace), _trace_options(cell, seed)), tenants)
+        workload = aimed(fanned_out(read_trace(Path(cell.trace), _trace_options(cell, seed)), tenants), targets)
         return at_rate(workload, _rate_milli(cell, workload), cell.arrivals, seed) if cell.load else workload
     sigma_milli = round(max(cell.spread, 0.0) * MILLI)
     generated = Options(
@@ -152,7 +171,7 @@ def _arriving(cell: Cell, seed: int) -> Workload:
         tenants=tuple([tenant.name for tenant in tenants]),
         calls_sigma_milli=sigma_milli,
     )
-    workload = fanned_out(generate(cell.workload, generated), tenants)
+    workload = aimed(fanned_out(generate(cell.workload, generated), tenants), targets)
     if not cell.load and not cell.duration_s:
         return workload
     rate_milli = _rate_milli(cell, workload)
@@ -160,7 +179,7 @@ def _arriving(cell: Cell, seed: int) -> Workload:
         count = ceil_div(round(cell.duration_s * rate_milli), MILLI)
         if count > WORKFLOWS_MAX:
             raise _bad("duration_s", f"asks for {count} workflows, more than {WORKFLOWS_MAX}")
-        workload = fanned_out(generate(cell.workload, generated._replace(workflows=count)), tenants)
+        workload = aimed(fanned_out(generate(cell.workload, generated._replace(workflows=count)), tenants), targets)
     arriving = at_rate(workload, rate_milli, cell.arrivals, seed)
     if arriving.workflows[-1].arrival_us < cell.warm_up_us:
         raise _bad("duration_s", "is so short that no workflow arrives after the warm-up")

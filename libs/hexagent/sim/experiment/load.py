@@ -8,7 +8,7 @@ from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import US_PER_S, ceil_div
 from hexagent.sim.workloads.arrivals import arrival_times, parse_arrivals
-from hexagent.sim.workloads.model import ScriptedWorkflow, Workload
+from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem, Workload
 
 
 class Capacity(NamedTuple):
@@ -34,14 +34,21 @@ def capacity(workload: Workload, cluster: ClusterSpec) -> Capacity:
 
     where B is the largest batch that the instance may hold and has KV for, k the mean context over all decode steps.
     Batched prefills are faster than that and hidden factors slow instances down by 5 % on average, so a cluster may
-    saturate a little above or below 1.0.
+    saturate a little above or below 1.0. Of several models it is the busiest one's; adapters and precisions that calls
+    need are not looked at.
     """
     items = [item for workflow in workload.workflows for item in workflow.items]
+    by_model = {model: [i for i in items if (i.target.model or cluster.models[0]) == model] for model in cluster.models}
+    each = [_capacity(on, len(workload.workflows), model, cluster) for model, on in by_model.items() if on]
+    return Capacity(min(c.prefill_per_s for c in each), min(c.decode_per_s for c in each))
+
+
+def _capacity(items: list[WorkItem], workflows: int, model: str, cluster: ClusterSpec) -> Capacity:
+    """Of the instances of a model, for its calls of so many workflows."""
     prompts = sorted(Counter(item.prompt_tokens for item in items).items())
     steps = sum(item.output_tokens - 1 for item in items)
     contexts = sum((item.output_tokens - 1) * (item.prompt_tokens + item.output_tokens // 2) for item in items)
     held = ceil_div(sum(item.prompt_tokens + item.output_tokens for item in items), len(items))
-    workflows = len(workload.workflows)
 
     def prefill_us(spec: InstanceSpec) -> float:
         table = table_of(spec, cluster.tables)
@@ -52,7 +59,8 @@ def capacity(workload: Workload, cluster: ClusterSpec) -> Capacity:
         batch = max(1, min(spec.max_batch, spec.kv_tokens // held))
         return steps * table.decode_us(batch, contexts // max(steps, 1)) / batch
 
-    pools = {role: [spec for spec in cluster.instances if spec.role is role] for role in (Role.PREFILL, Role.DECODE)}
+    serving = [spec for spec in cluster.instances if spec.model == model]
+    pools = {role: [spec for spec in serving if spec.role is role] for role in (Role.PREFILL, Role.DECODE)}
     return Capacity(
         sum(workflows * US_PER_S / prefill_us(spec) for spec in pools[Role.PREFILL]),
         sum(workflows * US_PER_S / max(decode_us(spec), 1) for spec in pools[Role.DECODE]),

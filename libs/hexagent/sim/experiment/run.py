@@ -28,6 +28,7 @@ VARIANTS: Final = (
     "lengths",
     "profile",
     "tenants",
+    "models",
 )
 
 
@@ -91,8 +92,8 @@ def judged(run: Run, rows: tuple[WorkflowRow, ...]) -> tuple[WorkflowRow, ...]:
 
 
 def bound_req95(bound: Bound) -> float | None:
-    """None where a warm-up is not judged: the bound is one for all workflows together."""
-    if bound.cell.warm_up_us:
+    """None where a warm-up is not judged: the bound is one for all workflows together. None of several models."""
+    if bound.cell.warm_up_us or bound.cell.models:
         return None
     cell = bound.cell
     return lower_bound(cluster_of(cell), workload_of(cell, bound.seed), bound.seed, conditions_of(cell)).req95

@@ -9,6 +9,7 @@ import json
 from typing import NamedTuple
 
 from hexagent.core.errors import InvalidArgument
+from hexagent.core.instance.needs import Needs
 
 OUTPUT_CAPS = (512, 1_024, 2_048, 4_096)  # tokens; longer outputs take the next power of two
 
@@ -19,6 +20,18 @@ class Segment(NamedTuple):
     name: str
     tokens: int
     output_of: int = -1  # index of the item whose whole output stands here; -1 = literal text
+
+
+class Target(NamedTuple):
+    """What a call asks to run on."""
+
+    model: str = ""  # "" = the cluster's first one
+    lora: str = ""
+    min_precision: str = ""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(self.lora, self.min_precision)
 
 
 class WorkItem(NamedTuple):
@@ -39,6 +52,7 @@ class WorkItem(NamedTuple):
     template: str = ""  # node template of a loop, "" = none
     round: int = 0  # which repetition of the template
     join_k: int = 0  # how many deps must end; 0 = all
+    target: Target = Target()
 
 
 class ScriptedWorkflow(NamedTuple):

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from hexagent.core.errors import InvalidArgument
 from hexagent.core.ids import checked_id
+from hexagent.sim.workloads.model import Target
+from hexagent.sim.workloads.targets import parse_target
 from hexagent.sim.workloads.trace_fields import TOKENS_MAX, Place, decoded, integer, kind_of, time_us
 
 SAMPLES_MAX = 1_024
@@ -27,6 +29,7 @@ class TraceNode(NamedTuple):
     samples: int
     blocks: tuple[int, ...] = ()  # ids of the prompt's leading blocks where the trace has such
     block_tokens: int = 0  # of each but the last, which may be shorter
+    target: Target = Target()
 
 
 class TraceWorkflow(NamedTuple):
@@ -89,7 +92,19 @@ def _node(place: Place, at: str, raw: dict[str, Any]) -> TraceNode:
         gap_us=max(0, time_us(place, f"{at}.gap_ms", raw.get("gap_ms"))),
         kind=kind,
         samples=integer(place, f"{at}.samples", raw.get("samples", 1), 1, SAMPLES_MAX),
+        target=_target(place, f"{at}.model", raw.get("model")),
     )
+
+
+def _target(place: Place, field: str, value: object) -> Target:
+    if value is None:
+        return Target()
+    if not isinstance(value, str):
+        place.bad(field, f"must be a string, not {kind_of(value)}")
+    try:
+        return parse_target(value, field)
+    except InvalidArgument as error:
+        place.bad(field, error.message)
 
 
 def _in_order(place: Place, nodes: list[TraceNode]) -> tuple[TraceNode, ...]:

@@ -76,6 +76,7 @@ class TraceScript:
             tool_us=self._tool_us(workflow, node),
             gap_us=node.gap_us if self._gap_limit_us < 0 else min(node.gap_us, self._gap_limit_us),
             template=node.kind,
+            target=node.target,
         )
 
     def scripts(self) -> list[tuple[TraceWorkflow, tuple[WorkItem, ...]]]:
