@@ -24,11 +24,10 @@ from hexagent.core.estimate.tables import StepTable, load_table
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.io import Work
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
-from hexagent.core.scheduling.events import CallProgress
 from hexagent.core.workflow.model import CallOutcome
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.conditions import CONDITIONS
-from hexagent.sim.fleet import Fleet, Flight, Latency
+from hexagent.sim.fleet import Fleet, Flight, Latency, Reported
 
 BLOCK_TOKENS: Final = 32
 TRACE_BLOCK_TOKENS: Final = 512
@@ -86,13 +85,13 @@ def ours(requests: Sequence[Request], pools: Pools) -> list[Seen]:
     def schedule(at_us: int, action: Callable[..., None], *arguments: object) -> None:
         heappush(heap, (at_us, next(sequence), action, arguments))
 
-    def progressed(progress: CallProgress, now_us: int) -> None:
+    def reported(event: Reported, now_us: int) -> None:
         """Nobody decides by it."""
 
     def finished(outcome: CallOutcome, now_us: int) -> None:
         outcomes[int(outcome.call.node_id)] = outcome
 
-    fleet = Fleet(cluster, CONDITIONS, Latency.even(0), schedule, progressed, finished)
+    fleet = Fleet(cluster, CONDITIONS, Latency.even(0), schedule, reported, finished)
     for number, request in enumerate(requests):
         ticket = Ticket(CallId("trace", str(number)), 1, 1)
         tokens = request.output_tokens

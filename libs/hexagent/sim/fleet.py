@@ -34,13 +34,14 @@ from hexagent.core.instance.io import (
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.samples import SampleBuffer
-from hexagent.core.instance.spec import PROFILES, ClusterSpec, HandOff, InstanceSpec, Role
+from hexagent.core.instance.spec import PROFILES, ClusterSpec, FlipWay, HandOff, InstanceSpec, Role
 from hexagent.core.instance.telemetry import Telemetry, TransferSample
-from hexagent.core.scheduling.events import CallProgress, Phase
+from hexagent.core.scheduling.events import CallProgress, InstanceDown, InstanceUp, Phase
 from hexagent.core.units import NEVER_US, PPM
 from hexagent.core.workflow.model import CallOutcome, CallTimes, FinishReason, NodeStatus, SegmentRef
 from hexagent.sim.conditions import Conditions
 
+Reported = CallProgress | InstanceUp | InstanceDown
 Schedule = Callable[..., None]  # (at_us, action, *arguments)
 
 
@@ -112,7 +113,7 @@ class Station:
 
 
 class Fleet:
-    """Instances by id; reports progress and outcomes through the callables it is given."""
+    """Instances by id; reports progress, their own changes and outcomes through the callables it is given."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Fleet:
         conditions: Conditions,
         latency: Latency,
         schedule: Schedule,
-        report: Callable[[CallProgress, int], None],
+        report: Callable[[Reported, int], None],
         finish: Callable[[CallOutcome, int], None],
     ) -> None:
         self.stations = {spec.instance_id: Station(spec, cluster, conditions) for spec in cluster.instances}
@@ -162,6 +163,25 @@ class Fleet:
         flight.over = True
         for instance_id in dict.fromkeys((flight.prefill, flight.decode)):
             self._handle(instance_id, (Abort(ticket),), now_us)
+
+    def change_role(self, instance_id: str, role: Role, now_us: int) -> None:
+        """An instance that holds nothing changes its role; one that is started again for that is down meanwhile."""
+        station = self.stations[instance_id]
+        flip = station.spec.flip
+        assert flip is not None  # the scheduler asks no other
+        restarts = flip.way is FlipWay.RESTART
+        if restarts:
+            reason = f"its role changes to {role.name.lower()}"
+            self._tell(InstanceDown(instance_id, now_us, reason, station.spec), now_us)
+        self._schedule(now_us + flip.cost_us, self._changed, station, role, restarts)
+
+    def _changed(self, station: Station, role: Role, started_again: bool, now_us: int) -> None:
+        station.model = station.model.in_role(role, started_again)
+        station.spec = station.model.spec
+        self._tell(InstanceUp(station.spec, (), now_us), now_us)
+
+    def _tell(self, event: Reported, now_us: int) -> None:
+        self._schedule(now_us + self._latency.progress_us, self._report, event)
 
     def telemetry(self, now_us: int) -> list[Telemetry]:
         """Reports since the last time, of the instances that have any."""
@@ -241,7 +261,7 @@ class Fleet:
             output_tokens,
             reason,
         )
-        self._schedule(self._now_us + held_us + self._latency.progress_us, self._report, event)
+        self._tell(event, self._now_us + held_us)
 
     # --- effects of instances ---------------------------------------------------------------------------------
     def _prefill_started(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:

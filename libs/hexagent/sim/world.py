@@ -16,13 +16,13 @@ from hexagent.core.estimate.learner import Learner
 from hexagent.core.estimate.snapshot import EMPTY, Snapshot
 from hexagent.core.ids import Ticket
 from hexagent.core.instance.io import PrefixSegment, Work, salt
-from hexagent.core.instance.spec import ClusterSpec
+from hexagent.core.instance.spec import ClusterSpec, Role
 from hexagent.core.policy.profile import DEFAULT, Profile
 from hexagent.core.policy.registry import is_aggregated, is_clairvoyant
 from hexagent.core.scheduling.beliefs import Reuse
 from hexagent.core.scheduling.core import TICK_US, SchedulerCore
-from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
-from hexagent.core.scheduling.events import CallProgress, InstanceUp, SchedulerEvent, Started, Tick
+from hexagent.core.scheduling.effects import Bind, CancelAttempt, ChangeRole, Dispatch, Effect, Record, Refuse
+from hexagent.core.scheduling.events import InstanceFlip, InstanceUp, SchedulerEvent, Started, Tick
 from hexagent.core.scheduling.projection import solo_cost_us
 from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.core.workflow import commands
@@ -41,7 +41,7 @@ from hexagent.core.workflow.tracker import Tracker
 from hexagent.sim.clients import Freed, ScriptedClient, solo_of
 from hexagent.sim.clusters import aggregated
 from hexagent.sim.conditions import CONDITIONS, NO_HINTS, Conditions, EstimateNoise, hints, means_of_classes
-from hexagent.sim.fleet import Fleet, Flight, Latency
+from hexagent.sim.fleet import Fleet, Flight, Latency, Reported
 from hexagent.sim.metrics import WorkflowRow
 from hexagent.sim.oracle import ScriptOracle
 from hexagent.sim.shares import Shares, TenantShare
@@ -99,7 +99,7 @@ class World:
         self._shares = Shares(self.scheduler)
         # Revision 1 holds what is told before anything is learned.
         self.learner = Learner(cluster.tables, last_revision=1)
-        self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._progress, self._outcome)
+        self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._reported, self._outcome)
         self.now_us = 0
         self.events = 0
         self._seed = seed
@@ -277,8 +277,13 @@ class World:
         for event in events:
             self._tell_scheduler(event)
 
-    def _progress(self, event: CallProgress, now_us: int) -> None:
+    def _reported(self, event: Reported, now_us: int) -> None:
         self._tell_scheduler(event)
+
+    def flip(self, instance_id: str, role: Role, now_us: int) -> None:
+        """What an operator asks for. `FailedPrecondition` (CANNOT_FLIP, LAST_INSTANCE)."""
+        self.scheduler.flips.check(self.scheduler.ledger.instances[instance_id], role)
+        self._tell_scheduler(InstanceFlip(instance_id, role, now_us))
 
     def _tell_scheduler(self, event: SchedulerEvent) -> None:
         effects = self.handle(event, self.now_us)
@@ -305,6 +310,8 @@ class World:
                     self.schedule(at_us, self.fleet.bind, effect.ticket, effect.decode_instance)
                 case CancelAttempt():
                     self.schedule(at_us, self.fleet.cancel, effect.ticket)
+                case ChangeRole(now=True):
+                    self.schedule(at_us, self.fleet.change_role, effect.instance_id, effect.role)
                 case Refuse():
                     self.schedule(self.now_us + self._latency.outcome_us, self._outcome, effect.outcome)
                 case Record():

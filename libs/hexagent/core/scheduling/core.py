@@ -266,10 +266,10 @@ class SchedulerCore:
         was_up = instance is not None and instance.up
         if event.spec is not None:
             instance = self.ledger.describe(event.spec)
-            self.flips.heard(instance)
         if instance is None:
             return False
         self.ledger.down(instance, event.reason)
+        self.flips.heard(instance)
         if not was_up:
             return False
         self._topologies.clear()

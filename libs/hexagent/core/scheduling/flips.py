@@ -39,15 +39,14 @@ class Flips:
         return ChangeRole(instance_id, role, now=False)
 
     def heard(self, instance: Instance) -> None:
-        """Its agent has said what it is: it has changed, or its agent has to be told again, as it may be another."""
-        if instance.wanted_role is None:
-            return
-        if instance.wanted_role is instance.spec.role:
+        """Its agent has said what it is: it has changed, or it is up as it was, and its agent has to be told again."""
+        instance_id = instance.spec.instance_id
+        if instance_id in self._told and instance.wanted_role is instance.spec.role:
             instance.wanted_role = None
-            del self._told[instance.spec.instance_id]
-            self.done[instance.spec.instance_id] += 1
-        else:
-            self._told[instance.spec.instance_id] = False
+            del self._told[instance_id]
+            self.done[instance_id] += 1
+        elif instance_id in self._told and instance.up:
+            self._told[instance_id] = False
 
     def due(self) -> list[ChangeRole]:
         """Changes of instances that hold nothing, of which their agents have not been told."""
