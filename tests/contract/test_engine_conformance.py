@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
+from hexagent.core.errors import Unsupported
 from hexagent.core.instance.samples import Samples
-from hexagent.core.instance.spec import InstanceSpec, Role
+from hexagent.core.instance.spec import InstanceSpec, Lora, Role
 from hexagent.core.workflow.model import FinishReason
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
@@ -161,6 +162,23 @@ async def test_what_can_never_fit_is_refused(make: Make) -> None:
         target.reserve(request_of("a"), "p", True)
     with pytest.raises(EngineRefused, match="UNKNOWN_TICKET"):
         await anext(aiter(source.send_kv(request_of("b").ticket, "d", LINK)))
+
+
+async def test_calls_run_with_adapters_that_the_instance_serves(make: Make) -> None:
+    adapters = {"loras": (Lora("chess", 8, "/adapters/chess"), Lora("sql", 16, "/adapters/sql")), "max_loras": 1}
+    source, target = [
+        await make(spec(name, role)._replace(**adapters))  # type: ignore[arg-type]
+        for name, role in (("p", Role.PREFILL), ("d", Role.DECODE))
+    ]
+    request = request_of("a")
+    request.call.lora = "sql"
+    finished = (await decoded(source, target, request, await source.prefill(request)))[-1]
+    assert isinstance(finished, Finished)
+    assert finished.output_tokens == 12
+    other = request_of("b")
+    other.call.lora = "go"
+    with pytest.raises(Unsupported, match="lora: p does not serve 'go'"):
+        await source.prefill(other)
 
 
 @pytest.mark.parametrize("phase", ["queued", "pinned", "reserved", "decoding"])

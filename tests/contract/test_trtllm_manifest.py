@@ -15,7 +15,7 @@ from hexagent_services.worker_agent.engine.port import EngineAborted, EngineRequ
 from hexagent_services.worker_agent.engine_host.frames import Frame
 from tests.contract.engines import request_of
 from tests.contract.trtllm.manifest import Manifest, breaks, drifts, load_manifest, version_of
-from tests.contract.trtllm.session import Side, decode, finished, started
+from tests.contract.trtllm.session import ADAPTER, Side, decode, finished, started
 from tests.fakes.local_host import fake_library
 from tests.fakes.virtual_loop import run_virtually
 
@@ -23,7 +23,7 @@ from tests.fakes.virtual_loop import run_virtually
 UNUSED = {
     *(("BaseLLM.__init__", p) for p in ("tokenizer", "tokenizer_mode", "trust_remote_code", "dtype", "revision")),
     ("BaseLLM.__init__", "tokenizer_revision"),
-    *(("BaseLLM.generate_async", p) for p in ("lora_request", "prompt_adapter_request", "trace_headers")),
+    *(("BaseLLM.generate_async", p) for p in ("prompt_adapter_request", "trace_headers")),
     *(("BaseLLM.generate_async", p) for p in ("_postproc_params", "scheduling_params", "cache_salt")),
     *(("DisaggregatedParams", f) for f in ("draft_tokens", "multimodal_embedding_handles", "multimodal_hashes")),
     *(("DisaggregatedParams", f) for f in ("mrope_position_ids_handle", "mrope_position_deltas_handle")),
@@ -68,6 +68,7 @@ def demanding(node: str) -> EngineRequest:
     sampling.min_p = sampling.presence_penalty = sampling.frequency_penalty = 0.1
     sampling.top_k = sampling.seed = 3
     sampling.stop_token_ids.append(17)
+    request.call.lora = ADAPTER.name
     request.call.kv_retention.priority = 80
     request.call.kv_retention.ttl.FromMilliseconds(1500)
     return request
@@ -125,6 +126,11 @@ async def use_everything(manifest: Path) -> None:
         assert target.engine.load().kv_cached_blocks == len(target.llm.blocks._cached) > 0
         assert target.llm.blocks.used == 0
         assert target.llm.retentions[0].ranges[0].priority == 80
+        for side in (source, target):
+            assert {(r.lora_name, r.lora_int_id, r.lora_path) for r in side.llm.loras} == {("sql", 1, "/adapters/sql")}
+            config = side.llm.arguments["lora_config"]
+            assert (config.lora_dir, config.max_lora_rank, config.max_loras) == (["/adapters/sql"], 16, 1)
+            assert config.max_cpu_loras == 1
         prefill.check("max_blocks", "cached_blocks", "step_us", "prefilled", "compute_us")
         decoding.check("active", "used_blocks", "max_blocks", "decoding", "drafted_tokens", "accepted_tokens")
         decoding.check("cached_tokens", "transfer_us", "kv_bytes", "step_us")

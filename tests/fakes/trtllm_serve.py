@@ -27,6 +27,7 @@ from starlette.routing import Route
 from hexagent_services.worker_agent.engine.trtllm_serve.process import configuration
 from tests.fakes.tensorrt_llm import llmapi
 from tests.fakes.tensorrt_llm.llm import LLM, GenerationResult
+from tests.fakes.tensorrt_llm.lora_helper import LoraConfig
 from tests.fakes.tensorrt_llm.model import END_ID
 
 QUIET_S = 0.2  # how long a reading of statistics waits for one more; 2 s in the real server
@@ -35,6 +36,7 @@ GROUPS = {
     "kv_cache_config": llmapi.KvCacheConfig,
     "cache_transceiver_config": llmapi.CacheTransceiverConfig,
     "scheduler_config": llmapi.SchedulerConfig,
+    "lora_config": LoraConfig,
 }
 
 
@@ -48,6 +50,12 @@ class DisaggregatedParams(Strict):
     ctx_request_id: int | None = None
     encoded_opaque_state: str | None = None
     draft_tokens: list[int] | None = None
+
+
+class LoRARequest(Strict):
+    lora_name: str
+    lora_int_id: int
+    lora_path: str = ""
 
 
 class StreamOptions(Strict):
@@ -75,6 +83,7 @@ class CompletionRequest(Strict):
     add_special_tokens: bool = True
     response_format: dict[str, Any] | None = None
     disaggregated_params: DisaggregatedParams | None = None
+    lora_request: LoRARequest | None = None
 
 
 class Server:
@@ -206,6 +215,7 @@ class Server:
             sampling_params=sampling,
             streaming=bool(body.stream),
             disaggregated_params=params,
+            lora_request=body.lora_request,
         )
 
     async def _look(self, request: Request, result: GenerationResult) -> None:

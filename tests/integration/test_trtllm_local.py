@@ -74,7 +74,7 @@ async def test_a_continuation_is_prefilled_where_its_prefix_is_and_moves_nothing
 
 async def test_what_engine_hosts_lack_is_refused_by_name(stack: LocalStack) -> None:
     async with hexagent.client.connect(stack.address) as client, client.workflow("chat", max_tokens=20) as workflow:
-        for options, field in (({"n": 2}, "sampling.n"), ({"lora": "x"}, "lora"), ({"logprobs": True}, "logprobs")):
+        for options, field in (({"n": 2}, "sampling.n"), ({"logprobs": True}, "logprobs")):
             with pytest.raises(Unsupported, match=field) as caught:
                 await workflow.call("hi", **options)
             assert caught.value.reason == "UNSUPPORTED_BY_ENGINE"

@@ -169,8 +169,7 @@ async def test_without_tools_in_the_request_a_call_of_one_is_text(gateway: Gatew
 
 async def test_what_the_engines_lack_is_refused_by_name(gateway: Gateway) -> None:
     async with gateway.stack.workflow() as workflow:
-        for options, field in (({"n": 2}, "sampling.n"), ({"logprobs": True}, "sampling.logprobs"),
-                               ({"lora": "x"}, "lora")):  # fmt: skip
+        for options, field in (({"n": 2}, "sampling.n"), ({"logprobs": True}, "sampling.logprobs")):
             with pytest.raises(Unsupported, match=field):
                 await workflow.call("hi", **options)
     with pytest.raises(openai.BadRequestError) as caught:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hexagent.core.errors import InvalidArgument
-from hexagent.core.instance.spec import Role, TextSpec
+from hexagent.core.instance.spec import Lora, Role, TextSpec
 from hexagent.text.model import load_model_text
 from hexagent_services.worker_agent.engine.host_process import HostProcess
 from hexagent_services.worker_agent.engine.model_text import EngineText, TextThreads
@@ -74,3 +74,7 @@ async def test_what_an_engine_needs_is_missed_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument) as caught:
         real_engine(INSTANCE, EngineTable(kind="trtllm-serve"), {MODEL: text}, WALL_CLOCK, tmp_path)
     assert caught.value.reason == "NO_ENGINE_PROGRAM"
+    adapted = INSTANCE._replace(loras=(Lora("sql", 16),), max_loras=1)
+    with pytest.raises(InvalidArgument, match="directory of adapter sql") as caught:
+        real_engine(adapted, EngineTable(kind="trtllm"), {MODEL: text}, WALL_CLOCK, tmp_path)
+    assert caught.value.reason == "NO_LORA_DIRECTORY"

@@ -68,7 +68,8 @@ def real_engine(
 ) -> TrtllmEngine:
     """The engine of an instance; `folder` is for its output.
 
-    `InvalidArgument`: NO_MODEL_DIRECTORY where the cluster file names none for its model, NO_ENGINE_PROGRAM.
+    `InvalidArgument`: NO_MODEL_DIRECTORY or NO_LORA_DIRECTORY where the cluster file names none for its model or an
+    adapter, NO_ENGINE_PROGRAM.
     """
     text = texts.get(spec.model)
     if text is None:
@@ -76,6 +77,12 @@ def real_engine(
             f"{spec.instance_id}: real engines need the directory of {spec.model} in the cluster file",
             reason="NO_MODEL_DIRECTORY",
             field="model.directory",
+        )
+    if lacking := [lora.name for lora in spec.loras if not lora.directory]:
+        raise InvalidArgument(
+            f"{spec.instance_id}: real engines need the directory of adapter {lacking[0]} in the cluster file",
+            reason="NO_LORA_DIRECTORY",
+            field="pool.loras.directory",
         )
     options = TrtllmOptions(
         model_dir=table.model_dir or text.directory,

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from hexagent.core.instance.spec import Role
+from hexagent.core.instance.spec import Lora, Role
 from hexagent_services.worker_agent.engine.options import TrtllmOptions
 from hexagent_services.worker_agent.engine.port import (
     DecodeEvent,
@@ -18,6 +18,7 @@ from tests.fakes.byte_text import ByteText
 from tests.fakes.local_host import LocalHost
 from tests.fakes.virtual_loop import LoopClock
 
+ADAPTER = Lora("sql", 16, "/adapters/sql")
 OPTIONS = TrtllmOptions("/models/none", max_seq_tokens=2_000, transfer_timeout_s=0.5, grace_s=0.1)
 
 
@@ -36,7 +37,8 @@ async def started(name: str, library: Library, kv_blocks: int = 40, options: Trt
     """Prefill for names with p, else decode."""
     role = Role.PREFILL if name.startswith("p") else Role.DECODE
     host = LocalHost(library)
-    engine = TrtllmEngine(spec(name, role, kv_blocks), host, ByteText(), LoopClock(), 131_072, options)
+    instance = spec(name, role, kv_blocks)._replace(loras=(ADAPTER,), max_loras=1)
+    engine = TrtllmEngine(instance, host, ByteText(), LoopClock(), 131_072, options)
     await engine.start()
     return Side(engine, host)
 

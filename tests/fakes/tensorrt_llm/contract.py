@@ -43,7 +43,8 @@ def _value(default: str) -> Any:
 def record_class(path: str, name: str) -> type[Any]:
     """A configuration class with the manifest's fields, and `model_fields` like a pydantic one."""
     kinds = manifest[path]
-    fields = {**kinds.get("fields", {}).get(name, {}), **kinds.get("uses", {}).get(name, {})}
+    read = dict.fromkeys(kinds.get("reads", {}).get(name, ()), "None")
+    fields = {**read, **kinds.get("fields", {}).get(name, {}), **kinds.get("uses", {}).get(name, {})}
     made = dataclasses.make_dataclass(
         name,
         [(field, Any, dataclasses.field(default=_value(default))) for field, default in fields.items()],

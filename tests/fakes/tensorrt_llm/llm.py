@@ -110,6 +110,7 @@ class LLM:
         self.transceiver.freed = self._give_back
         self.interrupted_transfers = 0  # each of them leaks in the real engine
         self.retentions: list[Any] = []
+        self.loras: list[Any] = []  # of the requests that named one
         self.stuck = False  # a deadlock that only a restart ends
         self._numbers = itertools.count(1)
         self._waiting: list[GenerationResult] = []
@@ -152,6 +153,8 @@ class LLM:
         if result.request_id == self.faults.exit_after:
             os._exit(9)
         self.retentions.append(given.get("kv_cache_retention_config"))
+        if given.get("lora_request") is not None:
+            self.loras.append(given["lora_request"])
         self._waiting.append(result)
         if self._loop is None:
             self._loop = asyncio.ensure_future(self._run())

@@ -93,7 +93,6 @@ def _check_supported(call: call_pb2.CallRequest) -> None:
         "sampling.n": sampling.n > 1,
         "sampling.logprobs": sampling.logprobs,
         "sampling.logit_bias": bool(sampling.logit_bias),
-        "lora": bool(call.lora),
     }
     for field, wanted in asked.items():
         if wanted:

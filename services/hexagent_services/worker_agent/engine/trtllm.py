@@ -22,6 +22,7 @@ from hexagent.core.instance.spec import PROFILES, FlipWay, InstanceSpec, LinkSpe
 from hexagent.core.instance.telemetry import Incidents
 from hexagent.core.workflow.model import FinishReason
 from hexagent.runtime.clock import Clock
+from hexagent_services.worker_agent.engine.adapters import lora_request_of
 from hexagent_services.worker_agent.engine.held import USED_UP, Held
 from hexagent_services.worker_agent.engine.host_process import Host
 from hexagent_services.worker_agent.engine.options import TrtllmOptions
@@ -70,6 +71,7 @@ class TrtllmEngine:
         self._options = options
         self._held = Held(spec, host, clock, options)
         self._guided = False  # the engine can hold outputs to a form
+        self._takes_loras = False
         self._overlap = False  # it was built with the overlap scheduler
         self._pipelined = False
         self._load_us = 0  # that took
@@ -82,6 +84,7 @@ class TrtllmEngine:
         found = said["capabilities"]
         log.info("%s: TensorRT-LLM %s, %s", self.spec.instance_id, said["version"], found)
         self._guided = found.get("guided_decoding", False)
+        self._takes_loras = found.get("lora", True)
         self._held.watch()
         self._load_us = self._clock.now_us() - began_us
         self._pipelined = found["pipelined_transfer"]
@@ -128,6 +131,8 @@ class TrtllmEngine:
             "pipelined": PROFILES[spec.profile].pipelined_transfer,
             "transceiver": options.transceiver,
             "transfer_timeout_ms": round(options.transfer_timeout_s * 1000),
+            "loras": [lora._asdict() for lora in spec.loras],
+            "max_loras": spec.max_loras,
             "arguments": dict(options.arguments),
         }
 
@@ -230,6 +235,7 @@ class TrtllmEngine:
             "sampling": sampling_arguments(run.request, self._text.end_token_ids, run.leased_tokens),
             "response_format": response_format_of(run.request, self._guided),
             "retention": retention_of(call),
+            "lora": lora_request_of(call, self.spec, self._takes_loras),
             "stream": call.stream or bool(call.sampling.stop),  # a stop text is seen only as it comes
         }
         self._held.submit(run, order, phase)

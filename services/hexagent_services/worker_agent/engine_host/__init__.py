@@ -12,6 +12,7 @@ build, and then carries out orders until the connection ends. Orders and events 
 | local | id, sampling, retention, stream; token ids | first {cached_tokens; id}, then as decode |
 | abort | id | nothing of its own: the request ends as `cancelled` |
 
+Each of prefill, decode and local has `lora` besides: null, or the fields of a `LoRARequest`.
 An order that the engine refuses ends with {finish: "refused", message}. `stats` comes a few times a second while the
 engine works. A broken engine ends the process.
 """

@@ -15,7 +15,8 @@ def engine_arguments(library: Library, found: dict[str, bool], order: dict[str, 
     """Keyword arguments of `LLM` for a `load` order.
 
     The order: model (folder), role (prefill, decode, both), tp, max_batch, max_step_tokens, max_seq_tokens, kv_tokens,
-    block_tokens, prefix_cache, pipelined, transceiver, transfer_timeout_ms, arguments (the operator's, which win).
+    block_tokens, prefix_cache, pipelined, transceiver, transfer_timeout_ms, loras ({name, rank, directory}), max_loras,
+    arguments (the operator's, which win).
     """
     transceiver = {
         "backend": order["transceiver"],  # said outright: what DEFAULT means depends on version and environment
@@ -53,6 +54,13 @@ def engine_arguments(library: Library, found: dict[str, bool], order: dict[str, 
             capacity_scheduler_policy=library.CapacitySchedulerPolicy.GUARANTEED_NO_EVICT
         ),
     }
+    if order["loras"]:
+        arguments["lora_config"] = library.LoraConfig(
+            lora_dir=[order["loras"][0]["directory"]],  # says which modules adapters change; the engine takes one
+            max_lora_rank=max(lora["rank"] for lora in order["loras"]),
+            max_loras=order["max_loras"],
+            max_cpu_loras=len(order["loras"]),
+        )
     arguments.update(order["arguments"])
     return arguments
 

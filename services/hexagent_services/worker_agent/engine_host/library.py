@@ -17,6 +17,8 @@ class Library(NamedTuple):
     CacheTransceiverConfig: Any
     SchedulerConfig: Any
     CapacitySchedulerPolicy: Any
+    LoraConfig: Any
+    LoRARequest: Any
     RequestError: Any
 
 
@@ -24,7 +26,9 @@ def load_library() -> Library:
     """Import the package, which takes many seconds and a GPU."""
     import tensorrt_llm
     from tensorrt_llm import llmapi
+    from tensorrt_llm.executor.request import LoRARequest
     from tensorrt_llm.executor.utils import RequestError
+    from tensorrt_llm.lora_helper import LoraConfig
 
     return Library(
         version=tensorrt_llm.__version__,
@@ -36,6 +40,8 @@ def load_library() -> Library:
         CacheTransceiverConfig=llmapi.CacheTransceiverConfig,
         SchedulerConfig=llmapi.SchedulerConfig,
         CapacitySchedulerPolicy=llmapi.CapacitySchedulerPolicy,
+        LoraConfig=LoraConfig,
+        LoRARequest=LoRARequest,
         RequestError=RequestError,
     )
 

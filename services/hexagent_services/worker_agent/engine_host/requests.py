@@ -130,10 +130,12 @@ class Requests:
     def _submit(self, request: _Request, params: Any, streaming: bool) -> Any:
         # Parameters of its own for each stage: the engine writes into them.
         sampling = self._library.SamplingParams(return_perf_metrics=True, **request.order["sampling"])
+        lora = request.order["lora"]
         self.came.set()
         request.result = self._llm.generate_async(
             {"prompt_token_ids": request.ids},
             sampling_params=sampling,
+            lora_request=self._library.LoRARequest(**lora) if lora else None,
             streaming=streaming,
             kv_cache_retention_config=retention_config(self._library, request.order.get("retention")),
             disaggregated_params=params,

@@ -39,6 +39,7 @@ class Server(NamedTuple):
         """The answer to a `load` order; that transfers are pipelined could not be seen from outside."""
         found = {
             "priority": "priority" in self.fields,
+            "lora": "lora_request" in self.fields,
             "pipelined_transfer": False,
             "guided_decoding": self.guided and "response_format" in self.fields,
         }
@@ -180,4 +181,6 @@ class Completions:
         body = completion(self._server.model, order.ids, order.body["sampling"])
         if order.body["response_format"] is not None:
             body["response_format"] = order.body["response_format"]
+        if order.body["lora"] is not None:
+            body["lora_request"] = order.body["lora"]
         return body

@@ -91,5 +91,7 @@ _PLAIN: Final = Library(
     CacheTransceiverConfig=dict,
     SchedulerConfig=dict,
     CapacitySchedulerPolicy=SimpleNamespace(GUARANTEED_NO_EVICT="GUARANTEED_NO_EVICT"),
+    LoraConfig=dict,
+    LoRARequest=None,
     RequestError=None,
 )
