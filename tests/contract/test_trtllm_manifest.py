@@ -28,8 +28,9 @@ UNUSED = {
     *(("DisaggregatedParams", f) for f in ("draft_tokens", "multimodal_embedding_handles", "multimodal_hashes")),
     *(("DisaggregatedParams", f) for f in ("mrope_position_ids_handle", "mrope_position_deltas_handle")),
     ("CacheTransceiverConfig", "kv_transfer_sender_future_timeout_ms"),
-    *(("SchedulerConfig", f) for f in ("context_chunking_policy", "dynamic_batch_config")),
+    ("SchedulerConfig", "dynamic_batch_config"),
     *(("CapacitySchedulerPolicy", m) for m in ("MAX_UTILIZATION", "STATIC_BATCH")),
+    ("ContextChunkingPolicy", "FIRST_COME_FIRST_SERVED"),
     *(("RequestPerfMetrics", "kv_cache_metrics"), ("KvCacheMetrics", "num_reused_blocks")),  # without `cached_tokens`
     ("IterationStats", "iter"),  # by way of `trtllm-serve` only
 }
@@ -106,7 +107,8 @@ class Heard:
 
 async def use_everything(manifest: Path) -> None:
     library = fake_library(manifest)
-    source, target = await started("p", library), await started("d", library)
+    source = await started("p", library, profile="trtllm-equal-progress")
+    target = await started("d", library)
     prefill, decoding = Heard(source), Heard(target)
     target.llm.faults.drafts = 2
     try:

@@ -321,7 +321,7 @@ def test_the_configuration_is_what_a_host_gives_the_constructor() -> None:
     order = {
         "model": "m", "role": "prefill", "tp": 4, "max_batch": 8, "max_step_tokens": 4096, "max_seq_tokens": 9000,
         "kv_tokens": 64_000, "block_tokens": 32, "prefix_cache": True, "pipelined": False, "transceiver": "UCX",
-        "transfer_timeout_ms": 60_000, "arguments": {"max_batch_size": 3}, "max_loras": 1,
+        "transfer_timeout_ms": 60_000, "equal_progress": True, "arguments": {"max_batch_size": 3}, "max_loras": 1,
         "loras": [{"name": "chess", "rank": 8, "directory": "/chess"}, {"name": "sql", "rank": 16, "directory": "/a"}],
     }  # fmt: skip
     config = json.loads(json.dumps(configuration(order)))
@@ -329,6 +329,9 @@ def test_the_configuration_is_what_a_host_gives_the_constructor() -> None:
         "backend": "UCX", "max_tokens_in_buffer": 9000, "kv_transfer_timeout_ms": 60_000,
     }  # fmt: skip
     assert (config["disable_overlap_scheduler"], config["max_batch_size"]) == (True, 3)
+    assert config["scheduler_config"] == {
+        "capacity_scheduler_policy": "GUARANTEED_NO_EVICT", "context_chunking_policy": "EQUAL_PROGRESS",
+    }  # fmt: skip
     assert (config["return_perf_metrics"], config["enable_iter_perf_stats"]) == (True, True)
     lora_config = {"lora_dir": ["/chess"], "max_lora_rank": 16, "max_loras": 1, "max_cpu_loras": 2}
     assert config["lora_config"] == lora_config

@@ -35,7 +35,7 @@ def digest(profile: str) -> str:
     return sha256(repr(world.effects).encode()).hexdigest()
 
 
-@pytest.mark.parametrize("profile", ["trtllm-1.2.1", "push", "ideal"])
+@pytest.mark.parametrize("profile", ["trtllm-1.2.1", "trtllm-equal-progress", "push", "ideal"])
 def test_effects_do_not_depend_on_the_hash_seed(profile: str) -> None:
     code = f"from tests.property.test_instance_digest import digest; print(digest({profile!r}))"
     found = []

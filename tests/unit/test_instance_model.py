@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hexagent.core.ids import CallId, Ticket
 from hexagent.core.instance.io import (
     Abort,
@@ -27,6 +30,7 @@ from hexagent.core.instance.io import (
 from hexagent.core.instance.model import InstanceModel
 from hexagent.core.instance.noise import Truth
 from hexagent.core.instance.spec import PROFILES, InstanceSpec, LinkSpec, Role
+from hexagent.core.instance.steps import equal_chunks
 from hexagent.core.units import PPM
 
 PULL = "trtllm-1.2.1"
@@ -90,6 +94,42 @@ def test_long_prompt_takes_steps_and_the_rest_of_a_step_goes_to_the_next_call() 
     )
     load = m.load(99_999)
     assert (load.pinned, load.kv_used_blocks) == (2, 94 + 13)
+
+
+def test_prompts_that_advance_equally_share_steps_in_whole_blocks() -> None:
+    m = model(profile="trtllm-equal-progress")
+    long, late, short = work("long", 3_000, 5), work("late", 700, 5), work("short", 100, 5)
+    assert told(m.handle(Prefill(long), 0)) == [PrefillStarted(long.ticket, 0)]
+    m.handle_all((Prefill(late), Prefill(short)), 1)
+    steps = [e for e in m.advance(10**6) if isinstance(e, StepDone)]
+    assert [e.prefill_chunks for e in steps] == [
+        ((992, 0),),
+        ((448, 992), (448, 0), (100, 0)),
+        ((736, 1_440), (252, 448)),
+        ((824, 2_176),),
+    ]
+
+
+@given(
+    left=st.lists(st.integers(1, 3_000), min_size=1, max_size=6),
+    budget=st.integers(1, 4_096),
+    unit=st.sampled_from((16, 32)),
+)
+def test_equal_chunks_are_those_of_turn_after_turn(left: list[int], budget: int, unit: int) -> None:
+    chunks = equal_chunks(left, budget, unit)
+    assert chunks[0] > 0, "somebody always advances"
+    if sum(left) <= budget or budget < unit:
+        assert sum(chunks) == min(budget, sum(left)) or chunks[0] == left[0]
+        return
+    turns = [0] * len(left)
+    spare, advanced = budget, True
+    while advanced:
+        advanced = False
+        for i, tokens in enumerate(left):
+            more = min(unit, tokens - turns[i])
+            if 0 < more <= spare:
+                turns[i], spare, advanced = turns[i] + more, spare - more, True
+    assert chunks == turns
 
 
 def test_waiting_calls_start_by_rank_then_arrival() -> None:

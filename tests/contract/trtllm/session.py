@@ -33,11 +33,17 @@ class Side(NamedTuple):
         return self.host.llm
 
 
-async def started(name: str, library: Library, kv_blocks: int = 40, options: TrtllmOptions = OPTIONS) -> Side:
+async def started(
+    name: str,
+    library: Library,
+    kv_blocks: int = 40,
+    options: TrtllmOptions = OPTIONS,
+    profile: str = "trtllm-1.2.1",
+) -> Side:
     """Prefill for names with p, else decode."""
     role = Role.PREFILL if name.startswith("p") else Role.DECODE
     host = LocalHost(library)
-    instance = spec(name, role, kv_blocks)._replace(loras=(ADAPTER,), max_loras=1)
+    instance = spec(name, role, kv_blocks)._replace(profile=profile, loras=(ADAPTER,), max_loras=1)
     engine = TrtllmEngine(instance, host, ByteText(), LoopClock(), 131_072, options)
     await engine.start()
     return Side(engine, host)

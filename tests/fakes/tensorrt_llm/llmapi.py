@@ -16,6 +16,9 @@ SamplingParams = record_class("tensorrt_llm/sampling_params.py", "SamplingParams
 CapacitySchedulerPolicy: Any = enum.Enum(  # type: ignore[misc]
     "CapacitySchedulerPolicy", manifest[_ARGUMENTS]["enums"]["CapacitySchedulerPolicy"]
 )
+ContextChunkingPolicy: Any = enum.Enum(  # type: ignore[misc]
+    "ContextChunkingPolicy", manifest[_ARGUMENTS]["enums"]["ContextChunkingPolicy"]
+)
 
 
 class KvCacheRetentionConfig:

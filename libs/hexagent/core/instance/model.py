@@ -63,7 +63,8 @@ class InstanceModel:
         self._residents = Residents(pool, spec.max_batch)
         self._calls = self._residents.calls
         self._waiting = RankedQueue()  # for decode blocks
-        self._engine = StepEngine(spec, self._residents, self._waiting, TrueTimes(times, truth))
+        true_times = TrueTimes(times, truth)
+        self._engine = StepEngine(spec, self._residents, self._waiting, true_times, profile.equal_progress)
         self._sender = Sender(spec, profile, kv_bytes_per_token, truth)
         self._ready: deque[Call] = deque()  # may pull when the ingress slot is free
         self._pulling: Call | None = None  # has the ingress slot

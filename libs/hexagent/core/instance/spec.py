@@ -34,6 +34,7 @@ class EngineProfile(NamedTuple):
     pipelined_transfer: bool  # KV moves while prefill runs
     send_concurrency: int  # transfers an instance sends at a time
     overlapped_context: bool  # prompts to be handed over run under the overlap scheduler, which decoding wants
+    equal_progress: bool = False  # prompts of a step advance by equal chunks, else the oldest takes what it can
 
 
 PROFILES: dict[str, EngineProfile] = {
@@ -42,6 +43,7 @@ PROFILES: dict[str, EngineProfile] = {
         EngineProfile("trtllm-1.2.1", HandOff.PULL, True, True, True, False, 1, False),
         EngineProfile("trtllm-1.3", HandOff.PULL, True, True, True, True, 1, True),
         EngineProfile("trtllm-leases", HandOff.PULL, False, True, True, False, 1, False),
+        EngineProfile("trtllm-equal-progress", HandOff.PULL, True, True, True, False, 1, False, True),
         EngineProfile("push", HandOff.PUSH, False, True, False, False, 1, True),
         EngineProfile("ideal", HandOff.PULL, False, True, True, True, 4, True),
     )

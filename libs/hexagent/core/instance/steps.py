@@ -44,18 +44,27 @@ class StepEngine:
     """Chunked prefill and continuous batching of one instance.
 
     Prefill takes tokens up to `max_step_tokens` a step, first of the call that is under way, then of waiting calls
-    by rank. A call whose blocks are not free waits, and everyone behind it. Blocks that decoding calls need to grow
-    come first; if none are left, the youngest decoding call gives up its blocks and goes back to the queue, where it
-    pays for a prefill of its prompt and of what it had generated, as an engine that recomputes evicted calls does.
+    by rank; with `equal_progress` of all of these, as `equal_chunks` says. A call whose blocks are not free waits, and
+    everyone behind it. Blocks that decoding calls need to grow come first; if none are left, the youngest decoding
+    call gives up its blocks and goes back to the queue, where it pays for a prefill of its prompt and of what it had
+    generated, as an engine that recomputes evicted calls does.
     """
 
-    def __init__(self, spec: InstanceSpec, residents: Residents, waiting: RankedQueue, times: TrueTimes) -> None:
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        residents: Residents,
+        waiting: RankedQueue,
+        times: TrueTimes,
+        equal_progress: bool = False,
+    ) -> None:
         self.times = times
         self.step: Step | None = None
         self.queue = RankedQueue()
         self.head_blocked = False  # the queue's head found too little room at the last step boundary
         self.batch = DecodeBatch(spec.block_tokens)
         self._spec = spec
+        self._equal_progress = equal_progress
         self._residents = residents
         self._pool = residents.pool
         self._waiting = waiting  # calls that wait for decode blocks: rivals for the same room
@@ -198,23 +207,37 @@ class StepEngine:
         """
         parts: list[tuple[Call, int]] = []
         budget = max(1, self._spec.max_step_tokens - batch)
+        if self._equal_progress:
+            return self._equal_parts(budget, now_us, out)
         for call in self._active:
             new = min(budget, call.target - call.prefilled)
             if new:
                 parts.append((call, new))
                 budget -= new
         del self._active[: len(parts)]
-        while budget and self.queue.entries and len(parts) < self._spec.max_batch:
-            call = self.queue.head
-            if self._waiting.entries and self._waiting.head_key < self.queue.head_key:
-                break
-            if not self._start_prefill(call, now_us, out):
-                self.head_blocked = True
-                break
-            new = min(budget, call.target - call.prefilled)
-            parts.append((call, new))
+        while budget and len(parts) < self._spec.max_batch and (started := self._start_next(now_us, out)):
+            new = min(budget, started.target - started.prefilled)
+            parts.append((started, new))
             budget -= new
         return parts
+
+    def _equal_parts(self, budget: int, now_us: int, out: list[InstanceEffect]) -> list[tuple[Call, int]]:
+        """The same where prompts advance equally: every waiting call with room is under way from here on."""
+        calls = self._active
+        while len(calls) < self._spec.max_batch and (started := self._start_next(now_us, out)):
+            calls.append(started)
+        chunks = equal_chunks([call.target - call.prefilled for call in calls], budget, self._spec.block_tokens)
+        shares = list(zip(calls, chunks, strict=True))
+        self._active = [call for call, new in shares if not new]
+        return [(call, new) for call, new in shares if new]
+
+    def _start_next(self, now_us: int, out: list[InstanceEffect]) -> Call | None:
+        """The head of the queue, if it has room."""
+        if not self.queue.entries or (self._waiting.entries and self._waiting.head_key < self.queue.head_key):
+            return None
+        call = self.queue.head
+        self.head_blocked = not self._start_prefill(call, now_us, out)
+        return None if self.head_blocked else call
 
     def _start_prefill(self, call: Call, now_us: int, out: list[InstanceEffect]) -> bool:
         if not self._residents.seat(call, call.local, call.work.prefix):
@@ -254,3 +277,27 @@ class StepEngine:
             out.append(Refused(call.ticket, now_us, "KV_TOO_SMALL"))
         else:
             self.enqueue(call, now_us)
+
+
+def equal_chunks(left: list[int], budget: int, unit: int) -> list[int]:
+    """Of prompts with so many tokens left each, what a step of `budget` tokens computes.
+
+    They take `unit` tokens, or what is left, in turns until nothing fits: TensorRT-LLM's EQUAL_PROGRESS
+    (`MicroBatchScheduler::setCtxRequestsChunkSize`). Where the budget is less than a unit the first gets all of it.
+    """
+    if sum(left) <= budget:
+        return left
+    if budget < unit:
+        return [min(budget, left[0]), *[0] * (len(left) - 1)]
+    chunks, fits = [0] * len(left), True
+    while fits:
+        fits = False
+        open_ = [i for i, tokens in enumerate(left) if chunks[i] < tokens]
+        turns = min(budget // len(open_), *[left[i] - chunks[i] for i in open_]) // unit  # that all of them take whole
+        for i in open_:
+            more = min(max(turns, 1) * unit, left[i] - chunks[i])
+            if more <= budget:
+                chunks[i] += more
+                budget -= more
+                fits = True
+    return chunks

@@ -4,7 +4,7 @@ from bisect import insort
 from collections import deque
 from typing import Final, NamedTuple
 
-from hexagent.core.instance.spec import InstanceSpec
+from hexagent.core.instance.spec import PROFILES, InstanceSpec
 from hexagent.core.units import ceil_div
 
 # Before and behind every call. A call's rank is its policy's score: of either sign, microseconds since the start too.
@@ -27,11 +27,12 @@ class Admission:
     """Claims wait until the engine has room for them, so that its own queue stays short and no call in it overtakes.
 
     Room is blocks by the engine's rule, a place in the decode batch, and for prompts a step's worth of tokens in the
-    engine at a time. The first that does not fit makes the others wait.
+    engine at a time, unless they advance equally there. The first that does not fit makes the others wait.
     """
 
     def __init__(self, spec: InstanceSpec) -> None:
         self._spec = spec
+        self._equal_progress = PROFILES[spec.profile].equal_progress
         self._blocks = spec.kv_blocks
         self._waiting: list[Claim] = []
         self._held: dict[int, Claim] = {}
@@ -88,7 +89,7 @@ class Admission:
     def _fits(self, claim: Claim) -> bool:
         if claim.decodes and sum(held.decodes for held in self._held.values()) >= self._spec.max_batch:
             return False
-        computing = sum(self._computing.values())
+        computing = 0 if self._equal_progress else sum(self._computing.values())
         if claim.prompt_tokens and computing and computing + claim.prompt_tokens > self._spec.max_step_tokens:
             return False
         return self.used_blocks + claim.blocks <= self.capacity

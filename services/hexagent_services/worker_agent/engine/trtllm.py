@@ -128,6 +128,7 @@ class TrtllmEngine:
             "kv_tokens": spec.kv_tokens,
             "block_tokens": spec.block_tokens,
             "prefix_cache": spec.prefix_cache,
+            "equal_progress": PROFILES[spec.profile].equal_progress,
             "pipelined": PROFILES[spec.profile].pipelined_transfer,
             "transceiver": options.transceiver,
             "transfer_timeout_ms": round(options.transfer_timeout_s * 1000),

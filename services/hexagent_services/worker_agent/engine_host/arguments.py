@@ -15,8 +15,8 @@ def engine_arguments(library: Library, found: dict[str, bool], order: dict[str, 
     """Keyword arguments of `LLM` for a `load` order.
 
     The order: model (folder), role (prefill, decode, both), tp, max_batch, max_step_tokens, max_seq_tokens, kv_tokens,
-    block_tokens, prefix_cache, pipelined, transceiver, transfer_timeout_ms, loras ({name, rank, directory}), max_loras,
-    arguments (the operator's, which win).
+    block_tokens, prefix_cache, equal_progress, pipelined, transceiver, transfer_timeout_ms, loras ({name, rank,
+    directory}), max_loras, arguments (the operator's, which win).
     """
     transceiver = {
         "backend": order["transceiver"],  # said outright: what DEFAULT means depends on version and environment
@@ -27,6 +27,10 @@ def engine_arguments(library: Library, found: dict[str, bool], order: dict[str, 
     if found["pipelined_transfer"]:
         transceiver["enable_pipelined_transfer"] = order["pipelined"]
     reuse = order["prefix_cache"]
+    # The agent reserves by this rule: a request that was admitted is never paused.
+    scheduling = {"capacity_scheduler_policy": library.CapacitySchedulerPolicy.GUARANTEED_NO_EVICT}
+    if order["equal_progress"]:  # else the oldest prompt takes what it can of each step
+        scheduling["context_chunking_policy"] = library.ContextChunkingPolicy.EQUAL_PROGRESS
     arguments = {
         "model": order["model"],
         "skip_tokenizer_init": True,
@@ -49,10 +53,7 @@ def engine_arguments(library: Library, found: dict[str, bool], order: dict[str, 
             event_buffer_max_size=KV_EVENTS_MAX if reuse else 0,
         ),
         "cache_transceiver_config": library.CacheTransceiverConfig(**transceiver),
-        # The agent reserves by this rule: a request that was admitted is never paused.
-        "scheduler_config": library.SchedulerConfig(
-            capacity_scheduler_policy=library.CapacitySchedulerPolicy.GUARANTEED_NO_EVICT
-        ),
+        "scheduler_config": library.SchedulerConfig(**scheduling),
     }
     if order["loras"]:
         arguments["lora_config"] = library.LoraConfig(

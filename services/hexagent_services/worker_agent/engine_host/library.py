@@ -17,6 +17,7 @@ class Library(NamedTuple):
     CacheTransceiverConfig: Any
     SchedulerConfig: Any
     CapacitySchedulerPolicy: Any
+    ContextChunkingPolicy: Any
     LoraConfig: Any
     LoRARequest: Any
     RequestError: Any
@@ -40,6 +41,7 @@ def load_library() -> Library:
         CacheTransceiverConfig=llmapi.CacheTransceiverConfig,
         SchedulerConfig=llmapi.SchedulerConfig,
         CapacitySchedulerPolicy=llmapi.CapacitySchedulerPolicy,
+        ContextChunkingPolicy=llmapi.ContextChunkingPolicy,
         LoraConfig=LoraConfig,
         LoRARequest=LoRARequest,
         RequestError=RequestError,

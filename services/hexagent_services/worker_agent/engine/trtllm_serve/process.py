@@ -91,6 +91,7 @@ _PLAIN: Final = Library(
     CacheTransceiverConfig=dict,
     SchedulerConfig=dict,
     CapacitySchedulerPolicy=SimpleNamespace(GUARANTEED_NO_EVICT="GUARANTEED_NO_EVICT"),
+    ContextChunkingPolicy=SimpleNamespace(EQUAL_PROGRESS="EQUAL_PROGRESS"),
     LoraConfig=dict,
     LoRARequest=None,
     RequestError=None,
