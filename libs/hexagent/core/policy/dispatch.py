@@ -32,6 +32,7 @@ class Decision(NamedTuple):
 class Plan(NamedTuple):
     decisions: tuple[Decision, ...] = ()  # calls that start now, in the order they were placed
     starved: bool = False  # some call found no room for its KV
+    again: bool = False  # a further plan may start more
 
 
 class Dispatcher(Protocol):

@@ -40,6 +40,7 @@ class Placed(NamedTuple):
     chosen: Candidate
     others: tuple[Candidate, ...]  # best first
     transfer_us: int  # of its KV between free ends; where there is none, of its prefill if that keeps others waiting
+    beside_us: int = 0  # by which it delays the prompts that it is computed beside; 0 = there are none
 
 
 class SimulatedState:

@@ -14,6 +14,7 @@ from hexagent.core.policy.fcfs import Fcfs
 from hexagent.core.policy.hexagent import Hexagent
 from hexagent.core.policy.hexagent_plus import HexagentPlus
 from hexagent.core.policy.home import AtHome
+from hexagent.core.policy.interleaving import Interleaving
 from hexagent.core.policy.keeping import Keeping
 from hexagent.core.policy.order import Order
 from hexagent.core.policy.profile import DEFAULT, Profile
@@ -55,13 +56,16 @@ def _clairvoyant(estimator: Estimator, profile: Profile) -> Order:
 
 # What the paper gives its own policy comes first for it; every other has the strongest dispatch by default.
 PAPER: Final[Dispatchers] = {
-    "predicted-finish": PredictedFinish,
-    "cache-aware": lambda estimator, profile: PredictedFinish(estimator, profile, aware=True),
+    "predicted-finish": lambda estimator, profile: Interleaving(PredictedFinish(estimator, profile), estimator),
+    "cache-aware": lambda estimator, profile: Interleaving(PredictedFinish(estimator, profile, True), estimator, True),
     "least-loaded": lambda _, profile: LeastLoaded(profile),
 }
 EITHER: Final[Dispatchers] = {"cache-aware": PAPER["cache-aware"]} | PAPER
 ATLAS: Final[Dispatchers] = EITHER | {
     "least-loaded": lambda _, profile: AtHome(profile, profile.atlas_spread_tokens, NEVER_FULL),
+}
+KEEPING: Final[Dispatchers] = {
+    "keeping": lambda estimator, profile: Interleaving(Keeping(estimator, profile), estimator, True),
 }
 AFFINITY: Final[Dispatchers] = {"prefix-affinity": lambda _, profile: PrefixAffinity(profile)}
 CONVERSATION: Final[Dispatchers] = {"conversation-sticky": lambda _, profile: ConversationSticky(profile)}
@@ -75,8 +79,8 @@ RECIPES: Final[dict[str, Recipe]] = {
     "conversation-sticky": Recipe(lambda _, __: Fcfs(), CONVERSATION),
     "aggregated": Recipe(lambda _, __: Fcfs(), STICKY, aggregated=True),
     "hexagent": Recipe(lambda _, __: Hexagent(), PAPER),
-    "hexagent-plus": Recipe(lambda _, profile: HexagentPlus(profile), {"keeping": Keeping}),
-    "clairvoyant": Recipe(_clairvoyant, {"keeping": Keeping}, clairvoyant=True),
+    "hexagent-plus": Recipe(lambda _, profile: HexagentPlus(profile), KEEPING),
+    "clairvoyant": Recipe(_clairvoyant, KEEPING, clairvoyant=True),
 }
 
 

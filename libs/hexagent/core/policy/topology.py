@@ -94,6 +94,7 @@ class Topology:
         self.prefill_sort: list[int] = self._rooms[0].of.tolist()
         self.decode_sort: list[int] = self._rooms[1].of.tolist()
         self.prefill_sorts = len(self._rooms[0].first)
+        self.interleaves = any(p.profile.equal_progress for p in prefill)
         self.never_evicts = ints(PROFILES[d.profile].never_evicts for d in self._rooms[1].first)  # by room sort
         self._excluded: dict[Needs, tuple[IntArray, IntArray]] = {}
         self._prefill_at = {p.spec.instance_id: i for i, p in enumerate(prefill)}

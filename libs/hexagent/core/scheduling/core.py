@@ -199,7 +199,7 @@ class SchedulerCore:
             case Phase.PREFILLED:
                 self.ledger.prefilled(attempt, event.at_us, event.cached_tokens)
                 attempt.phase = max(attempt.phase, Phase.PREFILLED)
-                return not attempt.prefill.prefilling
+                return not attempt.prefill.prefilling or attempt.prefill.profile.equal_progress
             case Phase.DECODING:
                 self.ledger.kv_arrived(attempt, event.at_us)
                 return attempt.call.model in self._starved
@@ -334,7 +334,7 @@ class SchedulerCore:
                 return True
             self._dispatch(decision, count, now_us, effects)
             self._look_at_tenants(model, now_us)
-        return self.tenants.held != held
+        return plan.again or self.tenants.held != held
 
     def _look_at_tenants(self, model: str, now_us: int) -> None:
         """Find who may start calls of `model`."""
@@ -365,8 +365,9 @@ class SchedulerCore:
         attempt = Attempt(ticket, call, placed.prefill, placed.decode, reserve)
         self.queue.remove(call)
         self._attempts[call.call_id] = attempt
-        self.ledger.dispatched(attempt, chosen.prefill_end_us, placed.transfer_us)
-        self.tenants.dispatched(attempt, chosen.prefill_end_us - chosen.prefill_start_us, self.estimator, now_us)
+        prefill_us, beside = placed.beside_us or chosen.prefill_end_us - chosen.prefill_start_us, placed.beside_us > 0
+        self.ledger.dispatched(attempt, chosen.prefill_end_us, placed.transfer_us, prefill_us, beside)
+        self.tenants.dispatched(attempt, prefill_us, self.estimator, now_us)
         self._floor.started(call, self.waiting[call.model].calls)
         self._watch(attempt, chosen.finish_us, now_us)
         place = (decision.position, waiting)

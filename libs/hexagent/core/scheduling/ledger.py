@@ -84,6 +84,7 @@ class Instance:
         "receiver",
         "reserved_tokens",
         "sender",
+        "spare_us",
         "spec",
         "suspect_until_us",
         "table",
@@ -105,6 +106,7 @@ class Instance:
         self.prefilling: dict[Ticket, Attempt] = {}
         self.decoding: dict[Ticket, Attempt] = {}  # bound here: waiting, in flight or decoding
         self.prefill_free_us = 0  # predicted end of the prefill work dispatched here
+        self.spare_us = 0  # by which prompts here may still be delayed by others that are computed beside them
         self.sender = Sender(self.profile.send_concurrency)
         self.receiver = Receiver()
         self.local_us = 0  # predicted time of prefills here of what decodes here as well, that have not ended
@@ -215,14 +217,21 @@ class Ledger:
     def _change(self, instance: Instance) -> None:
         self.changed[instance.spec.instance_id] = instance
 
-    def dispatched(self, attempt: Attempt, prefill_end_us: int, transfer_us: int) -> None:
+    def dispatched(
+        self, attempt: Attempt, prefill_end_us: int, transfer_us: int, prefill_us: int = 0, beside: bool = False
+    ) -> None:
+        """An attempt was sent out; its prefill, `prefill_us` alone, follows on or shares the steps of those there."""
         prefill, call = attempt.prefill, attempt.call
         self._change(prefill)
         attempt.transfer_us = transfer_us
         self.attempts[attempt.ticket] = attempt
         attempt.prefill_end_us = prefill_end_us
-        # An empty instance is free whatever was predicted of the work that is done.
-        prefill.prefill_free_us = max(prefill.prefill_free_us if prefill.prefilling else 0, prefill_end_us)
+        if beside:
+            self._delay(prefill, prefill_us, prefill_end_us)
+        else:
+            # An empty instance is free whatever was predicted of the work that is done.
+            free_us, spare_us = (prefill.prefill_free_us, prefill.spare_us) if prefill.prefilling else (0, 0)
+            prefill.prefill_free_us, prefill.spare_us = max(free_us, prefill_end_us), spare_us + prefill_us
         prefill.prefilling[attempt.ticket] = attempt
         if prefill.cache is not None:
             kv_tokens = attempt.kv_tokens if attempt.local else call.prompt_tokens
@@ -230,6 +239,18 @@ class Ledger:
         if not attempt.local:
             prefill.pinned_tokens += call.prompt_tokens
         self._bind(attempt)
+
+    def _delay(self, prefill: Instance, prefill_us: int, after_us: int) -> None:
+        """Prompts there that would be computed after `after_us` are so much later."""
+        prefill.prefill_free_us += prefill_us
+        prefill.spare_us -= prefill_us
+        for attempt in prefill.prefilling.values():
+            if attempt.prefill_end_us > after_us:
+                attempt.prefill_end_us += prefill_us
+                transfer = prefill.sender.pending.get(attempt.ticket)
+                if transfer is not None:
+                    transfer.ready_us += prefill_us
+                    self._predict_arrivals(attempt.decode)
 
     def rebound(self, attempt: Attempt, decode: Instance) -> None:
         """The attempt decodes elsewhere than it was bound."""
