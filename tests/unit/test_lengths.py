@@ -148,3 +148,16 @@ def test_outputs_that_outlast_every_prediction_end_at_what_they_may_generate() -
     told = PredictedLength(50, 50, 50)
     assert told.after(10, CAP) == told
     assert told.after(60, CAP).q50 == 61
+
+
+def test_models_of_one_role_are_told_apart_where_there_are_several() -> None:
+    rng = random.Random(3)
+    learner = LengthLearner(several_models=True)
+    for _ in range(400):
+        for model, mean in (("short", 40), ("long", 600)):
+            learner.observe_call(features()._replace(model=model), around(rng, mean))
+    known = table(learner)
+    short, long, other = [known.predict(features()._replace(model=m), CAP, 0) for m in ("short", "long", "other")]
+    assert 25 < short.q50 < 60
+    assert 400 < long.q50 < 900
+    assert short.q50 < other.q50 < long.q50

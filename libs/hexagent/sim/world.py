@@ -98,7 +98,7 @@ class World:
         self.handle: Handle = self.scheduler.handle  # what is to look at its events stands here before it
         self._shares = Shares(self.scheduler)
         # Revision 1 holds what is told before anything is learned.
-        self.learner = Learner(cluster.tables, last_revision=1)
+        self.learner = Learner(cluster.tables, last_revision=1, several_models=len(cluster.models) > 1)
         self.fleet = Fleet(cluster, conditions, latency, self.schedule, self._reported, self._outcome)
         self.now_us = 0
         self.events = 0

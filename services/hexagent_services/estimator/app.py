@@ -38,7 +38,8 @@ async def main(app: App[EstimatorSettings]) -> None:
     clock = ModelClock(record.origin_wall_ns, record.time_scale)
     estimator = Estimator(record.cluster)
     calibration = Calibration(estimator)
-    learner = Learner(record.cluster.tables, await _last_revision(bus))
+    several_models = len(record.cluster.models) > 1
+    learner = Learner(record.cluster.tables, await _last_revision(bus), several_models)
     for spec in record.cluster.instances:
         learner.describe_instance(spec)
 

@@ -38,7 +38,7 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
             known = ", ".join(self._cluster.models)
             raise NotFound(f"unknown model {request.model!r}; known: {known}", reason="UNKNOWN_MODEL", field="model")
         _check_counts(request)
-        features = CallFeatures(request.workflow_class, request.role, request.prompt_tokens)
+        features = CallFeatures(request.workflow_class, request.role, request.prompt_tokens, model=request.model)
         length = self._estimator.output_tokens(features, request.max_tokens, request.output_tokens)
         if request.output_tokens:
             length = PredictedLength(*(request.output_tokens,) * 3)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from typing import Final, NamedTuple
+from zlib import crc32
 
 ROUNDS_MAX: Final = 12  # later rounds of a loop are alike
+MODEL: Final = "model"  # the view that tells something only where there are several
 NOTHING_YET: Final = -1  # bucket of a workflow that has no earlier output of the role
 
 
@@ -27,6 +29,7 @@ class CallFeatures(NamedTuple):
     prompt_tokens: int
     round: int = 0  # of its loop, 0 = none
     own: OwnOutputs = NO_OUTPUTS
+    model: str = ""
 
 
 def half_octave(tokens: int) -> int:
@@ -50,4 +53,5 @@ VIEWS: Final[dict[str, Callable[[CallFeatures], int]]] = {
     "own-mean": _own_mean,
     "prompt": lambda features: half_octave(max(features.prompt_tokens, 1)),
     "round": lambda features: min(features.round, ROUNDS_MAX),
+    MODEL: lambda features: crc32(features.model.encode()) >> 1,
 }

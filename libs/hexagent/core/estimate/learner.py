@@ -44,21 +44,22 @@ class _OpenWorkflow:
         spec = self.graph.node(node_id).spec
         if spec.call is not None:
             own = self.own.get(spec.role, NO_OUTPUTS)
-            workflow_class = self.graph.spec.workflow_class
-            self.calls[node_id] = CallFeatures(workflow_class, spec.role, spec.call.prompt_tokens, spec.round, own)
+            workflow_class, prompt_tokens = self.graph.spec.workflow_class, spec.call.prompt_tokens
+            model = spec.call.model
+            self.calls[node_id] = CallFeatures(workflow_class, spec.role, prompt_tokens, spec.round, own, model)
 
 
 class Learner:
     """Learns from workflow events and telemetry; `snapshot` is what a scheduler evaluates.
 
     Speeds are told against `tables`, the cluster's own, or the shipped ones. Revisions begin behind `last_revision`,
-    the newest one that was ever given out.
+    the newest one that was ever given out. Outputs of different models are told apart if the cluster has several.
     """
 
-    def __init__(self, tables: Sequence[StepTable] = (), last_revision: int = 0) -> None:
+    def __init__(self, tables: Sequence[StepTable] = (), last_revision: int = 0, several_models: bool = False) -> None:
         self._tables = tables
         self._speeds = SpeedLearner()
-        self._lengths = LengthLearner()
+        self._lengths = LengthLearner(several_models)
         self._links = LinkLearner()
         self._instances: dict[str, InstanceSpec] = {}
         self._open: dict[str, _OpenWorkflow] = {}

@@ -4,11 +4,11 @@ A prediction is a quantile of the latest lengths of a class and role, so that st
 whatever their distribution (split conformal prediction, see `RunningQuantiles.quantile`).
 
 The calls of one class and role can be told apart by several views (`features.VIEWS`): what the workflow generated
-before, the round of a loop, the size of the prompt. A view has a *factor* for each of its buckets: the bucket's mean
-over the role's, drawn to one while the bucket has few calls. Its scores are lengths over factors, so that all buckets
-lend each other their spread, and a quantile of the scores times the bucket's factor is the prediction. Which view
-tells anything differs by workload and by quantile, so the learner predicts with each, and for each quantile the one
-whose predictions have cost least lately answers. A prediction costs its pinball loss, which the true quantile
+before, the round of a loop, the size of the prompt, the model. A view has a *factor* for each of its buckets: the
+bucket's mean over the role's, drawn to one while the bucket has few calls. Its scores are lengths over factors, so that
+all buckets lend each other their spread, and a quantile of the scores times the bucket's factor is the prediction.
+Which view tells anything differs by workload and by quantile, so the learner predicts with each, and for each quantile
+the one whose predictions have cost least lately answers. A prediction costs its pinball loss, which the true quantile
 minimises: per cent p times what it was too low by, 100 - p times what it was too high by.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from hexagent.core.estimate.features import VIEWS, CallFeatures
+from hexagent.core.estimate.features import MODEL, VIEWS, CallFeatures
 from hexagent.core.estimate.quantiles import WINDOW, RunningQuantiles
 from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot, ToolQuantiles
 from hexagent.core.units import PPM, ceil_div
@@ -148,11 +148,11 @@ class _Role:
 
     __slots__ = ("all", "losses", "mean", "views")
 
-    def __init__(self) -> None:
+    def __init__(self, views: Sequence[str]) -> None:
         self.all = RunningQuantiles()
         self.mean = _Mean()
         self.losses = [0] * len(PERCENTS)  # of predictions without a view
-        self.views = {name: _View() for name in VIEWS}
+        self.views = {name: _View() for name in views}
 
     def observe(self, features: CallFeatures, output_tokens: int) -> None:
         for name, view in self.views.items():
@@ -192,10 +192,11 @@ def _charge(losses: list[int], scores: RunningQuantiles, factor_ppm: int, value:
 
 
 class LengthLearner:
-    """Learns what `LengthTable` answers."""
+    """Learns what `LengthTable` answers, of a cluster with several models or a single one."""
 
-    def __init__(self) -> None:
-        self._roles: defaultdict[tuple[str, str], _Role] = defaultdict(_Role)
+    def __init__(self, several_models: bool = False) -> None:
+        views = [name for name in VIEWS if name != MODEL or several_models]
+        self._roles: defaultdict[tuple[str, str], _Role] = defaultdict(lambda: _Role(views))
         self._wide: defaultdict[str, RunningQuantiles] = defaultdict(RunningQuantiles)  # by class, "" = everything
         self._tools: defaultdict[str, RunningQuantiles] = defaultdict(RunningQuantiles)
 

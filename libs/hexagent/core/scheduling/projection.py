@@ -153,7 +153,7 @@ def solo_cost_us(node: Node, estimator: Estimator, workflow_class: str) -> int:
     call, outcome = node.spec.call, node.outcome
     if node.status is NodeStatus.SUCCEEDED and outcome is not None:
         return estimator.solo_us(call.model, outcome.prompt_tokens, outcome.output_tokens, call.needs)
-    features = CallFeatures(workflow_class, node.spec.role, call.prompt_tokens, node.spec.round)
+    features = CallFeatures(workflow_class, node.spec.role, call.prompt_tokens, node.spec.round, model=call.model)
     length = estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
     return estimator.solo_us(call.model, call.prompt_tokens, length.q50, call.needs)
 
@@ -272,7 +272,8 @@ class Projection:
             call.output_q50 = call.output_q90 = call.output_q99 = oracle.output_tokens(call.call_id)
             return
         own = workflow.own_outputs(call.role)
-        features = CallFeatures(workflow.graph.spec.workflow_class, call.role, call.prompt_tokens, call.round, own)
+        workflow_class = workflow.graph.spec.workflow_class
+        features = CallFeatures(workflow_class, call.role, call.prompt_tokens, call.round, own, call.model)
         length = self._estimator.output_tokens(features, call.max_tokens, call.expected_output_tokens)
         call.output_q50, call.output_q90, call.output_q99 = length
 
