@@ -23,9 +23,9 @@ def ints(values: Iterable[int]) -> IntArray:
 
 def _median(values: IntArray) -> int:
     """The mean of the two middle ones where there are two, rounded down; of one value at least."""
-    ordered: list[int] = np.sort(values, axis=None).tolist()
-    middle = len(ordered) // 2
-    return (ordered[middle] + ordered[~middle]) // 2
+    low, high = (values.size - 1) // 2, values.size // 2
+    ordered = np.partition(values, (low, high), axis=None)
+    return (int(ordered[low]) + int(ordered[high])) // 2
 
 
 class Sorts(NamedTuple):
