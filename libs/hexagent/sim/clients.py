@@ -19,7 +19,7 @@ from hexagent.core.workflow.model import (
     ToolSpec,
     WorkflowSpec,
 )
-from hexagent.sim.workloads.model import ScriptedWorkflow, WorkItem
+from hexagent.sim.workloads.model import ScriptedWorkflow, Segment, WorkItem
 
 EVERY_PARENT: Final = Join()
 
@@ -43,6 +43,7 @@ class ScriptedClient:
         self._missing = [item.join_k or len(item.deps) for item in script.items]  # deps that must still end
         self._due_us = [0] * len(script.items)
         self._rounds: dict[str, int] = {}  # last one revealed of each template
+        self._refs: dict[str, SegmentRef] = {}  # segments in prompts so far, by name
         # What later prompts call the output of an item that stands in them.
         self._outputs = {s.output_of: s.name for item in script.items for s in item.segments if s.output_of >= 0}
         self.open = 0  # items freed and not ended
@@ -100,7 +101,7 @@ class ScriptedClient:
             join=EVERY_PARENT if item.tool_us else _join(item),
             call=CallSpec(
                 item.target.model or self._model,
-                tuple([SegmentRef(segment.name, segment.tokens) for segment in item.segments]),
+                tuple([self._ref(segment) for segment in item.segments]),
                 item.prompt_tokens,
                 item.max_tokens,
                 lora=item.target.lora,
@@ -109,6 +110,12 @@ class ScriptedClient:
             template=template,
             round=item.round if template else 0,
         )
+
+    def _ref(self, segment: Segment) -> SegmentRef:
+        ref = self._refs.get(segment.name)
+        if ref is None:
+            ref = self._refs[segment.name] = SegmentRef(segment.name, segment.tokens)
+        return ref
 
     def tool(self, item: WorkItem) -> CallId:
         return CallId(self.script.workflow_id, tool_id(item))

@@ -70,12 +70,17 @@ class Flight:
         "asked_us",
         "cached_tokens",
         "decode",
+        "decode_start_us",
+        "dispatched_us",
         "kv_bytes",
         "over",
         "prefill",
+        "prefill_end_us",
+        "prefill_start_us",
         "rank",
         "ticket",
-        "times",
+        "transfer_end_us",
+        "transfer_start_us",
         "work",
     )
 
@@ -89,11 +94,30 @@ class Flight:
         self.kv_bytes = 0
         self.asked_us = 0  # for its KV
         self.over = False  # cancelled: only transfers that run are still seen to their end
-        self.times: dict[str, int] = {"dispatched_us": dispatched_us}
+        # As in `CallTimes`:
+        self.dispatched_us = dispatched_us
+        self.prefill_start_us = 0
+        self.prefill_end_us = 0
+        self.transfer_start_us = 0
+        self.transfer_end_us = 0
+        self.decode_start_us = 0
 
     @property
     def local(self) -> bool:
         return self.decode == self.prefill
+
+    def times(self, end_us: int) -> CallTimes:
+        """Of a call that ends now; its first token is there when its prompt is computed."""
+        return CallTimes(
+            self.dispatched_us,
+            self.prefill_start_us,
+            self.prefill_end_us,
+            self.transfer_start_us,
+            self.transfer_end_us,
+            self.decode_start_us,
+            self.prefill_end_us,
+            end_us,
+        )
 
 
 class Station:
@@ -265,13 +289,13 @@ class Fleet:
 
     # --- effects of instances ---------------------------------------------------------------------------------
     def _prefill_started(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
-        flight.times["prefill_start_us"] = self._now_us
+        flight.prefill_start_us = self._now_us
         if station.push and not flight.local:
             self._to(flight.decode, Reserve(flight.work, flight.prefill, False, flight.rank), self._now_us)
 
     def _prefill_done(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
         assert isinstance(effect, PrefillDone)
-        flight.times["prefill_end_us"] = flight.times["first_token_us"] = self._now_us
+        flight.prefill_end_us = self._now_us
         flight.cached_tokens = effect.cached_tokens
         station.samples.reused_tokens += effect.cached_tokens
         if flight.over:
@@ -297,8 +321,8 @@ class Fleet:
     def _kv_sent(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
         """Set-up and bandwidth are in the transfer's duration; that it has ended, the receiver's agent has to hear."""
         assert isinstance(effect, KvSent)
-        flight.times["transfer_start_us"] = effect.start_us
-        flight.times["transfer_end_us"] = effect.end_us
+        flight.transfer_start_us = effect.start_us
+        flight.transfer_end_us = effect.end_us
         flight.kv_bytes = effect.kv_bytes
         duration_us = effect.end_us - effect.start_us
         held_us = self._now_us + self._latency.agent_us - flight.asked_us
@@ -308,7 +332,7 @@ class Fleet:
         self._to(effect.to_instance, KvArrived(flight.ticket), self._now_us)
 
     def _decode_started(self, station: Station, flight: Flight, effect: InstanceEffect) -> None:
-        flight.times["decode_start_us"] = self._now_us
+        flight.decode_start_us = self._now_us
         if not flight.local:
             self._progress(station, flight, Phase.DECODING)
 
@@ -330,7 +354,7 @@ class Fleet:
             prefill_instance=flight.prefill,
             decode_instance=flight.decode,
             kv_bytes=flight.kv_bytes,
-            times=CallTimes(**flight.times, end_us=self._now_us),
+            times=flight.times(self._now_us),
             decode_us=effect.decode_us,
         )
         stored_us = self._latency.outcome_us
