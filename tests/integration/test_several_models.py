@@ -9,8 +9,10 @@ import pytest
 import pytest_asyncio
 
 import hexagent.client
-from hexagent.cli.stack import OPENAI, SCHEDULER, LocalStack, StackOptions
+from hexagent.cli.explain import show_explanation
+from hexagent.cli.stack import OPENAI, SCHEDULER, TRACKER, LocalStack, StackOptions
 from hexagent.client.drain import drain_instance
+from hexagent.client.explain import explain_call
 from hexagent.core.errors import FailedPrecondition, HexagentError
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -50,7 +52,9 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Local
         yield stack
 
 
-async def test_calls_of_a_workflow_run_where_what_they_need_is_served(stack: LocalStack) -> None:
+async def test_calls_of_a_workflow_run_where_what_they_need_is_served(
+    stack: LocalStack, capsys: pytest.CaptureFixture[str]
+) -> None:
     wanted: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ({"model": "qwen3-32b"}, QWEN),
         ({"lora": "sql"}, FAST),
@@ -70,6 +74,9 @@ async def test_calls_of_a_workflow_run_where_what_they_need_is_served(stack: Loc
             results = await asyncio.gather(*(workflow.call([plan, "Go."], **options) for options, _ in wanted))
             for result, (_, places) in zip(results, wanted, strict=True):
                 assert set(result.instances) <= set(places)
+        adapted = await workflow.call("Go.", lora="sql")
+        show_explanation(await explain_call(adapted.call, stack.addresses[TRACKER], stack.addresses[SCHEDULER]))
+        assert "It runs on llama-3.1-70b with adapter sql." in capsys.readouterr().out
         for options, reason, text in refused:
             with pytest.raises(HexagentError, match=text) as caught:
                 await workflow.call("x", **options)

@@ -43,6 +43,9 @@ def explanation_rows(explanation: CallExplanation) -> list[Row]:
     for record in explanation.records:
         row: dict[str, str | int | float | bool | None] = {
             "call": str(explanation.call),
+            "model": explanation.model,
+            "lora": explanation.needs.lora,
+            "min_precision": explanation.needs.min_precision,
             "sequence": record.sequence,
             "attempt": record.ticket.attempt,
             "decision": record.kind.name.lower(),
@@ -74,6 +77,7 @@ def show_explanation(explanation: CallExplanation) -> None:
     """The story of the call, oldest first."""
     out = console()
     out.print(f"[bold]{explanation.call}[/bold]: {explanation.status.name.lower()}")
+    out.print(_asked(explanation))
     if explanation.position:
         why = explanation.waiting_reason or "its turn"
         out.print(f"It waits at place {explanation.position} of the queue: {why}.")
@@ -87,6 +91,16 @@ def show_explanation(explanation: CallExplanation) -> None:
         _show_outcome(out, explanation.outcome)
     for choice in explanation.shadows:
         out.print(f"Shadow: {_shadow_text(choice)}")
+
+
+def _asked(explanation: CallExplanation) -> str:
+    """What it is to run on."""
+    lora, precision = explanation.needs
+    adapter, weights = (
+        f" with adapter {lora}" if lora else "",
+        f", weights of {precision} at least" if precision else "",
+    )
+    return f"It runs on {explanation.model}{adapter}{weights}."
 
 
 def _show_record(out: Console, record: DecisionRecord) -> None:

@@ -6,6 +6,7 @@ from hexagent.api.common.v1 import enums_pb2
 from hexagent.api.scheduler.v1 import scheduler_service_pb2, scheduler_service_pb2_grpc
 from hexagent.api.workflow.v1 import workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.core.ids import CallId
+from hexagent.core.instance.needs import ANYTHING, Needs
 from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.core.scheduling.shadows import ShadowChoice
 from hexagent.core.workflow.model import CallOutcome, NodeStatus
@@ -30,6 +31,8 @@ class CallExplanation(NamedTuple):
     position: int  # among the calls that wait, from 1; 0 = it does not wait
     waiting_reason: str
     shadows: tuple[ShadowChoice, ...] = ()  # of policies that plan beside the acting one, in order
+    model: str = ""
+    needs: Needs = ANYTHING  # of the instances of the model that it may run on
 
 
 async def explain_call(call: CallId, tracker_address: str, scheduler_address: str) -> CallExplanation:
@@ -53,6 +56,8 @@ async def explain_call(call: CallId, tracker_address: str, scheduler_address: st
         position=why.position,
         waiting_reason=why.waiting_reason,
         shadows=tuple(shadow_from_proto(choice) for choice in why.shadows),
+        model=known.model,
+        needs=Needs(known.lora, known.min_precision),
     )
 
 

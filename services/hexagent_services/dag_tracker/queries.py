@@ -44,7 +44,14 @@ class Queries:
         node = (await self._graph(call.workflow_id)).node(call.node_id)
         if not is_call(node):
             raise FailedPrecondition(f"{call} is a tool", reason="NOT_A_CALL", field="call.node_id")
-        response = api.GetCallResponse(status=enums_pb2.NodeStatus.ValueType(node.status))
+        spec = node.spec.call
+        assert spec is not None
+        response = api.GetCallResponse(
+            status=enums_pb2.NodeStatus.ValueType(node.status),
+            model=spec.model,
+            lora=spec.lora,
+            min_precision=spec.min_precision,
+        )
         outcome = result_of(node)
         if outcome is None:
             return response

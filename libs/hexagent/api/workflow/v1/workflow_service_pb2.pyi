@@ -754,8 +754,17 @@ class GetCallResponse(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    LORA_FIELD_NUMBER: _builtins.int
+    MIN_PRECISION_FIELD_NUMBER: _builtins.int
     status: _enums_pb2.NodeStatus.ValueType
     """Its status."""
+    model: _builtins.str
+    """Model it runs on."""
+    lora: _builtins.str
+    """Adapter on top of the model; empty = none."""
+    min_precision: _builtins.str
+    """Lowest weight precision it accepts; empty = any."""
     @_builtins.property
     def result(self) -> _workflow_pb2.CallResult:
         """How it ended; unset = it has not."""
@@ -770,10 +779,13 @@ class GetCallResponse(_message.Message):
         status: _enums_pb2.NodeStatus.ValueType = ...,
         result: _workflow_pb2.CallResult | None = ...,
         output: _call_pb2.SegmentBody | None = ...,
+        model: _builtins.str = ...,
+        lora: _builtins.str = ...,
+        min_precision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "result", b"result", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lora", b"lora", "min_precision", b"min_precision", "model", b"model", "output", b"output", "result", b"result", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
