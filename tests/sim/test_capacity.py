@@ -93,7 +93,7 @@ def test_the_command_searches_writes_and_draws(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--workload", "weather"], "--workload: no workload 'weather'; known: bfcl"),
+        (["--workload", "weather"], "--workload: no workload 'weather'; known: agents"),
         (["--cluster", "moon"], "--cluster: no cluster 'moon'"),
         (["--policies", "lifo"], "--policies: unknown policy 'lifo'"),
         (["--arrivals", "weekly"], "--arrivals"),

@@ -117,7 +117,7 @@ def test_a_rate_keeps_the_order_of_arrival() -> None:
     [
         ({"model": "gpt"}, "known: llama"),
         ({"cluster": "moon"}, "known: hetero-1"),
-        ({"workload": "weather"}, "known: bfcl"),
+        ({"workload": "weather"}, "known: agents"),
         ({"world": "flat"}, "known: full, policy-only"),
         ({"engine_profile": "steam"}, "known: ideal"),
         ({"hardware": "abacus"}, "known: slower-stack, tables"),

@@ -240,7 +240,7 @@ def test_other_seeds_are_refused(text: str) -> None:
     ("arguments", "option", "said"),
     [
         (["run"], "--workload", "or --trace"),
-        (["run", "--workload", "nosuch"], "--workload", "known: bfcl"),
+        (["run", "--workload", "nosuch"], "--workload", "known: agents"),
         (["run", *SMALL, "--policy", "lifo"], "--policy", "known: fcfs"),
         (["run", *SMALL, "--policy", "fcfs,atlas"], "sim run", "one value"),
         (["run", *SMALL, "--load", "1,2"], "sim run", "sim compare takes several"),
