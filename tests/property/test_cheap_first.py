@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hexagent.core.policy.hexagent_plus import HexagentPlus, dearness_milli
+from hexagent.core.policy.hexagent_plus import DEAR, HexagentPlus, dearness_milli
 from hexagent.core.policy.order import Ages
 from hexagent.core.policy.profile import _RANGES, DEFAULT
 from hexagent.core.units import PPM
@@ -18,7 +18,7 @@ TIMES_US = st.integers(0, 1_000_000_000)
 @given(TIMES_US, TIMES_US, st.integers(*_RANGES["cheap_prefill_us"]))
 def test_the_divisor_is_the_root_in_integers_and_grows_with_the_prefill(one: int, other: int, cheap_us: int) -> None:
     milli = dearness_milli(np.array([one, other]), cheap_us).tolist()
-    assert milli == [isqrt((us + cheap_us) * PPM // cheap_us) for us in (one, other)]
+    assert milli == [isqrt((min(us, DEAR * cheap_us) + cheap_us) * PPM // cheap_us) for us in (one, other)]
     assert (milli[0] - milli[1]) * (one - other) >= 0
 
 
@@ -40,7 +40,7 @@ def test_of_equal_workflows_the_cheaper_call_goes_first_until_the_other_is_late_
     queue = queue._replace(prefill_us=np.array([cheap_us, dear_us]))
     cheap, dear = order.scores(queue, np.array([finish_us, finish_us])).tolist()
     assert cheap <= dear
-    late_us = (finish_us + 1) * (2 + isqrt(1 + dear_us // DEFAULT.cheap_prefill_us)) + horizon_us
+    late_us = (finish_us + 1) * (1 + isqrt(1 + DEAR)) + horizon_us
     cheap, dear = order.scores(queue, np.array([finish_us, late_us])).tolist()
     assert dear <= cheap
 

@@ -85,6 +85,16 @@ def test_prefill_avoids_the_instance_where_it_would_hold_up_others() -> None:
     assert say(d, "b", tokens=4_000, output_tokens=2).prefill_instance == "p1"
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_long_prompt_for_a_short_output_is_kept_only_while_little_else_is_computed(busy: bool) -> None:
+    """Work that comes while the prompt is computed would be done before the output, and the link takes less."""
+    d = desk(prefills("h200", "h200") + decodes("h200"))
+    d.start("w")
+    if busy:
+        say(d, "a", tokens=8_000)
+    assert kept(say(d, "b", tokens=8_000, output_tokens=4)) is not busy
+
+
 def test_roles_stay_where_nothing_is_cached_or_the_engine_cannot_do_both_phases() -> None:
     for cached, profile in ((False, "trtllm-1.2.1"), (True, "push")):
         d = desk(prefills("h200") + decodes("a100"), cached, profile)

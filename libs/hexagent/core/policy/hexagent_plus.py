@@ -6,15 +6,19 @@ a multiple of its final horizon. T_down is the longest path that is revealed beh
 declared plan those go first that the join waits for; F is what to count on of the horizon's growth to come
 (`hexagent.core.estimate.remaining`). With prefix caches R is divided by sqrt(1 + T / `cheap_prefill_us`), with T the
 time of the part of the prompt that no cache is believed to hold: H is the time without caches, so by R alone calls that
-find theirs would wait behind much longer ones. Lateness grows without limit and the divisor does not, so none waits for
-ever. Without any of these what is left is the paper's.
+find theirs would wait behind much longer ones. T counts as `DEAR` times that time at most, so that long prompts stay in
+the order of R among themselves and none waits for ever. Without any of these what is left is the paper's.
 """
+
+from typing import Final
 
 import numpy as np
 
 from hexagent.core.policy.order import Ages, IntArray
 from hexagent.core.policy.profile import Profile
 from hexagent.core.units import MILLI, PPM
+
+DEAR: Final = 8  # times what counts as little to prefill; all beyond is much
 
 
 class HexagentPlus:
@@ -36,7 +40,7 @@ class HexagentPlus:
 
 
 def dearness_milli(prefill_us: IntArray, cheap_us: int) -> IntArray:
-    """sqrt(1 + prefill / cheap) in thousandths, rounded down; exact on every machine for up to 1,000 s."""
-    ratio_ppm = (prefill_us + cheap_us) * PPM // cheap_us
+    """sqrt(1 + min(prefill / cheap, DEAR)) in thousandths, rounded down; exact on every machine for up to 1,000 s."""
+    ratio_ppm = (np.minimum(prefill_us, DEAR * cheap_us) + cheap_us) * PPM // cheap_us
     milli: IntArray = np.sqrt(ratio_ppm).astype(np.int64)  # IEEE 754 rounds roots correctly
     return milli

@@ -75,8 +75,9 @@ class KeepingState(SimulatedState):
     """Of P those from `Topology.senders` on are decode instances, which append; of D those from `Topology.receivers`
     on are prefill instances, which keep.
 
-    While a share u of the prefill instances is busy, one in `BURST` counted besides, a decode step on one is expected
-    to take 1 / (1 - u) times as long.
+    While a share u of the prefill instances is busy, one in `BURST` counted besides, work u T is expected to reach one
+    while it computes a prompt for T, all of which goes before the decode of d that follows: this takes
+    (d + u T) / (1 - u).
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class KeepingState(SimulatedState):
         self._stall_milli = profile.stall_milli
         self._both = np.flatnonzero(topology.own >= 0)  # of P
         self._append(profile.local_prefill_tokens_max)
+        self._keepers = np.flatnonzero(topology.own >= topology.receivers)  # of P, in the order of D
         self._undisturbed_us = list(self._step_us)
         self._full = self._decode_us[topology.receivers :] >= NEVER_US
         self._slow_down()
@@ -194,6 +196,7 @@ class KeepingState(SimulatedState):
         idle_milli = MILLI - min((BURST * busy + instances) * MILLI // ((BURST + 1) * instances), BUSY_MAX_MILLI)
         self._step_us[receivers:] = [step_us * MILLI // idle_milli for step_us in self._undisturbed_us[receivers:]]
         kept_us = self._steps * np.array(self._step_us[receivers:])[:, None]
+        kept_us += self._alone_us[self._keepers] * (MILLI - idle_milli) // idle_milli
         self._decode_us[receivers:] = np.where(self._full, NEVER_US, kept_us)
 
     def _weigh(self, i: int) -> None:
