@@ -7,6 +7,7 @@ import pytest
 
 from hexagent.core.estimate import residual
 from hexagent.core.estimate.lengths import PERCENTS
+from hexagent.core.estimate.levels import Ints
 from hexagent.core.estimate.remaining import RemainingWork, Trail
 from hexagent.core.estimate.residual import TRUSTED, Guess, ResidualTimes
 from hexagent.core.units import PPM
@@ -14,6 +15,20 @@ from hexagent.core.workflow.model import Hints
 
 CALL_US = 1_000_000
 ONE_LEVEL = np.array([10**9])
+GUESS = Guess("agent", "step", (), 1, 0, CALL_US, CALL_US)
+
+
+def quantiles(times: ResidualTimes, guess: Guess, chances: Ints = ONE_LEVEL) -> tuple[int, ...]:
+    return times.quantiles(guess, times.mixture(guess, chances))
+
+
+def complete(times: ResidualTimes, name: str, horizon_us: int, guess: Guess = GUESS, roles: int = 1) -> None:
+    """A workflow of one level, with calls of so many roles, that takes so long."""
+    for number in range(roles):
+        asked = guess._replace(role=f"step {number}" if number else guess.role)
+        times.expect(name, asked, times.mixture(asked, ONE_LEVEL))
+    times.completed(name, 1, horizon_us)
+    times.forget(name)
 
 
 class Burst:
@@ -40,22 +55,23 @@ class Burst:
 
     def step(self, name: str, trail: Trail, depth: int, levels_us: list[int]) -> None:
         """The level has ended; the next one is revealed at its usual length, or the workflow is complete."""
-        if depth:
-            self.residual.settled(name, depth, sum(levels_us[:depth]))
         if depth == len(levels_us):
             self.work.completed(trail, sum(levels_us))
+            self.residual.completed(name, depth, sum(levels_us))
             self.residual.forget(name)
             return
         start_us = sum(levels_us[:depth])
+        self.residual.goes_on(name, start_us)
         horizon_us = start_us + CALL_US
         trail.settle(start_us)
         self.work.deepened(trail, ["step"], horizon_us, depth + 1)
         ahead = self.work.levels_ahead(trail, horizon_us)
         if ahead is not None:
-            guess = Guess("agent", "step", depth + 1, start_us, horizon_us, ahead[1])
-            for below, quantile in zip(self.below, self.residual.quantiles(guess, ahead[0]), strict=True):
+            guess = Guess("agent", "step", (), depth + 1, start_us, horizon_us, ahead[1])
+            mixture = self.residual.mixture(guess, ahead[0])
+            for below, quantile in zip(self.below, self.residual.quantiles(guess, mixture), strict=True):
                 below.append(sum(levels_us[depth:]) <= quantile)
-            self.residual.expect(name, guess)
+            self.residual.expect(name, guess, mixture)
 
 
 @pytest.mark.parametrize(
@@ -72,55 +88,42 @@ def test_stated_coverage_is_coverage_in_a_burst(calls: list[int], habit: float, 
 
 
 def test_before_anything_is_known_the_guess_stands() -> None:
-    guess = Guess("agent", "step", 1, 0, CALL_US, CALL_US)
-    assert ResidualTimes().quantiles(guess, ONE_LEVEL) == (CALL_US,) * 3
+    assert quantiles(ResidualTimes(), GUESS) == (CALL_US,) * 3
     thirds = np.array([500_000_000, 0, 500_000_000])
-    assert ResidualTimes().quantiles(guess, thirds) == (CALL_US, 3 * CALL_US, 3 * CALL_US)
+    assert quantiles(ResidualTimes(), GUESS, thirds) == (CALL_US, 3 * CALL_US, 3 * CALL_US)
 
 
 def test_a_group_without_scores_is_answered_by_its_class() -> None:
     times = ResidualTimes()
-    guess = Guess("agent", "step", 1, 0, CALL_US, CALL_US)
     for number in range(50):
-        times.expect(f"w{number}", guess)
-        times.settled(f"w{number}", 1, 2 * CALL_US)
-    assert times.quantiles(guess._replace(role="other"), ONE_LEVEL)[0] == 2 * CALL_US
-    assert times.quantiles(guess._replace(workflow_class="other"), ONE_LEVEL)[0] == CALL_US
+        complete(times, f"w{number}", 2 * CALL_US)
+    assert quantiles(times, GUESS._replace(role="other"))[0] == 2 * CALL_US
+    assert quantiles(times, GUESS._replace(workflow_class="other"))[0] == CALL_US
 
 
 def test_what_is_remembered_of_a_workflow_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residual, "PENDING_MAX", TRUSTED - 1)
+    monkeypatch.setattr(residual, "EXPECTED_MAX", TRUSTED - 1)
     times = ResidualTimes()
-    guess = Guess("agent", "step", 1, 0, CALL_US, CALL_US)
-    for name, calls in (("wide", 2 * TRUSTED), ("small", 1)):
-        for number in range(calls):
-            times.expect(name, guess._replace(role=f"step {number}"))
-        times.settled(name, 1, 3 * CALL_US)
-        times.settled(name, 1, 9 * CALL_US)  # scored once for each doubling of levels
-        times.forget(name)
-        times.settled(name, 8, 9 * CALL_US)
-        expected = CALL_US if name == "wide" else 3 * CALL_US  # TRUSTED scores with that of the small one
-        assert times.quantiles(guess, ONE_LEVEL) == (expected,) * 3
+    complete(times, "wide", 3 * CALL_US, roles=2 * TRUSTED)
+    assert quantiles(times, GUESS) == (CALL_US,) * 3
+    times.completed("wide", 1, 9 * CALL_US)  # forgotten
+    complete(times, "small", 3 * CALL_US)
+    assert quantiles(times, GUESS) == (3 * CALL_US,) * 3
 
 
 def test_what_is_beyond_all_bounds_stays_a_number() -> None:
     times = ResidualTimes()
-    guess = Guess("agent", "step", 1, 0, 1, CALL_US)
     for number in range(TRUSTED):
-        times.expect(f"w{number}", guess)
-        times.settled(f"w{number}", 1, 10**15)
-    longest = times.quantiles(guess._replace(horizon_us=10**15), ONE_LEVEL)
+        complete(times, f"w{number}", 10**15, GUESS._replace(horizon_us=1))
+    longest = quantiles(times, GUESS._replace(horizon_us=10**15))
     assert longest == (residual.HIGHEST_PPM // PPM * residual.LONGEST_US,) * 3
 
 
 def test_calls_side_by_side_are_scored_once() -> None:
     times = ResidualTimes()
-    guess = Guess("agent", "step", 1, 0, CALL_US, CALL_US)
-    for name, calls, level_us in (
-        ("wide", 10 * TRUSTED, 9 * CALL_US),
-        *((f"w{n}", 1, CALL_US) for n in range(TRUSTED)),
-    ):
-        for _ in range(calls):
-            times.expect(name, guess)
-        times.settled(name, 1, level_us)
-    assert times.quantiles(guess, ONE_LEVEL)[:2] == (CALL_US, CALL_US)
+    for _ in range(10 * TRUSTED):
+        times.expect("wide", GUESS, times.mixture(GUESS, ONE_LEVEL))
+    times.completed("wide", 1, 9 * CALL_US)
+    for number in range(TRUSTED):
+        complete(times, f"w{number}", CALL_US)
+    assert times.mixture(GUESS, ONE_LEVEL).at_ppm([PPM // 2]) == [CALL_US]

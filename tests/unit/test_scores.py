@@ -21,7 +21,7 @@ def coverage(drift: float, calls: int = 6_000) -> list[float]:
         predicted = (int(scale * rng.lognormvariate(0, 0.3)),) * 3  # a prediction of its own error
         quantiles = calibrated.quantiles(GROUP, [10_000] * 3 if drift else predicted)
         measured = int(scale * rng.lognormvariate(0, 0.5))
-        calibrated.observe(GROUP, [10_000] * 3 if drift else predicted, quantiles, measured)
+        calibrated.observe(GROUP, [10_000] * 3 if drift else predicted, measured)
         if number >= 500:
             below = [count + (measured <= quantile) for count, quantile in zip(below, quantiles, strict=True)]
     return [100 * count / (calls - 500) for count in below]
@@ -59,3 +59,14 @@ def test_groups_are_bounded() -> None:
         scores.observe((f"class {number}", "step", ""), PPM, True)
     assert scores.level_ppm((f"class {2 * GROUPS_MAX - 1}", "step", "")) == 90 * PPM // 100
     assert scores.level_ppm(("class 0", "step", "")) > 90 * PPM // 100
+
+
+def test_a_composition_that_tells_nothing_does_not_answer() -> None:
+    rng = random.Random(5)
+    calibrated = Calibrated()
+    for _ in range(3_000):
+        calibrated.observe(GROUP, [int(10_000 * rng.lognormvariate(0, 1))] * 3, rng.randint(1_000, 2_000))
+    assert calibrated.quantiles(GROUP, [1] * 3) == calibrated.quantiles(GROUP, [10**6] * 3)
+    assert calibrated.quantiles(("stranger", "", ""), [1] * 3) != calibrated.quantiles(
+        ("stranger", "", ""), [10**6] * 3
+    )

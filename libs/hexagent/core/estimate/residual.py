@@ -1,19 +1,22 @@
 """Residual time of workflows: quantiles of what a call and all that follows it take alone on the cluster.
 
-How much follows is a number of levels, and what that much takes is another question; each is learned where nothing
-hides it. `Levels` gives the chance of n further levels, workflows that still run counting as far as they have come. A
-*guess* at what n levels take is the horizon and n times the time of a level. What they took over the guess is its
-score, measured as soon as a workflow has come n levels further, whether it ends there or not: scores of completed
-workflows alone would be those of short ones. Few levels scatter more than many, so each doubling of n + 1 has scores
-of its own. The residual time is the mixture by the chances of n of guesses for n levels times their scores.
+How much follows is a number of levels, and what that much takes is another question. `Levels` gives the chance of n
+further levels, workflows that still run counting as far as they have come. A *guess* at what n levels take is the
+horizon and n times the time of a level. What they took over the guess is its score, measured when a workflow has ended
+n levels further, as its last levels may be unlike others. Few levels scatter more than many, so each doubling of n + 1
+has scores of its own. The residual time is the mixture by the chances of n of guesses for n levels times their scores.
+What ends first in a burst is short, in levels and in what these take, and a search may be the less deep the more calls
+it has that ask: so the mixture is not asked for the quantile itself but for the level that covers it (`Coverage`).
 """
 
+from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from hexagent.core.estimate.lengths import PERCENTS
+from hexagent.core.estimate.coverage import ENDS_PPM, Coverage
 from hexagent.core.estimate.levels import Ints
 from hexagent.core.estimate.quantiles import RunningQuantiles
 from hexagent.core.estimate.scores import score_ppm
@@ -22,7 +25,7 @@ from hexagent.core.units import PPM, US_PER_S
 DOUBLINGS: Final = 6  # of n + 1 that are told apart; 31 and more levels are alike
 GROUPS_MAX: Final = 512  # of scores, 8 MiB; later ones fall back to wider groups
 TRUSTED: Final = 20  # scores a group needs to answer
-PENDING_MAX: Final = 256  # guesses of one workflow that are scored
+EXPECTED_MAX: Final = 512  # guesses of one workflow that are learned from
 STALE: Final = 16  # points are read again when one in so many of the scores is new
 HIGHEST_PPM: Final = 100 * PPM  # of a score, and ...
 LONGEST_US: Final = 86_400 * US_PER_S  # ... of a guess, so that a product of both fits 64 bits
@@ -41,6 +44,7 @@ class Guess(NamedTuple):
 
     workflow_class: str
     role: str  # of the call
+    gpus: tuple[str, ...]  # that prefill and decode it
     depth: int  # levels there are
     start_us: int  # of the call, after the workflow's
     horizon_us: int
@@ -50,14 +54,32 @@ class Guess(NamedTuple):
         return np.clip(self.horizon_us + levels * self.level_us - self.start_us, 1, LONGEST_US)
 
 
-class _Pending:
-    """A guess, and the doublings it has been scored for."""
+class Mixture(NamedTuple):
+    """Equally many ascending residual times and sums of their weights up to each."""
 
-    __slots__ = ("doublings", "guess")
+    us: Ints
+    weights: Ints
 
-    def __init__(self, guess: Guess) -> None:
+    def at_ppm(self, levels_ppm: Sequence[int]) -> list[int]:
+        whole = int(self.weights[-1])
+        places = np.searchsorted(self.weights, [whole * level_ppm // PPM for level_ppm in levels_ppm])
+        ascending: list[int] = self.us[np.minimum(places, len(self.us) - 1)].tolist()
+        return ascending
+
+
+class _Expected:
+    """A guess that waits for the end of its workflow."""
+
+    __slots__ = ("ends_us", "guess", "part")
+
+    def __init__(self, guess: Guess, ends_us: list[int]) -> None:
         self.guess = guess
-        self.doublings = 0
+        self.ends_us = ends_us  # of the parts of its ranks, but for the last one
+        self.part = 0  # that it has come to
+
+    def reach(self, horizon_us: int) -> int:
+        """The part in which the time until this horizon lies, or the one it has come to."""
+        return max(bisect_left(self.ends_us, horizon_us - self.guess.start_us), self.part)
 
 
 class _Points:
@@ -82,11 +104,11 @@ class ResidualTimes:
 
     def __init__(self) -> None:
         self._groups: defaultdict[_Group, _Points] = defaultdict(_Points)
-        # By workflow, then by role and depth.
-        self._pending: defaultdict[str, dict[tuple[str, int], _Pending]] = defaultdict(dict)
+        self._coverage = Coverage()
+        self._expected: defaultdict[str, list[_Expected]] = defaultdict(list)  # by workflow
 
-    def quantiles(self, guess: Guess, chances: Ints) -> tuple[int, ...]:
-        """At `PERCENTS`; `chances` of n further levels are those of `Levels.chances`."""
+    def mixture(self, guess: Guess, chances: Ints) -> Mixture:
+        """`chances` of n further levels are those of `Levels.chances`."""
         levels = np.flatnonzero(chances >= LEAST_PPB)
         values, weights = [], []
         for doublings, of_it in _by_doublings(levels):
@@ -95,35 +117,48 @@ class ResidualTimes:
             weights.append((chances[of_it][:, None] * (_WEIGHTS if len(points) > 1 else _WEIGHTS.sum())).ravel())
         value, weight = np.concatenate(values), np.concatenate(weights)
         order = np.argsort(value, kind="stable")
-        cumulative = weight[order].cumsum()
-        places = np.searchsorted(cumulative, [int(cumulative[-1]) * percent // 100 for percent in PERCENTS])
-        return tuple(value[order][places].tolist())
+        return Mixture(value[order], weight[order].cumsum())
 
-    def expect(self, workflow_id: str, guess: Guess) -> None:
-        """Score the guess with what will be known of the workflow; of calls side by side that of the first, so that
-        wide workflows do not outvote others."""
-        pending = self._pending[workflow_id]
-        if len(pending) < PENDING_MAX:
-            pending.setdefault((guess.role, guess.depth), _Pending(guess))
+    def quantiles(self, guess: Guess, mixture: Mixture) -> tuple[int, ...]:
+        """At `PERCENTS`."""
+        return tuple(mixture.at_ppm(self._coverage.levels_ppm(guess.workflow_class, guess.gpus)))
 
-    def settled(self, workflow_id: str, depth: int, horizon_us: int) -> None:
-        """The workflow had this horizon when it was `depth` levels deep, and goes on or is complete."""
-        for pending in self._pending.get(workflow_id, {}).values():
-            guess = pending.guess
-            levels = depth - guess.depth
-            doublings = _doublings(levels)
-            if levels < 0 or doublings < pending.doublings:
-                continue
-            pending.doublings = doublings + 1
-            guessed_us = max(guess.horizon_us + levels * guess.level_us - guess.start_us, 1)
-            ppm = min(score_ppm(max(horizon_us - guess.start_us, 1), guessed_us), HIGHEST_PPM)
-            for group in _widening(guess, doublings):
-                if group in self._groups or len(self._groups) < GROUPS_MAX:
-                    self._groups[group].scores.add(ppm)
+    def expect(self, workflow_id: str, guess: Guess, mixture: Mixture) -> None:
+        """Learn from what will be known of the workflow."""
+        expected = self._expected[workflow_id]
+        if len(expected) < EXPECTED_MAX:
+            expected.append(_Expected(guess, mixture.at_ppm(ENDS_PPM[:-1])))
+
+    def goes_on(self, workflow_id: str, horizon_us: int) -> None:
+        """The workflow had this horizon, and there is more to come."""
+        for expected in self._expected.get(workflow_id, ()):
+            part = min(expected.reach(horizon_us) + 1, len(expected.ends_us))
+            self._coverage.passed(expected.guess.workflow_class, expected.guess.gpus, range(expected.part, part))
+            expected.part = part
+
+    def completed(self, workflow_id: str, depth: int, horizon_us: int) -> None:
+        """The workflow has come so many levels deep and has this horizon."""
+        told: set[tuple[str, int]] = set()
+        for expected in self._expected.get(workflow_id, ()):
+            guess, part = expected.guess, expected.reach(horizon_us)
+            self._coverage.passed(guess.workflow_class, guess.gpus, range(expected.part, part))
+            self._coverage.ended(guess.workflow_class, guess.gpus, part)
+            # Of calls side by side the first is scored, so that wide workflows do not outvote others.
+            if (guess.role, guess.depth) not in told:
+                told.add((guess.role, guess.depth))
+                self._score(guess, depth - guess.depth, horizon_us)
 
     def forget(self, workflow_id: str) -> None:
         """The workflow has ended."""
-        self._pending.pop(workflow_id, None)
+        self._expected.pop(workflow_id, None)
+
+    def _score(self, guess: Guess, levels: int, horizon_us: int) -> None:
+        """So many further levels have come, and that was all."""
+        guessed_us = max(guess.horizon_us + levels * guess.level_us - guess.start_us, 1)
+        ppm = min(score_ppm(max(horizon_us - guess.start_us, 1), guessed_us), HIGHEST_PPM)
+        for group in _widening(guess, _doublings(levels)):
+            if group in self._groups or len(self._groups) < GROUPS_MAX:
+                self._groups[group].scores.add(ppm)
 
     def _points(self, guess: Guess, doublings: int) -> Ints:
         """Of the narrowest group that has enough; one as long as there is none."""

@@ -24,6 +24,8 @@ PRIOR_PPM: Final = {50: PPM, 90: 2 * PPM, 99: 4 * PPM}  # before anything was me
 STEP_PPM: Final = 10  # of a level, for each per cent of what a miss or a hit was unlikely by
 HIGHEST_PPM: Final = 992_500  # level: seven of a thousand scores are above it
 
+FORGET: Final = 1_024  # a loss counts 1/e after so many later ones
+
 Group = tuple[str, str, str]  # class, role and GPU type, "" = all
 EVERYTHING: Final[Group] = ("", "", "")
 
@@ -53,6 +55,11 @@ class Scores:
     def level_ppm(self, group: Group) -> int:
         return self._levels_ppm.get(group, self._percent * (PPM // 100))
 
+    def knows(self, group: Group) -> bool:
+        """Whether there are enough of the group's class."""
+        own = self._groups.get((group[0], "", ""))
+        return own is not None and own.count >= TRUSTED
+
     def quantile_ppm(self, group: Group) -> int:
         """Of the narrowest group that has enough."""
         for wider in _widening(group):
@@ -62,24 +69,54 @@ class Scores:
         return PRIOR_PPM[self._percent]
 
 
+class _Quantile:
+    """One of `PERCENTS` of a quantity, composed or alone: the quantile of what was measured, whatever is composed.
+
+    A composition that tells nothing scatters, and that costs most at the highest quantile. So that answers which has
+    cost least, in pinball loss, the error that a quantile minimises.
+    """
+
+    def __init__(self, percent: int) -> None:
+        self._percent = percent
+        self._composed, self._alone = Scores(percent), Scores(percent)
+        self._losses: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])  # by class, lately
+
+    def answer(self, group: Group, composed: int) -> int:
+        by_composition, alone = self._told(group, composed)
+        cost, cost_alone = self._losses[group[0]]
+        return alone if alone and cost_alone < cost else by_composition
+
+    def observe(self, group: Group, composed: int, measured: int) -> None:
+        """Predict, pay, learn."""
+        losses, answers = self._losses[group[0]], self._told(group, composed)
+        for place, told in enumerate(answers if all(answers) else ()):
+            loss = (self._percent if measured > told else self._percent - 100) * (measured - told)
+            losses[place] += loss - losses[place] // FORGET
+        self._composed.observe(group, score_ppm(measured, composed), measured > answers[0])
+        self._alone.observe(group, measured * PPM, measured > answers[1])
+
+    def _told(self, group: Group, composed: int) -> tuple[int, int]:
+        """By the composition, and without it; 0 while too little is known of the class."""
+        by_composition = composed * self._composed.quantile_ppm(group) // PPM
+        return by_composition, self._alone.quantile_ppm(group) // PPM if self._alone.knows(group) else 0
+
+
 class Calibrated:
     """Quantiles of a quantity that is composed of others: compositions at `PERCENTS`, each times a quantile of its own
     scores. Parts at their 90 % quantiles make a whole whose 90 % quantile is another: the scores say by how much."""
 
     def __init__(self) -> None:
-        self._scores = [Scores(percent) for percent in PERCENTS]
+        self._quantiles = [_Quantile(percent) for percent in PERCENTS]
 
     def quantiles(self, group: Group, composed: Sequence[int]) -> tuple[int, ...]:
         """Ascending; `composed` has one value for each of `PERCENTS`."""
-        calibrated = [
-            value * scores.quantile_ppm(group) // PPM for value, scores in zip(composed, self._scores, strict=True)
-        ]
-        return tuple(accumulate(calibrated, max))
+        answers = [of.answer(group, value) for value, of in zip(composed, self._quantiles, strict=True)]
+        return tuple(accumulate(answers, max))
 
-    def observe(self, group: Group, composed: Sequence[int], quantiles: Sequence[int], measured: int) -> None:
-        """What came of a prediction: the composition, the quantiles that were made of it, and the measurement."""
-        for value, quantile, scores in zip(composed, quantiles, self._scores, strict=True):
-            scores.observe(group, score_ppm(measured, value), measured > quantile)
+    def observe(self, group: Group, composed: Sequence[int], measured: int) -> None:
+        """What came of a prediction: the composition, and the measurement."""
+        for value, of in zip(composed, self._quantiles, strict=True):
+            of.observe(group, value, measured)
 
 
 def _widening(group: Group) -> tuple[Group, ...]:

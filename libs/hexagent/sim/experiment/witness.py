@@ -130,7 +130,7 @@ class Witness:
         depth, horizon_us = (revealed.trail.depth, revealed.horizon_us) if revealed else (0, 0)
         effects = self._handle(event, now_us)
         if revealed and revealed.trail.depth > depth:
-            self._residual_times.settled(revealed.graph.workflow_id, depth, horizon_us)
+            self._residual_times.goes_on(revealed.graph.workflow_id, horizon_us)
         tickets = [effect.ticket for effect in effects if isinstance(effect, Dispatch)]
         if tickets:
             self._dispatched(tickets)
@@ -160,7 +160,7 @@ class Witness:
         durations = tuple([known_us + (tokens - 1) * step_us for tokens in lengths])
         self._calls[call.call_id] = (
             self._expected("output_tokens", workflow, call.role, gpus, lengths),
-            self._expected("rest_tokens", workflow, call.role, gpus, rest, self._rests),
+            self._expected("rest_tokens", workflow, call.role, gpus, rest, self._rests, call.max_tokens),
             self._expected("call_us", workflow, call.role, gpus, durations, self._durations),
         )
         self._expect_residual(call, gpus)
@@ -171,11 +171,12 @@ class Witness:
         if ahead is not None:
             chances, level_us = ahead
             name, start_us = workflow.graph.spec.workflow_class, workflow.horizon.start_us(call.index)
-            guess = Guess(name, call.role, workflow.trail.depth, start_us, workflow.horizon_us, level_us)
-            quantiles = self._residual_times.quantiles(guess, chances)
+            guess = Guess(name, call.role, gpus, workflow.trail.depth, start_us, workflow.horizon_us, level_us)
+            mixture = self._residual_times.mixture(guess, chances)
+            quantiles = self._residual_times.quantiles(guess, mixture)
             residual = self._expected("residual_us", workflow, call.role, gpus, quantiles)
             self._residuals.setdefault(workflow_id, []).append((call.index, residual))
-            self._residual_times.expect(workflow_id, guess)
+            self._residual_times.expect(workflow_id, guess, mixture)
 
     def _expected(
         self,
@@ -185,14 +186,17 @@ class Witness:
         gpus: tuple[str, ...],
         composed: tuple[int, ...],
         calibrated: Calibrated | None = None,
+        most: int | None = None,
     ) -> _Expected:
+        """`composed`, calibrated if it is to be, and `most` at most."""
         name = workflow.graph.spec.workflow_class
         seen = self._seen.get((quantity, name))
         baseline = tuple([seen.quantile(percent) for percent in PERCENTS]) if seen else composed
         expected = _Expected(name, role, gpus, self._left <= 0, composed, composed, baseline)
         if calibrated is None:
             return expected
-        return expected._replace(predicted=calibrated.quantiles(_group(expected), composed))
+        predicted = calibrated.quantiles(_group(expected), composed)
+        return expected._replace(predicted=tuple([min(value, most or value) for value in predicted]))
 
     def _call_ended(self, outcome: CallOutcome) -> None:
         expected = self._calls.pop(outcome.call, None)
@@ -205,9 +209,9 @@ class Witness:
         group = _group(duration)
         if outcome.output_tokens > length.predicted[0]:
             self._observe(outcome.call.workflow_id, "rest_tokens", rest, outcome.output_tokens)
-            self._rests.observe(group, rest.composed, rest.predicted, outcome.output_tokens)
+            self._rests.observe(group, rest.composed, outcome.output_tokens)
         self._observe(outcome.call.workflow_id, "call_us", duration, service_us)
-        self._durations.observe(group, duration.composed, duration.predicted, service_us)
+        self._durations.observe(group, duration.composed, service_us)
         given_us = self._given_us(outcome)
         given = duration._replace(predicted=(given_us,) * 3)
         self._observe(outcome.call.workflow_id, "service_us", given, service_us)
@@ -244,7 +248,7 @@ class Witness:
         residuals = self._residuals.pop(workflow_id, [])
         workflow = self._core.projection.workflows[workflow_id]
         if status is WorkflowStatus.COMPLETED:
-            self._residual_times.settled(workflow_id, workflow.trail.depth, workflow.horizon_us)
+            self._residual_times.completed(workflow_id, workflow.trail.depth, workflow.horizon_us)
         self._residual_times.forget(workflow_id)
         for node, expected in residuals if status is WorkflowStatus.COMPLETED else ():
             measured_us = workflow.horizon_us - workflow.horizon.start_us(node)
