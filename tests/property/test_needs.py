@@ -11,7 +11,7 @@ from hexagent.core.errors import HexagentError
 from hexagent.core.estimate.tables import load_table
 from hexagent.core.ids import CallId
 from hexagent.core.instance.needs import ANYTHING, Needs, served, serves
-from hexagent.core.instance.spec import InstanceSpec, Lora, Role
+from hexagent.core.instance.spec import PROFILES, InstanceSpec, Lora, Role
 from hexagent.core.policy.registry import known
 from hexagent.core.workflow.model import CallOutcome
 from hexagent.sim.clients import call_id
@@ -45,13 +45,16 @@ POOLS = st.builds(
 )
 
 
-def instances_of(model: str, pools: list[Pool], cached: bool, apart: bool) -> list[InstanceSpec]:
+def instances_of(
+    model: str, pools: list[Pool], cached: bool, apart: bool, profile: str = "trtllm-1.2.1"
+) -> list[InstanceSpec]:
     """KV of different precisions stays `apart`, or all of it is bf16."""
     found = []
     for number, (gpu, precision, loras) in enumerate(pools):
         for role in (Role.PREFILL, Role.DECODE):
             kv_precision = precision if apart else "bf16"
             changes = {"tp": MODELS[model], "precision": precision, "prefix_cache": cached, "model": model}
+            changes["profile"] = profile
             adapters = tuple(Lora(name, 16) for name in loras)
             kv_blocks = load_table(gpu, model, MODELS[model], precision).kv_tokens // 32
             name = f"{role.name.lower()}-{model}-{number}"
@@ -77,13 +80,16 @@ def workload_of(targets: list[Target], seed: int) -> Workload:
     pools=st.lists(st.lists(POOLS, min_size=1, max_size=3), min_size=len(MODELS), max_size=len(MODELS)),
     cached=st.booleans(),
     apart=st.booleans(),
+    profile=st.sampled_from(sorted(PROFILES)),
     targets=st.lists(st.sampled_from(TARGETS), min_size=1, max_size=3),
     seed=st.integers(1, 5),
 )
 def test_calls_run_where_their_needs_are_served_or_are_refused(
-    policy: str, pools: list[list[Pool]], cached: bool, apart: bool, targets: list[Target], seed: int
+    policy: str, pools: list[list[Pool]], cached: bool, apart: bool, profile: str, targets: list[Target], seed: int
 ) -> None:
-    by_model = {model: instances_of(model, own, cached, apart) for model, own in zip(MODELS, pools, strict=True)}
+    by_model = {
+        model: instances_of(model, own, cached, apart, profile) for model, own in zip(MODELS, pools, strict=True)
+    }
     specs = {spec.instance_id: spec for own in by_model.values() for spec in own}
     workload = workload_of(targets, seed)
     world = Watched(cluster(*specs.values()), workload, policy, seed)
