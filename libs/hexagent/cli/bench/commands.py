@@ -161,6 +161,9 @@ def bench_decisions(
     policies: Annotated[
         str, typer.Option("--policies", help="Comma-separated; by default all, with their first dispatch.")
     ] = "",
+    worlds: Annotated[
+        str, typer.Option("--worlds", help="policy-only, full with prefix caches, or both.")
+    ] = "policy-only,full",
     instances: Annotated[
         str, typer.Option("--instances", help="Sizes of the cluster: 10, or multiples of 20, comma-separated.")
     ] = "10,20,100,1000",
@@ -188,6 +191,7 @@ def bench_decisions(
     names = policies or ",".join(name for name, recipe in RECIPES.items() if not recipe.clairvoyant)
     options = DecisionOptions(
         words(names, "policies"),
+        words(worlds, "worlds"),
         whole_numbers(instances, "instances"),
         whole_numbers(ready_calls, "ready-calls"),
         decisions,

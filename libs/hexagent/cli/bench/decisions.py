@@ -14,6 +14,7 @@ from hexagent.cli.report import Row
 from hexagent.cli.simulate.pictures import save
 from hexagent.core.instance.spec import ClusterSpec
 from hexagent.sim.clusters import named_cluster
+from hexagent.sim.experiment.cell import WORLDS
 from hexagent.sim.metrics import required_scale
 from hexagent.sim.workloads.generators import generate
 from hexagent.sim.workloads.model import WorkItem
@@ -28,6 +29,7 @@ NS_PER_MS: Final = 1_000_000
 
 class DecisionOptions(NamedTuple):
     policies: tuple[str, ...]
+    worlds: tuple[str, ...]  # keys of WORLDS
     instances: tuple[int, ...]
     ready_calls: tuple[int, ...]
     decisions: int  # timed ones of a case
@@ -36,6 +38,7 @@ class DecisionOptions(NamedTuple):
 
 class Case(NamedTuple):
     policy: str
+    world: str
     instances: int
     ready_calls: int
 
@@ -50,12 +53,14 @@ def cases(options: DecisionOptions) -> list[Case]:
             raise usage("ready-calls", f"each must be 1 to {READY_MAX:,}; got {ready_calls}")
     for instances in options.instances:
         sized(instances)
+    for world in options.worlds:
+        if world not in WORLDS:
+            raise usage("worlds", f"no world {world!r}; known: {', '.join(WORLDS)}")
     for policy in options.policies:
         HeldQueue(sized(10), policy, items(options.seed), 1)
+    every = product(options.policies, options.worlds, options.instances, options.ready_calls)
     return [
-        Case(*values)
-        for values in product(options.policies, options.instances, options.ready_calls)
-        if values[1] <= 10 * values[2] <= 1_000 * values[1]
+        case for case in map(Case._make, every) if case.instances <= 10 * case.ready_calls <= 1_000 * case.instances
     ]
 
 
@@ -63,9 +68,9 @@ def items(seed: int) -> list[WorkItem]:
     return [item for workflow in generate(WORKLOAD, Options(seed=seed)).workflows for item in workflow.items]
 
 
-def sized(instances: int) -> ClusterSpec:
+def sized(instances: int, world: str = "policy-only") -> ClusterSpec:
     """A cluster of so many instances, half of them for prefill: 10, or a multiple of 20."""
-    cluster = named_cluster(CLUSTER)
+    cluster = named_cluster(CLUSTER, prefix_cache=WORLDS[world])
     size = len(cluster.instances)
     if 2 * instances == size:
         return cluster._replace(instances=cluster.instances[::2])
@@ -81,20 +86,23 @@ def decision_rows(options: DecisionOptions, say: Callable[[str], None]) -> list[
     rows: list[Row] = []
     sizes = items(options.seed)
     for case in cases(options):
-        queue = HeldQueue(sized(case.instances), case.policy, sizes, case.ready_calls)
+        queue = HeldQueue(sized(case.instances, case.world), case.policy, sizes, case.ready_calls)
         queue.decide(case.instances // 2)
         times_ns = queue.decide(options.decisions)
         p50_ms, p99_ms = [required_scale(times_ns, percent) / NS_PER_MS for percent in (50, 99)]
         rows.append({**case._asdict(), "p50_ms": p50_ms, "p99_ms": p99_ms})
-        say(f"{case.policy}, {case.instances} instances, {case.ready_calls} calls: {p50_ms:.3f} ms, 99 % {p99_ms:.3f}")
+        size = f"{case.instances} instances, {case.ready_calls} calls"
+        say(f"{case.policy}, {case.world} world, {size}: {p50_ms:.3f} ms, 99 % {p99_ms:.3f}")
     return rows
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """How decisions grow with the queue: a panel a policy, a line a size of the cluster; 99 % dashed."""
+    """How decisions grow with the queue: a panel a policy and world, a line a size of the cluster; 99 % dashed."""
     by_policy: dict[str, dict[int, list[Row]]] = {}
     for row in rows:
-        by_policy.setdefault(str(row["policy"]), {}).setdefault(int(str(row["instances"])), []).append(row)
+        by_policy.setdefault(f"{row['policy']}, {row['world']} world", {}).setdefault(
+            int(str(row["instances"])), []
+        ).append(row)
     figure = Figure(figsize=(3.4 * len(by_policy), 3.2), layout="constrained")
     panels = figure.subplots(1, len(by_policy), squeeze=False, sharey=True)[0]
     for panel, (policy, by_instances) in zip(panels, by_policy.items(), strict=True):

@@ -7,6 +7,7 @@ from time import process_time_ns
 from typing import Final
 
 from hexagent.core.ids import Ticket
+from hexagent.core.instance.io import PrefixSegment, salt
 from hexagent.core.instance.spec import ClusterSpec, Role
 from hexagent.core.policy.registry import is_aggregated
 from hexagent.core.scheduling.core import SchedulerCore
@@ -20,6 +21,7 @@ from hexagent.core.workflow.model import (
     NodeKind,
     NodeSpec,
     NodeStatus,
+    SegmentRef,
     WorkflowSpec,
     WorkflowStatus,
 )
@@ -30,7 +32,11 @@ WORKFLOW_CALLS: Final = 8  # of each workflow, which depend on nothing
 
 
 class HeldQueue:
-    """Calls have the sizes of `items`, over and over; output lengths are hinted, not learned."""
+    """Calls have the sizes of `items`, over and over; output lengths are hinted, not learned.
+
+    Where engines cache prefixes, what stands in a prompt before its last segment is held by one prefill and one decode
+    instance as its workflow's last call left it, the same ones for all calls of a workflow.
+    """
 
     def __init__(self, cluster: ClusterSpec, policy: str, items: Sequence[WorkItem], ready_calls: int) -> None:
         if is_aggregated(policy):
@@ -47,6 +53,10 @@ class HeldQueue:
         self._idle = {spec.instance_id for spec in cluster.instances if spec.role is not Role.DECODE}
         self._prefills = frozenset(self._idle)  # those that may be in it
         self._times_ns: list[int] = []
+        self._caching = {
+            role: [spec.instance_id for spec in cluster.instances if spec.prefix_cache and spec.role is role]
+            for role in (Role.PREFILL, Role.DECODE)
+        }
         for spec in cluster.instances:
             self._handle(InstanceUp(spec, (), 0))
         self._refill()
@@ -105,13 +115,25 @@ class HeldQueue:
             if not place:
                 self._left[workflow_id] = WORKFLOW_CALLS
                 self._handle(WorkflowStarted(WorkflowSpec(workflow_id, "default", "held"), self._now_us))
-            item = self._items[self._revealed % len(self._items)]
+            again, at = divmod(self._revealed, len(self._items))
+            item = self._items[at]
             self._revealed += 1
+            prompt = tuple([SegmentRef(f"{again}/{segment.name}", segment.tokens) for segment in item.segments])
+            self._hold(prompt[:-1], number)
             call = CallSpec(
-                self._model, (), item.prompt_tokens, item.max_tokens, expected_output_tokens=item.output_tokens
+                self._model, prompt, item.prompt_tokens, item.max_tokens, expected_output_tokens=item.output_tokens
             )
             node = NodeSpec(f"c{place}", NodeKind.CALL, "worker", (), call=call)
             self._handle(NodesRevealed(workflow_id, (node,), self._now_us), missing == 1)
+
+    def _hold(self, said: tuple[SegmentRef, ...], number: int) -> None:
+        """What was said before in workflow `number` is where its last call was."""
+        chain = (salt("default", self._model, ""), *[PrefixSegment(ref.digest, ref.tokens) for ref in said])
+        for names in self._caching.values():
+            if names:
+                cache = self.core.ledger.instances[names[number % len(names)]].cache
+                assert cache is not None
+                cache.keep(chain, sum([ref.tokens for ref in said]))
 
     def _end(self, ticket: Ticket) -> None:
         """The tracker tells of the call's end, and of its workflow's."""
