@@ -64,7 +64,7 @@ def test_half_of_the_instances_prefill(instances: int) -> None:
 
 
 def test_in_the_full_world_most_prompts_are_found_on_a_few_instances() -> None:
-    queue = HeldQueue(sized(40, "full"), "hexagent-plus", items(1), 60)
+    queue = HeldQueue(sized(40, "full"), "fcfs", items(1), 60)
     queue.decide(20)
     [waiting] = queue.core.waiting.values()
     caches = [instance.cache for instance in queue.core.ledger.instances.values()]

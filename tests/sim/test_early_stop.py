@@ -1,5 +1,7 @@
 """A plan that stops where surely nothing more starts is the plan that goes on to its end."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from hexagent.cli.bench.decisions import items, sized
@@ -9,7 +11,6 @@ from hexagent.core.policy.order import Order
 from hexagent.core.policy.placement import SimulatedState
 from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import WaitingCalls
-from hexagent.core.policy.walk import Walk
 from hexagent.core.scheduling.ledger import Mixing
 
 
@@ -20,26 +21,20 @@ class Twice:
         self.mixing = Mixing.NONE
         self.stopped = self.started = 0
         self._made = queue.core.policy.dispatcher
-        self._looks = [(Walk, "none_starts_from"), (SimulatedState, "none_starts")]
-        for state, name in self._looks:
-            self._count(state, name, monkeypatch)
         self._patch = monkeypatch
+        look = SimulatedState.none_starts
 
-    def _count(self, state: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        look = getattr(state, name)
-
-        def looked(*arguments: object) -> bool:
-            ends = bool(look(*arguments))
+        def looked(state: SimulatedState, rs: Sequence[int], before: Sequence[int]) -> bool:
+            ends = look(state, rs, before)
             self.stopped += ends
             return ends
 
-        monkeypatch.setattr(state, name, looked)
+        monkeypatch.setattr(SimulatedState, "none_starts", looked)
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
         plan = self._made.plan(order, topology, waiting, now_us)
         with self._patch.context() as patch:
-            for state, name in self._looks:
-                patch.setattr(state, name, lambda *_: False)
+            patch.setattr(SimulatedState, "none_starts", lambda *_: False)
             assert plan == self._made.plan(order, topology, waiting, now_us)
         self.started += len(plan.decisions)
         return plan

@@ -1,12 +1,12 @@
-"""Of a long queue the earliest finish without the matrix is the one with it."""
+"""Of a long queue the earliest finish by arrays is the one of the simulated state."""
 
 import numpy as np
 import pytest
 
 from hexagent.core.estimate.snapshot import SpeedFactor
-from hexagent.core.policy.earliest import earliest_finish_us, foremost, unbeaten
+from hexagent.core.policy.earliest import Outlook, foremost, smallest, unbeaten
 from hexagent.core.policy.hexagent import Hexagent
-from hexagent.core.policy.placement import SimulatedState, smallest
+from hexagent.core.policy.placement import SimulatedState
 from hexagent.core.policy.topology import Topology
 from hexagent.core.units import PPM
 from tests.sim.cases import MODEL, Desk, decodes, prefills
@@ -28,15 +28,14 @@ def test_the_earliest_finish_is_that_of_the_simulated_state() -> None:
     waiting = desk.core.waiting[MODEL]
     topology = Topology(*desk.core.ledger.pool(MODEL), desk.core.estimator)
     topology.update(())
-    state = SimulatedState(topology, desk.core.estimator, waiting, np.arange(len(waiting)), now_us, 0)
-    every = np.arange(len(waiting))
-    earliest_us = earliest_finish_us(topology, waiting, every, now_us)
+    every, outlook = np.arange(len(waiting)), Outlook(topology, waiting, now_us, aware=False)
+    state = SimulatedState(topology, desk.core.estimator, waiting, range(len(waiting)), now_us, 0)
+    earliest_us = outlook.finish_us(every)
     assert len(waiting) > 50
-    assert earliest_us.tolist() == state.finish_us().tolist()
+    assert earliest_us.tolist() == state.finish_us(range(len(waiting))).tolist()
     ages, order = waiting.ages(now_us), Hexagent()
     scores = order.scores(ages, earliest_us)
-    first = foremost(order, ages, topology, waiting, now_us, 20)
-    assert first is not None
+    first = foremost(order, ages, outlook, 20)
     assert first.rows.tolist() == smallest(scores, 20).tolist()
     assert first.scores.tolist() == sorted(scores.tolist())[:20]
 
@@ -52,7 +51,7 @@ def test_no_instance_is_passed_over_that_is_the_best_for_some_call(seed: int) ->
     assert leave_us[:, kept].min(axis=1).tolist() == leave_us.min(axis=1).tolist()
 
 
-def test_it_is_not_said_where_room_or_links_decide() -> None:
+def test_there_are_no_bounds_where_room_decides() -> None:
     for specs in (prefills("h100") + decodes("h100", kv_blocks=20), prefills("h100") + decodes("h100", max_batch=1)):
         desk = Desk(specs)
         for number in range(3):
@@ -61,4 +60,4 @@ def test_it_is_not_said_where_room_or_links_decide() -> None:
         topology = Topology(*desk.core.ledger.pool(MODEL), desk.core.estimator)
         topology.update(())
         waiting = desk.core.waiting[MODEL]
-        assert foremost(Hexagent(), waiting.ages(1), topology, waiting, 1, 2) is None
+        assert Outlook(topology, waiting, 1, aware=False).bounds_us() is None

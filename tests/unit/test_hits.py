@@ -2,12 +2,11 @@
 
 import random
 
-import numpy as np
 import pytest
 
 from hexagent.core.instance.io import PrefixSegment, salt
-from hexagent.core.policy.hits import Hits
-from hexagent.core.policy.waiting import PROMPT
+from hexagent.core.policy.hits import Found, Hits
+from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.events import CallProgress, Phase
 from hexagent.core.scheduling.ledger import Mixing
 from hexagent.core.workflow.events import NodesRevealed
@@ -56,6 +55,12 @@ def test_short_rests_of_long_cached_prompts_share_a_step() -> None:
     assert len(d.dispatched) == 5
 
 
+def _times(topology: Topology, found: Found) -> list[tuple[int, int]]:
+    """What each instance holds of the prompt, and the table time of the rest."""
+    usual = [(found.tokens, found.nominal_us[kind]) for kind in topology.books.kinds]
+    return [found.others.get(i, usual[i]) for i in range(len(usual))]
+
+
 def test_rows_follow_calls_and_beliefs() -> None:
     """Whatever came, went, was committed or evicted: each row is what asking anew would give."""
     rng = random.Random(1)
@@ -82,9 +87,10 @@ def test_rows_follow_calls_and_beliefs() -> None:
         waiting = d.core.waiting[MODEL] if d.core.waiting else None
         if waiting:
             topology = d.core._topology(MODEL, Mixing.NONE)
-            kept = waiting.prefill_work(topology, True)
-            tokens, nominal_us = Hits(topology, waiting.calls, len(waiting)).matrices(len(waiting), lambda call: 0)
-            assert np.array_equal(kept.new_tokens, waiting.columns[:, PROMPT, None] - tokens)
-            assert np.array_equal(kept.nominal_us, nominal_us)
+            kept, anew = waiting.hits(topology), Hits(topology, waiting.calls)
+            assert kept is not None
+            assert [_times(topology, found) for found in kept.found] == [_times(topology, f) for f in anew.found]
+            assert kept.least_us.tolist() == anew.least_us.tolist()
+            assert (kept.most_us >= anew.most_us).all()
             waiting_seen = max(waiting_seen, len(waiting))
     assert waiting_seen > 64, "rows were added beyond the first ones"

@@ -9,7 +9,7 @@ from hexagent.core.errors import NotFound, Unsupported
 from hexagent.core.estimate.snapshot import SpeedFactor
 from hexagent.core.ids import CallId
 from hexagent.core.instance.spec import LinkSpec, Role
-from hexagent.core.policy.placement import smallest
+from hexagent.core.policy.earliest import smallest
 from hexagent.core.policy.profile import DEFAULT
 from hexagent.core.policy.registry import RECIPES, known
 from hexagent.core.scheduling.effects import Record

@@ -44,18 +44,19 @@ class Books:
         for i, kind in enumerate(self.kinds):
             self.by_free[kind].append((0, i))
         self.by_step = [(0, j) for j in range(len(decode))]
-        self._learned = -1
+        self.learned = -1  # the estimator's `changes` that speeds are of
         # Until the first `update`:
         self.speed_ppm = self.fastest_ppm = self.floor_us = kind_of
         self.speeds: list[int] = []  # the same three as lists, and of the slowest of each kind
         self.fastest: list[int] = []
         self.slowest: list[int] = []
         self.floors: list[int] = []
+        self.by_speed: list[list[tuple[int, int]]] = [[] for _ in self.by_free]  # (speed, i) by kind, ascending
 
     def update(self, changed: Iterable[Instance]) -> None:
         """Take in what the ledger says of the instances it changed, and the estimator's latest speeds."""
-        if self._learned != self._estimator.changes:
-            self._learned = self._estimator.changes
+        if self.learned != self._estimator.changes:
+            self.learned = self._estimator.changes
             self._learn_speeds()
             changed = (*self._prefill, *self._decode)
         for instance in changed:
@@ -79,8 +80,9 @@ class Books:
         """Time factors of prefill instances and of the fastest of each kind, and the least time of a prefill."""
         self.speeds = [self._estimator.speed_ppm(p.spec.instance_id)[0] for p in self._prefill]
         self.speed_ppm = np.array(self.speeds, dtype=np.int64)
-        of_kind = [[self.speeds[i] for _, i in entries] for entries in self.by_free]
-        self.fastest, self.slowest = list(map(min, of_kind)), list(map(max, of_kind))
+        self.by_speed = [sorted([(self.speeds[i], i) for _, i in entries]) for entries in self.by_free]
+        self.fastest = [entries[0][0] for entries in self.by_speed]
+        self.slowest = [entries[-1][0] for entries in self.by_speed]
         self.fastest_ppm = np.array(self.fastest, dtype=np.int64)
         self.floor_us = self._nominal_floor_us * self.speed_ppm // PPM
         self.floors = self.floor_us.tolist()

@@ -1,5 +1,6 @@
 """Dispatchers: given an order, which waiting calls start now, and where."""
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -8,13 +9,13 @@ from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.ids import CallId
 from hexagent.core.instance.needs import serves
 from hexagent.core.policy.books import IDLE
-from hexagent.core.policy.earliest import Foremost, foremost
-from hexagent.core.policy.order import NOT_NOW, Ages, IntArray, Order
-from hexagent.core.policy.placement import Placed, SimulatedState, smallest
+from hexagent.core.policy.earliest import Foremost, Outlook, foremost, smallest
+from hexagent.core.policy.hits import Found, Hits
+from hexagent.core.policy.order import NOT_NOW, Ages, Order
+from hexagent.core.policy.placement import Placed, SimulatedState
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
-from hexagent.core.policy.waiting import PrefillWork, WaitingCalls
-from hexagent.core.policy.walk import Walk
+from hexagent.core.policy.waiting import WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance, Mixing
 from hexagent.core.scheduling.record import Candidate
@@ -62,56 +63,42 @@ class PredictedFinish:
         if not np.count_nonzero(topology.books.prefill[IDLE]):
             return Plan()
 
-        ages, every = self._ages(topology, waiting, now_us), np.arange(len(waiting))
+        ages = self._ages(topology, waiting, now_us)
         if order.projected and len(waiting) <= self._profile.rescored_max:
-            return self._rescored(order, ages, self._state(topology, waiting, every, now_us))
-        first, starved = self._first(order, ages, topology, waiting, now_us)
-        rows = first.rows[first.scores < NOT_NOW]
-        if not len(rows):
-            return Plan(starved=starved)
-        return self._sorted(self._walk(topology, waiting, rows, now_us), first.scores[: len(rows)].tolist(), starved)
+            return self._rescored(order, ages, self._state(topology, waiting, range(len(waiting)), now_us))
+        first = self._first(order, ages, topology, waiting, now_us)
+        rows = first.rows[first.scores < NOT_NOW].tolist()
+        if not rows:
+            return Plan(starved=first.starved)
+        return self._sorted(self._state(topology, waiting, rows, now_us), first)
 
-    def _first(
-        self, order: Order, ages: Ages, topology: Topology, waiting: WaitingCalls, now_us: int
-    ) -> tuple[Foremost, bool]:
-        """The first calls of a long queue, and whether one found no room."""
-        count, starved, every = self._profile.walked_max, False, np.arange(len(waiting))
-        if not order.projected:
-            scores = order.scores(ages, np.zeros(len(every), dtype=np.int64))
-        else:
-            cached = self._aware and topology.caches
-            first = None if cached else foremost(order, ages, topology, waiting, now_us, count)
-            if first is not None:
-                return first, False
-            finish_us = self._state(topology, waiting, every, now_us).finish_us()
-            nowhere = finish_us >= NEVER_US
-            scores = order.scores(ages, np.where(nowhere, now_us, finish_us))
-            scores[nowhere] = NOT_NOW  # the walk is for calls that have room somewhere
-            starved = bool(nowhere.any())
+    def _first(self, order: Order, ages: Ages, topology: Topology, waiting: WaitingCalls, now_us: int) -> Foremost:
+        """The first calls of a long queue."""
+        count = self._profile.walked_max
+        if order.projected:
+            return foremost(order, ages, self._outlook(topology, waiting, now_us), count)
+        scores = order.scores(ages, np.zeros(len(waiting), dtype=np.int64))
         rows = smallest(scores, count)
-        return Foremost(rows, scores[rows]), starved
+        return Foremost(rows, scores[rows])
 
     def _ages(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Ages:
         return waiting.ages(now_us)
 
-    def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
+    def _outlook(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Outlook:
+        return Outlook(topology, waiting, now_us, self._aware)
+
+    def _state(self, topology: Topology, waiting: WaitingCalls, rows: Sequence[int], now_us: int) -> SimulatedState:
         batch_us = self._profile.batch_us_max
         return SimulatedState(topology, self._estimator, waiting, rows, now_us, batch_us, self._aware)
-
-    def _walk(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> Walk | SimulatedState:
-        """The state for calls that are placed in order: a `Walk`, which places them as arrays do, wherever it can."""
-        if topology.mixes or not topology.uniform:
-            return self._state(topology, waiting, rows, now_us)
-        return Walk(topology, self._estimator, waiting, rows, now_us, self._profile.batch_us_max, self._aware)
 
     def _rescored(self, order: Order, ages: Ages, state: SimulatedState) -> Plan:
         """Score every remaining call anew after each placement: the simulated state has moved."""
         decisions: list[Decision] = []
-        count = len(ages.calls)
-        most = min(count, self._profile.walked_max)
-        gone = np.zeros(count, dtype=bool)
+        left = list(range(len(ages.calls)))
+        gone = np.zeros(len(left), dtype=bool)
+        most = min(len(left), self._profile.walked_max)
         for position in range(1, most + 1):
-            finish_us = state.finish_us()
+            finish_us = state.finish_us(left)
             scores = order.scores(ages, finish_us)
             nowhere = finish_us >= NEVER_US
             scores[gone | nowhere] = NOT_NOW
@@ -121,21 +108,20 @@ class PredictedFinish:
                 return Plan(tuple(decisions), bool(nowhere[~gone].any()))
             placed = state.place(row, position == most)
             gone[row] = True
+            left.remove(row)
             if placed is not None:
                 decisions.append(Decision(placed, score, position))
             if position == most or not state.any_startable:
                 break
-            if placed or position % _LOOK_EVERY == 1:
-                left = np.flatnonzero(~gone)
-                if state.none_starts(left, np.full(len(left), most - position - 1)):
-                    break
+            if (placed or position % _LOOK_EVERY == 1) and state.none_starts(left, [most - position - 1] * len(left)):
+                break
         return Plan(tuple(decisions))
 
-    def _sorted(self, state: Walk | SimulatedState, scores: list[int], starved: bool) -> Plan:
+    def _sorted(self, state: SimulatedState, first: Foremost) -> Plan:
         """Place the calls of the state in order; one without room is passed over."""
         decisions: list[Decision] = []
-        last = len(scores) - 1
-        for r, score in enumerate(scores):
+        starved, last = first.starved, len(state.calls) - 1
+        for r, score in enumerate(first.scores[: len(state.calls)].tolist()):
             if not state.feasible(r):
                 starved = True
                 continue
@@ -144,9 +130,17 @@ class PredictedFinish:
                 decisions.append(Decision(placed, score, r + 1))
             if r == last or not state.any_startable:
                 break
-            if (placed or r % _LOOK_EVERY == 0) and state.none_starts_from(r + 1):
+            if (placed or r % _LOOK_EVERY == 0) and state.none_starts(range(r + 1, last + 1), range(last - r)):
                 break
         return Plan(tuple(decisions), starved)
+
+
+class PrefillWork(NamedTuple):
+    """Of a call on one instance."""
+
+    call: Call
+    new_tokens: int  # to be computed
+    nominal_us: int  # table time of that, alone
 
 
 class Queued(NamedTuple):
@@ -171,8 +165,8 @@ class LeastLoaded:
         self._assigned: dict[CallId, Queued] = {}
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
-        work = waiting.prefill_work(topology, self._aware)
-        queues = self._assign(topology, waiting, work)
+        hits = waiting.hits(topology) if self._aware else None
+        queues = self._assign(topology, waiting, hits)
         decisions: list[Decision] = []
         starved = False
         scores = order.scores(waiting.ages(now_us), np.full(len(waiting), now_us, dtype=np.int64))
@@ -180,44 +174,45 @@ class LeastLoaded:
             queue = queues[instance.spec.instance_id]
             if not instance.prefilling and queue:
                 rows = sorted([row for row in queue if scores[row] < NOT_NOW], key=scores.__getitem__)
-                starved |= self._batch(topology, i, waiting, work, rows, scores, now_us, decisions)
+                work = [self._work(topology, i, waiting.calls[row], waiting.found(row, topology, hits)) for row in rows]
+                starved |= self._batch(topology, i, work, scores[rows].tolist(), now_us, decisions)
         return Plan(tuple(decisions), starved)
+
+    def _work(self, topology: Topology, i: int, call: Call, found: Found) -> PrefillWork:
+        nominal_us = found.others[i][1] if i in found.others else found.nominal_us[topology.books.kinds[i]]
+        return PrefillWork(call, call.prompt_tokens - found.tokens_on(i), nominal_us)
 
     def _batch(
         self,
         topology: Topology,
         i: int,
-        waiting: WaitingCalls,
-        work: PrefillWork,
-        rows: list[int],
-        scores: IntArray,
+        queue: list[PrefillWork],
+        scores: list[int],
         now_us: int,
         decisions: list[Decision],
     ) -> bool:
         """Start the first calls of one instance's queue as a batch. True if the next one found no room."""
         instance = topology.prefill[i]
-        new_tokens, nominal_us = work.new_tokens[:, i], work.nominal_us[:, i]
-        batch_us = min(self._profile.batch_us_max, int(nominal_us[rows].sum()))
+        batch_us = min(self._profile.batch_us_max, sum([work.nominal_us for work in queue]))
         end_us, extra_us, tokens, kv_tokens = now_us, 0, 0, 0
-        for row in rows:
-            call = waiting.calls[row]
-            added_us = int(nominal_us[row]) - (int(topology.floor_us[i]) if tokens else 0)
-            full = extra_us + added_us > batch_us or tokens + int(new_tokens[row]) > instance.spec.max_step_tokens
+        for (call, new_tokens, nominal_us), score in zip(queue, scores, strict=True):
+            added_us = nominal_us - (int(topology.floor_us[i]) if tokens else 0)
+            full = extra_us + added_us > batch_us or tokens + new_tokens > instance.spec.max_step_tokens
             if tokens and (full or not batch_us):
                 return False
             decode = self._decode(topology, i, call, decisions)
             if decode is None or instance.kv_free_tokens < kv_tokens + call.prompt_tokens:
                 return True  # first come first served: nobody overtakes a call that waits for room
             extra_us += added_us if tokens else 0
-            end_us, tokens = end_us + added_us, tokens + int(new_tokens[row])
+            end_us, tokens = end_us + added_us, tokens + new_tokens
             kv_tokens += call.prompt_tokens
             chosen = Candidate(instance.spec.instance_id, decode.spec.instance_id, now_us, end_us, end_us, end_us)
             placed = Placed(call, instance, decode, chosen, (), added_us if decode is instance else 0)
-            decisions.append(Decision(placed, int(scores[row]), len(decisions) + 1))
+            decisions.append(Decision(placed, score, len(decisions) + 1))
             del self._assigned[call.call_id]
         return False
 
-    def _assign(self, topology: Topology, waiting: WaitingCalls, work: PrefillWork) -> dict[str, list[int]]:
+    def _assign(self, topology: Topology, waiting: WaitingCalls, hits: Hits | None) -> dict[str, list[int]]:
         """Rows of the waiting calls by the prefill instance they queue at."""
         queues: dict[str, list[int]] = {p.spec.instance_id: [] for p in topology.prefill}
         load = {p.spec.instance_id: self._load(p) for p in topology.prefill}
@@ -231,7 +226,8 @@ class LeastLoaded:
                 load[queued.instance_id] += queued.load
         for row in fresh:
             call = waiting.calls[row]
-            new_tokens = dict(zip(load, work.new_tokens[row].tolist(), strict=True))
+            found = waiting.found(row, topology, hits)
+            new_tokens = {p: call.prompt_tokens - found.tokens_on(i) for i, p in enumerate(load)}
             able = {
                 p.spec.instance_id: load[p.spec.instance_id] for p in topology.prefill if serves(p.spec, call.needs)
             }

@@ -4,16 +4,18 @@ Nothing is preempted and no engine takes priorities, but a prompt that is given 
 each step from the next one on, so that one that is short is done long before the others.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.policy.dispatch import Decision, Dispatcher, Plan
+from hexagent.core.policy.earliest import Outlook
 from hexagent.core.policy.order import NOT_NOW, IntArray, Order
-from hexagent.core.policy.placement import Placed, SimulatedState, begins_us
+from hexagent.core.policy.placement import Near, Placed, SimulatedState
 from hexagent.core.policy.topology import Topology
-from hexagent.core.policy.waiting import WaitingCalls
+from hexagent.core.policy.waiting import PROMPT, WaitingCalls
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.record import Candidate
 from hexagent.core.units import NEVER_US, PPM
@@ -35,54 +37,85 @@ class Interleaving:
         plan = self._dispatcher.plan(order, topology, waiting, now_us)
         if plan.decisions or not topology.interleaves:
             return plan
-        state = InterleavedState(topology, self._estimator, waiting, now_us, self._aware)
-        finish_us = state.finish_us()
+        outlook = Beside(topology, waiting, now_us, self._aware)
+        finish_us = outlook.finish_us(np.arange(len(waiting)))
         nowhere = finish_us >= NEVER_US
         scores = order.scores(waiting.ages(now_us), np.where(nowhere, now_us, finish_us))
         scores[nowhere] = NOT_NOW
         row = int(scores.argmin())
-        placed = state.place(row, last=True) if scores[row] < NOT_NOW else None
-        return plan._replace(decisions=(Decision(placed, int(scores[row]), 1),), again=True) if placed else plan
+        if scores[row] == NOT_NOW:
+            return plan
+        ends_us = outlook.ends_us(np.array([row]))[:, 0].tolist()
+        state = BesideState(topology, self._estimator, waiting, row, now_us, self._aware, ends_us)
+        return plan._replace(decisions=(Decision(state.placed, int(scores[row]), 1),), again=True)
 
 
-class InterleavedState(SimulatedState):
-    """Where each call would finish beside the prompts of each busy prefill instance that may take it."""
+class Beside(Outlook):
+    """Where each call would finish beside the prompts of a busy prefill instance that may take it."""
 
-    def __init__(
-        self, topology: Topology, estimator: Estimator, waiting: WaitingCalls, now_us: int, aware: bool
-    ) -> None:
-        super().__init__(topology, estimator, waiting, np.arange(len(waiting)), now_us, 0, aware)
-        self._now_us = now_us
-        waited_us = np.minimum.reduce(self._end_us[: topology.senders])
-        self._end_us = np.stack([self._beside_us(i, instance) for i, instance in enumerate(topology.prefill)])
-        self._end_us[topology.senders :] = NEVER_US
-        self._end_us[self._end_us >= waited_us] = NEVER_US
-        egress = np.array(self._egress).T[:, :, None]
-        self._leave_us = np.where(self._leave_us < NEVER_US, begins_us(self._end_us, *egress), NEVER_US)
-        self._decode_us[topology.receivers :] = NEVER_US
-        self._idle = [1] * len(topology.prefill)
+    def __init__(self, topology: Topology, waiting: WaitingCalls, now_us: int, aware: bool) -> None:
+        super().__init__(topology, waiting, now_us, aware)
+        self._pairs = topology.pairs & (np.arange(len(topology.decode)) < topology.receivers)
 
-    def _beside_us(self, i: int, instance: Instance) -> IntArray:
-        """When each prompt would be computed on P; `NEVER_US` = it may not go there."""
+    def finish_us(self, rows: IntArray) -> IntArray:
+        return self._over_pairs(rows, self._leave_us(rows, self.ends_us(rows)))
+
+    def ends_us(self, rows: IntArray) -> IntArray:
+        """When each prompt would be computed on each of P, (P, calls); `NEVER_US` = it may not go there."""
+        alone_us, senders = self._alone_us(rows), self.topology.senders
+        waited_us = np.minimum.reduce(self._free_us[:senders, None] + alone_us[:senders])
+        ends_us = np.full_like(alone_us, NEVER_US)
+        for i, instance in enumerate(self.topology.prefill[:senders]):
+            ends_us[i] = self._beside_us(rows, i, instance, alone_us[i])
+        return np.where(ends_us < waited_us, ends_us, NEVER_US)
+
+    def _beside_us(self, rows: IntArray, i: int, instance: Instance, alone_us: IntArray) -> IntArray:
         others, left_us = list(instance.prefilling.values()), instance.prefill_free_us - self._now_us
         if not instance.profile.equal_progress or not others or left_us <= 0:
-            return np.full(len(self._rows), NEVER_US)
-        alone_us = self._alone_us[i]
+            return np.full(len(rows), NEVER_US)
         tokens = instance.spec.max_step_tokens
         longest = max(tokens, *(a.call.prompt_tokens - a.cached_tokens for a in others))
-        step_us = instance.table.prefill_us(longest) * self._topology.books.speeds[i] // PPM * tokens // longest
-        steps = -(-self._new_tokens(i) // max(tokens // (len(others) + 1), 1))
+        step_us = instance.table.prefill_us(longest) * self.topology.books.speeds[i] // PPM * tokens // longest
+        found = [self.waiting.found(row, self.topology, self._hits).tokens_on(i) for row in rows.tolist()]
+        new_tokens = self.waiting.columns[rows, PROMPT] - np.array(found, dtype=np.int64)
+        steps = -(-new_tokens // max(tokens // (len(others) + 1), 1))
         end_us = self._now_us + step_us // 2 + steps * step_us  # behind the step that is half over
         may = (alone_us * SHORTER <= left_us) & (alone_us <= instance.spare_us)
         return np.where(may, end_us, NEVER_US)
 
-    def _candidate(self, r: int, i: int, j: int, finish_us: int) -> Candidate:
-        candidate = super()._candidate(r, i, j, finish_us)
-        return candidate._replace(prefill_start_us=self._now_us, prefill_end_us=int(self._end_us[i, r]))
 
-    def place(self, r: int, last: bool) -> Placed | None:
-        placed = super().place(r, last)
-        if placed is None:
-            return None
-        i = self._topology.prefill.index(placed.prefill)
-        return placed._replace(beside_us=int(self._alone_us[i, r]))
+class BesideState(SimulatedState):
+    """The same of one call, with where it goes; `ends_us` says when its prompt would be computed on each of P."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        estimator: Estimator,
+        waiting: WaitingCalls,
+        row: int,
+        now_us: int,
+        aware: bool,
+        ends_us: list[int],
+    ) -> None:
+        super().__init__(topology, estimator, waiting, [row], now_us, 0, aware)
+        self._ends_us = ends_us
+        self._by_step = [entry for entry in self._by_step if entry[1] < topology.receivers]
+
+    @property
+    def placed(self) -> Placed:
+        placed = self._placed(0)
+        return placed._replace(beside_us=self._alone_us(0, self._topology.prefill.index(placed.prefill)))
+
+    def _soonest(
+        self, r: int, count: int, weights_milli: Sequence[int] = (), lightest_milli: Sequence[int] = ()
+    ) -> Near:
+        places = [i for i, end_us in enumerate(self._ends_us) if end_us < NEVER_US and self._may_prefill(r, i)]
+        return sorted([(self._leave_us(self._ends_us[i], i), i) for i in places])[:count]
+
+    def _own_us(self, r: int, i: int) -> int:
+        j = self._topology.homes[i]
+        return self._ends_us[i] + self._decode_us(r, j) if j < self._topology.receivers else NEVER_US
+
+    def _candidate(self, r: int, i: int, j: int, cost_us: int) -> Candidate:
+        candidate = super()._candidate(r, i, j, cost_us)
+        return candidate._replace(prefill_start_us=self._now_us, prefill_end_us=self._ends_us[i])

@@ -6,19 +6,24 @@ where it is prefilled. Where a prompt has little that its decode instance does n
 in a step of the batch that decodes.
 """
 
+from bisect import insort
+from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple
+
 import numpy as np
-import numpy.typing as npt
 
 from hexagent.core.estimate.estimator import Estimator
-from hexagent.core.policy.books import IDLE
+from hexagent.core.policy.books import IDLE, LOCAL, STEP
 from hexagent.core.policy.dispatch import Plan, PredictedFinish
+from hexagent.core.policy.earliest import Outlook, unbeaten
+from hexagent.core.policy.hits import Found
 from hexagent.core.policy.order import Ages, IntArray, Order
-from hexagent.core.policy.placement import OTHERS_MAX, SimulatedState, begins_us, smallest
+from hexagent.core.policy.placement import OTHERS_MAX, Near, SimulatedState, after
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology, ints
-from hexagent.core.policy.waiting import PROMPT, WaitingCalls
+from hexagent.core.policy.waiting import OUTPUT, WaitingCalls
 from hexagent.core.scheduling.ledger import Mixing
-from hexagent.core.scheduling.record import Candidate
 from hexagent.core.units import MILLI, NEVER_US, PPM
 
 BURST = 8  # one prefill instance in so many is counted besides: the first calls of a burst find none busy
@@ -44,31 +49,65 @@ class Keeping(PredictedFinish):
 
     def _may_start(self, topology: Topology, waiting: WaitingCalls) -> bool:
         """Whether a prefill instance is idle, or a decode instance that appends one of the calls."""
-        idle, hits = topology.books.prefill[IDLE] > 0, waiting.hits(topology)
-        if hits is None or idle[: topology.senders].any():
+        idle, hits = topology.books.prefill_of[IDLE], waiting.hits(topology)
+        if hits is None or any(idle[: topology.senders]):
             return True
-        held = hits[0][:, topology.senders :][:, idle[topology.senders :]]
-        new_tokens = waiting.columns[:, PROMPT, None] - held
-        return bool(is_short(new_tokens, held, self._profile.local_prefill_tokens_max).any())
+        tokens_max = self._profile.local_prefill_tokens_max
+        return any(
+            any(idle[i] for i in appended(found, call.prompt_tokens, tokens_max, topology))
+            for found, call in zip(hits.found, waiting.calls, strict=True)
+        )
 
     def _ages(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Ages:
         """With what is left to prefill, where more of it waits for each instance than counts as little."""
         ages, hits = waiting.ages(now_us), waiting.hits(topology)
         if hits is None:
             return ages
-        left_us = np.minimum.reduce(hits[1] * topology.books.speed_ppm // PPM, axis=1)
-        queue = left_us.sum() > self._profile.cheap_prefill_us * topology.senders
-        return ages._replace(prefill_us=left_us) if queue else ages
+        queue = hits.least_us.sum() > self._profile.cheap_prefill_us * topology.senders
+        return ages._replace(prefill_us=hits.least_us) if queue else ages
 
-    def _state(self, topology: Topology, waiting: WaitingCalls, rows: IntArray, now_us: int) -> SimulatedState:
+    def _outlook(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Outlook:
+        if topology.mixes:
+            return KeepingOutlook(topology, waiting, now_us, self._profile.local_prefill_tokens_max)
+        return super()._outlook(topology, waiting, now_us)
+
+    def _state(self, topology: Topology, waiting: WaitingCalls, rows: Sequence[int], now_us: int) -> SimulatedState:
         if topology.mixes:
             return KeepingState(topology, self._estimator, waiting, rows, now_us, self._profile)
         return super()._state(topology, waiting, rows, now_us)
 
 
-def is_short(new_tokens: IntArray, held: IntArray, tokens_max: int) -> npt.NDArray[np.bool_]:
-    """Whether a decode instance appends a prompt: it holds at least as much of it as is new, which is not much."""
-    return new_tokens <= np.minimum(held, tokens_max)
+def appended(found: Found, prompt_tokens: int, tokens_max: int, topology: Topology) -> list[int]:
+    """Decode instances that append a prompt: they hold at least as much of it as is new, which is not much."""
+    senders, others = topology.senders, found.others
+    places = [i for i, (held, _) in others.items() if i >= senders and is_short(prompt_tokens - held, held, tokens_max)]
+    if is_short(prompt_tokens - found.tokens, found.tokens, tokens_max):
+        places += [i for i in range(senders, len(topology.prefill)) if i not in others]
+    return places
+
+
+def is_short(new_tokens: int, held: int, tokens_max: int) -> bool:
+    return new_tokens <= min(held, tokens_max)
+
+
+def idle_milli(busy: int, instances: int) -> int:
+    """Part of its time that a prefill instance has for decode, of so many, as busy as they are."""
+    return MILLI - min((BURST * busy + instances) * MILLI // ((BURST + 1) * instances), BUSY_MAX_MILLI)
+
+
+class Appending(NamedTuple):
+    """What a prompt adds to a step of the batch on a decode instance, for which the one under way must end."""
+
+    free_us: int  # later than it has nothing to prefill
+    saved_us: int  # of the prompt's time alone
+    floor_us: int  # part of a prompt's time that is saved in another's batch
+
+    @classmethod
+    def on(cls, topology: Topology, i: int) -> "Appending":
+        j, floor_us = topology.homes[i], topology.books.floors[i]
+        if not topology.decode[j].decoding:
+            return cls(0, 0, floor_us)
+        return cls(topology.books.decode_of[STEP][j] * 3 // 2, floor_us, 0)
 
 
 class KeepingState(SimulatedState):
@@ -85,122 +124,234 @@ class KeepingState(SimulatedState):
         topology: Topology,
         estimator: Estimator,
         waiting: WaitingCalls,
-        rows: IntArray,
+        rows: Sequence[int],
         now_us: int,
         profile: Profile,
     ) -> None:
         super().__init__(topology, estimator, waiting, rows, now_us, profile.batch_us_max, aware=True)
+        senders, receivers = topology.senders, topology.receivers
         self._stall_milli = profile.stall_milli
-        self._both = np.flatnonzero(topology.own >= 0)  # of P
-        self._append(profile.local_prefill_tokens_max)
-        self._keepers = np.flatnonzero(topology.own >= topology.receivers)  # of P, in the order of D
-        self._undisturbed_us = list(self._step_us)
-        self._full = self._decode_us[topology.receivers :] >= NEVER_US
-        self._slow_down()
-        self._stall_us = np.zeros_like(self._alone_us)  # what a prefill on P costs those that decode there, (P, calls)
-        for i in self._both.tolist():
-            self._weigh(i)
+        self._floor_us = self._floor_us.copy()
+        tokens_max = profile.local_prefill_tokens_max
+        # Decode instances of P that append each call.
+        self._appended = [
+            appended(found, call.prompt_tokens, tokens_max, topology)
+            for found, call in zip(self._found, self.calls, strict=True)
+        ]
+        able = set(chain.from_iterable(self._appended))
+        for i in range(senders, len(self._idle)):
+            later_us, self._saved_us[i], self._floor_us[i] = Appending.on(topology, i)
+            self._free_us[i] += later_us
+            self._idle[i] &= i in able
+        self._startable = sum(self._idle)
+        self._by_free = [[entry for entry in entries if entry[1] < senders] for entries in self._by_free]
+        self._list_of = [*self._list_of[:senders], *[len(self._by_free)] * (len(self._idle) - senders)]
+        self._by_free.append(sorted([(self._free_us[i], i) for i in range(senders, len(self._idle))]))
+        self._by_kept = [entry for entry in self._by_step if entry[1] >= receivers]
+        self._by_step = [entry for entry in self._by_step if entry[1] < receivers]
+        self._home_of = {j: i for i, j in enumerate(topology.homes)}  # P that is D
+        for j in range(receivers, len(self._local_us)):
+            self._local_us[j] = 0
+        # By call the instance where it would finish first without a hand-off, and the `_idle_milli` that holds for.
+        self._first_own: list[tuple[tuple[int, int], int] | None] = [None] * len(self.calls)
+        self._busy = senders - sum(self._idle[:senders])
+        self._idle_milli = idle_milli(self._busy, senders)
+        # How much of a prefill on P each microsecond costs those that decode there, in thousandths.
+        self._weightless = [0] * len(self._idle)
+        self._weights_milli = [self._weight_milli(i) for i in range(len(self._idle))]
+        self._lightest_milli = [
+            min([self._weights_milli[i] for _, i in entries], default=0) for entries in self._by_free
+        ]
 
-    def finish_us(self) -> IntArray:
-        moved_us = super().finish_us() if not self._topology.uniform else self._moved_us()
-        own_us = self._end_us[self._both] + self._decode_us[self._topology.own[self._both]]
-        finish_us: IntArray = np.minimum(moved_us, np.minimum.reduce(own_us))
-        return finish_us
-
-    def none_starts(self, rows: IntArray, before: IntArray) -> bool:
+    def none_starts(self, rs: Sequence[int], before: Sequence[int]) -> bool:
         """Sure only where no prefill instance could take a call and none of these can be appended."""
         senders = self._topology.senders
-        able = [i for i in self._once_idle if self._idle[i] or self._headroom_us[i] >= 0]
-        return able[0] >= senders and not self._short[np.array(able) - senders][:, rows].any()
+        if any(self._idle[:senders]) or any(i < senders for i in self._batches):
+            return False
+        return not any(self._idle[i] or i in self._batches for r in rs for i in self._appended[r])
 
-    def feasible(self, r: int) -> bool:
-        return self._roomy or bool(self._near(r)[1].min() < NEVER_US)
+    # --- one call ---------------------------------------------------------------------------------------------
+    def _stall_us(self, r: int, i: int) -> int:
+        return self._alone_us(r, i) * self._weights_milli[i] // MILLI
 
-    def _moved_us(self) -> IntArray:
-        """Where each call would finish with a hand-off, if links are alike."""
-        receivers = self._topology.receivers
-        begin_us = begins_us(np.minimum.reduce(self._leave_us), *self._ingress[:, :receivers, None])
-        moved_us: IntArray = np.minimum.reduce(begin_us + self._decode_us[:receivers]) + self._transfer_us
-        return moved_us
-
-    def _near(self, r: int) -> tuple[list[int], IntArray]:
-        """As ever, with what the placement costs others."""
-        topology, both, stall_us = self._topology, self._both, self._stall_us[:, r]
-        own_us = self._end_us[both, r] + self._decode_us[topology.own[both], r] + stall_us[both]
-        if topology.uniform:
-            moved = smallest(self._leave_us[:, r] + stall_us, OTHERS_MAX + 1).tolist()
-            near = np.array(list(dict.fromkeys(moved + both[smallest(own_us, OTHERS_MAX + 1)].tolist())))
-            receivers = topology.receivers
-            cost_us = np.full((len(near), len(self._slots)), NEVER_US)
-            begin_us = begins_us(self._leave_us[near, r, None], *self._ingress[:, :receivers])
-            transfer_us = topology.pair_us(near, int(self._prompt[r]))[:, :receivers]
-            cost_us[:, :receivers] = begin_us + self._decode_us[:receivers, r] + transfer_us
+    def _finish_of(self, r: int) -> int:
+        told_at, own = self._told_at[r], self._first_own[r]
+        if told_at != len(self._applied) - 1 or own is None or own[1] != self._idle_milli:
+            first: tuple[int, int] | None = None
         else:
-            near, cost_us = np.arange(len(stall_us)), self._pair_us(r)
-        for place, i in enumerate(near.tolist()):
-            j = topology.own[i]
+            first, (i, j) = own[0], self._applied[-1]
+            for place in (i, self._home_of.get(j, -1)):
+                if first is not None and place >= 0 and self._topology.homes[place] >= 0:
+                    room = self._may_decode(r, self._topology.homes[place])
+                    first = after(first, self._own_us(r, place) if room else NEVER_US, place)
+        if first is None:
+            near = self._own(r, 1, self._weightless)
+            first = near[0] if near else (NEVER_US, -1)
+        self._first_own[r] = first, self._idle_milli
+        finish_us = super()._finish_of(r)
+        self._told_at[r] = len(self._applied)
+        return min(finish_us, first[0])
+
+    def _own_us(self, r: int, i: int) -> int:
+        return super()._own_us(r, i) if i < self._topology.senders or i in self._appended[r] else NEVER_US
+
+    def _step_of(self, j: int) -> int:
+        step_us = self._step_us[j]
+        return step_us if j < self._topology.receivers else step_us * MILLI // self._idle_milli
+
+    def _decode_us(self, r: int, j: int) -> int:
+        decode_us = super()._decode_us(r, j)
+        if j < self._topology.receivers:
+            return decode_us
+        return decode_us + self._alone_us(r, self._home_of[j]) * (MILLI - self._idle_milli) // self._idle_milli
+
+    def _told(self, r: int) -> list[tuple[int, int]]:
+        senders = self._topology.senders
+        return [(i, end_us) for i, end_us in super()._told(r) if i < senders]
+
+    def _near(self, r: int, count: int) -> Near:
+        """Of instances that differ in what a prefill there costs others as many with and without a hand-off."""
+        most, places = OTHERS_MAX + 1, list(range(len(self._idle)))
+        if self._topology.uniform:
+            moved = [i for _, i in self._soonest(r, most, self._weights_milli, self._lightest_milli)]
+            kept = [i for _, i in self._own(r, most, self._weights_milli)]
+            if len(moved) < most or len(kept) < most:
+                moved, kept = self._moved_of_all(r, most), self._kept_of_all(r, most)
+            places = list(dict.fromkeys(moved + kept))
+        return [(self._leaves_us(r, i), i) for i in places]
+
+    def _moved_of_all(self, r: int, count: int) -> list[int]:
+        """Where some have no room, all are compared."""
+        costs = [(self._leaves_us(r, i) + self._stall_us(r, i), i) for i in range(len(self._idle))]
+        return [i for _, i in sorted(costs)[:count]]
+
+    def _kept_of_all(self, r: int, count: int) -> list[int]:
+        topology, costs = self._topology, []
+        for i, j in enumerate(topology.homes):
             if j >= 0:
-                cost_us[place, j] = self._end_us[i, r] + self._decode_us[j, r]
-        return near.tolist(), np.minimum(cost_us + stall_us[near, None], NEVER_US)
+                decode_us = self._decode_us(r, j) if self._may_decode(r, j) else NEVER_US
+                appends = i < topology.senders or i in self._appended[r]
+                end_us = self._free_us[i] + self._added_us(r, i) if appends else NEVER_US
+                costs.append((end_us + decode_us + self._stall_us(r, i), i))
+        return [i for _, i in sorted(costs)[:count]]
 
-    def _candidate(self, r: int, i: int, j: int, finish_us: int) -> Candidate:
-        return super()._candidate(r, i, j, finish_us - int(self._stall_us[i, r]))
+    def _leaves_us(self, r: int, i: int) -> int:
+        """Never a decode instance."""
+        return super()._leaves_us(r, i) if i < self._topology.senders else NEVER_US
 
+    def _own(self, r: int, count: int, weights_milli: list[int]) -> Near:
+        """The `count` instances on which call r would be done first without a hand-off: (finish and cost to others, P).
+
+        Those that keep calls are looked at in order of their steps.
+        """
+        homes, found, books = self._topology.homes, self._found[r], self._books
+        steps = self.calls[r].output_q50 - 1
+        told = self._told(r) + [(i, self._free_us[i] + self._added_us(r, i)) for i in self._appended[r]]
+        near = [
+            (end_us + self._decode_us(r, homes[i]) + self._alone_us(r, i) * weights_milli[i] // MILLI, i)
+            for i, end_us in told
+            if homes[i] >= 0 and self._may_decode(r, homes[i])
+        ]
+        near.sort()
+        del near[count:]
+        last = near[-1] if len(near) == count else (NEVER_US, 0)
+        firsts = [(kind, self._by_free[kind][0][0]) for kind in self._kinds if self._by_free[kind]]
+        ends_us = [free_us + found.nominal_us[kind] * books.fastest[kind] // PPM for kind, free_us in firsts]
+        end_us, idle, busy = min(ends_us, default=NEVER_US), self._idle_milli, MILLI - self._idle_milli
+        for step_us, j in self._by_kept:
+            decode_us = steps * (step_us * MILLI // idle)
+            if end_us + decode_us > last[0]:
+                break
+            i = self._home_of[j]
+            alone_us = found.nominal_us[books.kinds[i]] * books.speeds[i] // PPM
+            decode_us += alone_us * busy // idle
+            cost_us = self._free_us[i] + alone_us + decode_us + alone_us * weights_milli[i] // MILLI
+            told_of = i in found.others or i in self._batches
+            if (cost_us, i) < last and not told_of and self._may_decode(r, j):
+                insort(near, (cost_us, i))
+                del near[count:]
+                if len(near) == count:
+                    last = near[-1]
+        return near
+
+    # --- the state --------------------------------------------------------------------------------------------
     def _apply(self, r: int, i: int, j: int) -> None:
-        own = int(self._topology.own[i])
-        if own >= 0 and own != j:
-            self._decode_room[own] -= int(self._prompt[r])  # pinned until it is pulled
+        home, idle = self._topology.homes[i], self._idle[i]
+        if home >= 0 and home != j:
+            self._decode_room[home] -= self.calls[r].prompt_tokens  # pinned until it is pulled
         super()._apply(r, i, j)
+        self._weights_milli[i] = self._weight_milli(i)
+        if idle and i < self._topology.senders:
+            self._busy += 1
+            self._idle_milli = idle_milli(self._busy, self._topology.senders)
 
-    def _next_step_us(self, j: int) -> int:
-        self._undisturbed_us[j] = super()._next_step_us(j)
-        return self._undisturbed_us[j]
+    def _step_on(self, j: int, entries: list[tuple[int, int]]) -> None:
+        super()._step_on(j, entries if j < self._topology.receivers else self._by_kept)
 
-    def _look_again(self, i: int, j: int) -> None:
-        super()._look_again(i, j)
-        own, senders, receivers = int(self._topology.own[i]), self._topology.senders, self._topology.receivers
-        if own >= 0:
-            self._weigh(i)
-        if i >= senders:
-            self._leave_us[i] = NEVER_US
-            self._end_us[i, ~self._short[i - senders]] = NEVER_US
-        if own >= receivers:
-            full = self._kv_tokens[self._topology.decode_sort[own]] > self._decode_room[own]
-            self._full[own - receivers] = full | (self._slots[own] <= 0)
-        self._slow_down()
+    def _weight_milli(self, i: int) -> int:
+        """What a microsecond of prefill on P costs the calls that decode there, in thousandths."""
+        j = self._topology.homes[i]
+        if j < 0:
+            return 0
+        stalled = min(len(self._topology.decode[j].decoding) + self._added.get(j, (0, 0))[0], STALLED_MAX)
+        return stalled * (self._stall_milli if i < self._topology.senders else MILLI)
 
-    def _append(self, tokens_max: int) -> None:
-        """A prompt takes what it adds to a step of the batch, for which the one under way must end."""
-        topology, there = self._topology, slice(self._topology.senders, None)
-        assert self._cached is not None
-        # Which prompts each decode instance appends, (decode instances of P, calls).
-        self._short = is_short(self._new_tokens(there), self._cached[there], tokens_max)
-        own = topology.own[there]
-        decodes = ints(bool(topology.decode[j].decoding) for j in own.tolist())
-        floor_us = ints(self._floor_us[there])
-        free_us = ints(self._free_us[there]) + decodes * ints(self._step_us)[own] * 3 // 2
-        self._alone_us[there] = np.maximum(self._alone_us[there] - (decodes * floor_us)[:, None], 0)
-        self._floor_us[there] = ((1 - decodes) * floor_us).tolist()
-        self._free_us[there] = free_us.tolist()
-        self._end_us[there] = np.where(self._short, self._alone_us[there] + free_us[:, None], NEVER_US)
-        self._leave_us[there] = NEVER_US
-        self._idle[there] = (ints(self._idle[there]) * self._short.any(axis=1)).tolist()
-        self._startable = sum(self._idle)
 
-    def _slow_down(self) -> None:
-        """What decode on prefill instances takes, as busy as they are."""
-        receivers, instances = self._topology.receivers, self._topology.senders
-        if receivers == len(self._slots):
-            return
-        busy = instances - sum(self._idle[:instances])
-        idle_milli = MILLI - min((BURST * busy + instances) * MILLI // ((BURST + 1) * instances), BUSY_MAX_MILLI)
-        self._step_us[receivers:] = [step_us * MILLI // idle_milli for step_us in self._undisturbed_us[receivers:]]
-        kept_us = self._steps * np.array(self._step_us[receivers:])[:, None]
-        kept_us += self._alone_us[self._keepers] * (MILLI - idle_milli) // idle_milli
-        self._decode_us[receivers:] = np.where(self._full, NEVER_US, kept_us)
+class KeepingOutlook(Outlook):
+    """The same for the arrays of a long queue."""
 
-    def _weigh(self, i: int) -> None:
-        j = int(self._topology.own[i])
-        stalled = min(len(self._topology.decode[j].decoding) + self._added[j][0], STALLED_MAX)
-        each_milli = self._stall_milli if i < self._topology.senders else MILLI
-        self._stall_us[i] = self._alone_us[i] * (stalled * each_milli) // MILLI
+    def __init__(self, topology: Topology, waiting: WaitingCalls, now_us: int, tokens_max: int) -> None:
+        super().__init__(topology, waiting, now_us, aware=True)
+        self._tokens_max, senders, books = tokens_max, topology.senders, topology.books
+        appending = [Appending.on(topology, i) for i in range(senders, len(topology.prefill))]
+        self._free_us[senders:] += ints(each.free_us for each in appending)
+        self._saved_us[senders:] = ints(each.saved_us for each in appending)
+        self._pairs = topology.pairs & ~topology.local
+        self._both = np.flatnonzero(topology.own >= 0)  # of P
+        self._homes = topology.own[self._both]  # of D
+        step_us, local_us = books.decode[STEP, self._homes], books.decode[LOCAL, self._homes]
+        self._idle_milli = idle_milli(senders - sum(books.prefill_of[IDLE][:senders]), senders)
+        slow_us = step_us * MILLI // self._idle_milli
+        self._keeps = self._homes >= topology.receivers
+        self._own_step_us = np.where(self._keeps, slow_us, step_us)
+        self._own_local_us = np.where(self._keeps, 0, local_us)
+
+    def _bounds_us(self) -> tuple[IntArray, IntArray]:
+        least_us, latest_us = super()._bounds_us()
+        assert self._hits is not None
+        steps, both, kinds = self.waiting.columns[:, OUTPUT] - 1, self._both, self.topology.kind_of
+        ready_us = self._free_us[both] - self._saved_us[both]
+        few = unbeaten(self._own_step_us, ready_us)
+        own_us = np.minimum.reduce(ready_us[few, None] + steps * self._own_step_us[few, None])
+        keeps = np.flatnonzero(self._keeps)
+        for usual in (int(steps.mean()), int(steps.mean()) // 4):
+            if len(keeps):
+                place = keeps[(ready_us[keeps] + usual * self._own_step_us[keeps]).argmin()]
+                i = both[place]
+                alone_us = self._hits.most_us[kinds[i]] * self.topology.books.speed_ppm[i] // PPM
+                decode_us = steps * self._own_step_us[place] + self._waits_us(alone_us)
+                np.minimum(latest_us, self._free_us[i] + alone_us + decode_us, out=latest_us)
+        return np.minimum(least_us, self._hits.least_us + own_us), latest_us
+
+    def _by_all(self, rows: IntArray) -> IntArray:
+        topology, senders = self.topology, self.topology.senders
+        assert self._hits is not None
+        alone_us = np.maximum(self._alone_us(rows) - self._saved_us[:, None], 0)
+        end_us = self._free_us[:, None] + alone_us
+        leave_us = self._leave_us(rows, end_us)
+        leave_us[senders:] = NEVER_US
+        short = np.zeros((len(end_us) - senders, len(rows)), dtype=bool)
+        for r, row in enumerate(rows.tolist()):
+            places = appended(self._hits.found[row], self.waiting.calls[row].prompt_tokens, self._tokens_max, topology)
+            short[[i - senders for i in places], r] = True
+        end_us[senders:][~short] = NEVER_US
+        steps = self.waiting.columns[rows, OUTPUT] - 1
+        own_us = end_us[self._both] + steps * self._own_step_us[:, None] + self._own_local_us[:, None]
+        own_us[self._keeps] += self._waits_us(alone_us[self._both[self._keeps]])
+        own_us[self._full(rows)[self._homes]] = NEVER_US
+        return np.minimum(self._over_pairs(rows, leave_us), np.minimum.reduce(own_us))
+
+    def _waits_us(self, alone_us: IntArray) -> IntArray:
+        """Time for which the output of a kept call waits for work that comes while its prompt is computed."""
+        waits_us: IntArray = alone_us * (MILLI - self._idle_milli) // self._idle_milli
+        return waits_us

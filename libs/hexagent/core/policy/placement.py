@@ -1,34 +1,32 @@
-"""The simulated state a plan is made in: where each waiting call would finish, over all instance pairs."""
+"""The simulated state of a plan: where calls would finish and are placed, in plain numbers.
 
+Few instances are looked at for each call: prefill instances of a kind in order of when they are free, decode instances
+in order of their step times, until none further on can be better. What is learned of single instances makes the bounds
+looser, never wrong.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
-from hexagent.core.policy.books import (
-    DECODE_ROOM,
-    EGRESS,
-    FREE,
-    IDLE,
-    INGRESS,
-    LOCAL,
-    PREFILL_ROOM,
-    SLOTS,
-    STEP,
-)
+from hexagent.core.policy.hits import Found
 from hexagent.core.policy.order import IntArray
 from hexagent.core.policy.topology import Topology
-from hexagent.core.policy.waiting import OUTPUT, PROMPT, RESERVE_MAX, WaitingCalls
+from hexagent.core.policy.waiting import PROMPT, WaitingCalls
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.ledger import Instance
-from hexagent.core.scheduling.links import Backlog
 from hexagent.core.scheduling.record import Candidate
-from hexagent.core.units import NEVER_US, PPM
+from hexagent.core.units import MILLI, NEVER_US, PPM, US_PER_S
 
 OTHERS_MAX: Final = 3  # runners-up a record keeps
 _SUMMED: Final = 256  # calls whose work is added up before a look at whether it is enough
-_SORTED_WHOLE: Final = 1_024  # values up to which sorting them all is the fastest way to the smallest ones
+
+Near = list[tuple[int, int]]  # (when KV could leave P, P), best first
+Pairs = list[tuple[int, int, int]]  # (finish, place in `Near`, D), ascending
 
 
 class Placed(NamedTuple):
@@ -46,11 +44,9 @@ class Placed(NamedTuple):
 class SimulatedState:
     """Free times and reservations of a topology's instances, advanced as calls are placed in the plan.
 
-    It is kept for the waiting calls of `rows`, at least one; a call r below is the one of `rows[r]`. After each
-    placement only what the two instances concerned mean to every call is computed again.
-
-    `batch_us` is the most time a prefill batch may add to its first call, and never more than the backlog of a
-    prefill instance. Prompts are priced by what is believed cached, if `aware` of it, else as if nothing were.
+    It is kept for the waiting calls of `rows`; a call r below is the one of `rows[r]`. `batch_us` is the most time a
+    prefill batch may add to its first call, and never more than the backlog of a prefill instance. Prompts are priced
+    by what is believed cached, if `aware` of it, else as if nothing were.
     """
 
     def __init__(
@@ -58,255 +54,442 @@ class SimulatedState:
         topology: Topology,
         estimator: Estimator,
         waiting: WaitingCalls,
-        rows: IntArray,
+        rows: Sequence[int],
         now_us: int,
         batch_us: int,
         aware: bool = False,
     ) -> None:
-        self._topology, self._estimator, self._calls, self._rows = topology, estimator, waiting.calls, rows
-        books = topology.books
-        free_us = np.maximum(books.prefill[FREE], now_us)
-        self._free_us: list[int] = free_us.tolist()
-        *_, self._prefill_room, self._idle = books.prefill.tolist()
-        *_, self._local_us, self._decode_room, self._slots, self._step_us = books.decode.tolist()
-        egress = books.prefill[EGRESS:PREFILL_ROOM]
-        self._egress = [Backlog(*ends) for ends in egress.T.tolist()]
-        self._ingress = books.decode[INGRESS:LOCAL].copy()  # a `Backlog` a column
-        self._floor_us = books.floor_us.tolist()  # part of a prompt's time that is saved in another's batch
-        self._startable = sum(self._idle)  # instances that could take a call that starts now
-        # What may still be added to the batch begun on P in this plan: time, -1 = there is none, and tokens.
-        self._headroom_us = [-1] * len(self._idle)
-        self._batch_room = [0] * len(self._idle)
-        self._added = [(0, 0)] * len(self._slots)  # (calls, context tokens) placed in this plan
-
-        columns = waiting.columns[rows].T
-        self._prompt, self._steps = columns[PROMPT], columns[OUTPUT] - 1
-        self._pinned, self._kv_tokens = waiting.kv_needed(topology, columns)
-        hits = waiting.hits(topology) if aware else None
-        self._cached = hits[0][rows].T if hits is not None else None  # prompt tokens, (P, calls)
-        if hits is None:
-            nominal_us, of, speed_ppm = waiting.nominal_us(topology), topology.kind_of, books.fastest_ppm
-        else:
-            nominal_us, of, speed_ppm = hits[1], np.arange(len(self._idle)), books.speed_ppm
-        self._alone_us = nominal_us[rows].T[of] * books.speed_ppm[:, None] // PPM
-        self._backlog = nominal_us, speed_ppm, batch_us  # all that waits, (calls, P or kinds)
-        # Whether every pair takes every call throughout the plan, as it is far from full: nothing to mask then.
-        self._roomy = bool(
-            topology.uniform
-            and not waiting.demanding
-            and np.add.reduce(self._prompt) <= min(self._prefill_room)
-            and np.add.reduce(self._prompt + columns[RESERVE_MAX]) <= min(self._decode_room)
-            and len(rows) <= min(self._slots)
+        self._topology, self._estimator, self._waiting = topology, estimator, waiting
+        self._now_us, self._batch_us_max = now_us, batch_us
+        self.calls: list[Call] = [waiting.calls[row] for row in rows]
+        self._hits = waiting.hits(topology) if aware else None
+        self._rows = rows
+        self._found: list[Found] = [waiting.found(row, topology, self._hits) for row in rows]
+        self._others_us: list[dict[int, int] | None] = [None] * len(self._found)  # `_alone_us` there, once asked for
+        self._books = books = topology.books
+        free_us, *egress, self._prefill_room, self._idle = map(list.copy, books.prefill_of)
+        self._free_us = [max(us, now_us) for us in free_us]
+        self._egress_free_us, self._egress_busy_us = egress
+        *ingress, self._local_us, self._decode_room, self._slots, self._step_us = map(list.copy, books.decode_of)
+        self._ingress_free_us, self._ingress_busy_us = ingress
+        self._saved_us = [0] * len(self._idle)  # of a prompt's time alone on P
+        self._floor_us = books.floors  # part of a prompt's time that is saved in another's batch
+        self._by_free = [_from(now_us, entries) for entries in books.by_free]  # by kind, without those in `_batches`
+        self._list_of = books.kinds  # place of P in `_by_free`
+        self._by_step = books.by_step.copy()
+        # Whether every pair takes every call throughout the plan, as it is far from full.
+        self._roomy = not waiting.demanding and (
+            sum([call.prompt_tokens for call in self.calls]) <= min(self._prefill_room)
+            and sum([call.prompt_tokens + call.max_tokens for call in self.calls]) <= min(self._decode_room)
+            and len(self.calls) <= min(self._slots)
         )
-        # When KV could begin to move as far as P is concerned, (P, calls); time on D from then on but for the transfer,
-        # (D, calls); `NEVER_US` where there is no room.
-        self._end_us = free_us[:, None] + self._alone_us  # of prefill, (P, calls)
-        self._leave_us = begins_us(self._end_us, *egress[:, :, None])
-        self._decode_us = self._steps * books.decode[STEP][:, None] + books.decode[LOCAL][:, None]
-        if not self._roomy:
-            self._leave_us[self._pinned[topology.prefill_sort] > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
-            full = self._kv_tokens[topology.decode_sort] > books.decode[DECODE_ROOM][:, None]
-            self._decode_us[full | (books.decode[SLOTS] <= 0)[:, None]] = NEVER_US
-
-    @cached_property
-    def _once_idle(self) -> list[int]:
-        """Instances among which those are that could take a call that starts now."""
-        once_idle: list[int] = np.flatnonzero(self._topology.books.prefill[IDLE]).tolist()
-        return once_idle
-
-    @cached_property
-    def _batch_us(self) -> int:
-        """The most time a batch may add to its first call."""
-        return batched_us(*self._backlog, max(self._topology.senders, 1))
-
-    @cached_property
-    def _transfer_us(self) -> IntArray:
-        """Of each call, as `Topology.transfer_us` says."""
-        return self._topology.transfer_us(self._prompt)
+        self._kinds = sorted(range(len(self._by_free)), key=self._found[0].nominal_us.__getitem__)  # the fastest first
+        self._idle_of = [0] * len(self._by_free)  # instances by kind
+        for kind, one in zip(books.kinds, self._idle, strict=True):
+            self._idle_of[kind] += one
+        self._startable = sum(self._idle)  # instances that could take a call that starts now
+        # What may still be added to the batch begun on P in this plan: (time, tokens).
+        self._batches: dict[int, tuple[int, int]] = {}
+        self._added: dict[int, tuple[int, int]] = {}  # (calls, context tokens) placed in this plan, by D
+        self._applied: list[tuple[int, int]] = []  # pairs of calls placed so far
+        self._finish_us = [0] * len(self.calls)
+        # By call what its finish is made of, and after how many placements: as one changes only its two instances.
+        self._told_at = [-1] * len(self.calls)
+        self._leaves: list[tuple[int, int] | None] = [None] * len(self.calls)
+        self._moved: list[tuple[int, int] | None] = [None] * len(self.calls)
 
     @property
     def any_startable(self) -> bool:
         """Whether some instance could take a call that starts now."""
         return self._startable > 0
 
-    def finish_us(self) -> IntArray:
-        """Where each call would finish if it were placed next, shape (calls,); at `NEVER_US` or later = nowhere.
+    def finish_us(self, left: Sequence[int]) -> IntArray:
+        """Where each of the calls `left` would finish if it were placed next, of others what was said last.
 
-        If links are described alike, with the median of what is learned of them.
+        Shape (calls,); `NEVER_US` = nowhere. If links are described alike, with the median of what is learned of them.
         """
-        finish_us: IntArray
-        if self._topology.uniform:
-            # Wherever a call decodes, it is there first from where it can leave first.
-            begin_us = begins_us(np.minimum.reduce(self._leave_us), *self._ingress[:, :, None])
-            finish_us = np.minimum.reduce(begin_us + self._decode_us) + self._transfer_us
-            return finish_us
-        begin_us = begins_us(self._leave_us[:, None], *self._ingress[:, :, None])
-        begin_us = np.where(self._topology.local[:, :, None], self._leave_us[:, None], begin_us)
-        pair_us = begin_us + self._decode_us + self._transfer_us
-        finish_us = np.where(self._topology.pairs[:, :, None], pair_us, NEVER_US).min(axis=(0, 1))
-        return finish_us
+        for r in left:
+            self._finish_us[r] = self._finish_of(r)
+        return np.array(self._finish_us, dtype=np.int64)
+
+    def feasible(self, r: int) -> bool:
+        """Whether some pair has room for call r."""
+        return self._roomy or bool(self._pairs(r, self._near(r, 1), 1))
 
     def place(self, r: int, last: bool) -> Placed | None:
         """Put call r where it finishes first; a `Placed` if it starts now. The `last` one of a plan is not booked.
 
         The call must be feasible somewhere.
         """
-        near_i, pair_us = self._near(r)
-        place, j = divmod(int(pair_us.argmin()), len(self._slots))
-        i = near_i[place]
-        placed = self._placed(r, near_i, pair_us) if self._idle[i] or self._joins(r, i) else None
+        # Of equal links the best pair is one of the prefill instance that KV can leave first.
+        near = self._near(r, 1 if self._topology.equal else OTHERS_MAX + 1)
+        _, place, j = self._pairs(r, near, 1)[0]
+        i = near[place][1]
+        placed = self._placed(r) if self._idle[i] or self._joins(r, i) else None
         if not last:
             self._apply(r, i, j)
         return placed
 
-    def none_starts_from(self, first: int) -> bool:
-        """`none_starts` for the calls from `first` on, one before the other."""
-        every = np.arange(len(self._rows))
-        return self.none_starts(every[first:], every[: len(every) - first])
-
-    def none_starts(self, rows: IntArray, before: IntArray) -> bool:
+    def none_starts(self, rs: Sequence[int], before: Sequence[int]) -> bool:
         """Whether surely none of these calls, before each of which so many others may be placed, will start any more.
 
-        Each of those makes one instance later. A call looks only at the few instances that its KV could leave first, so
-        where as many as those and the ones made later are earlier than all that could start it, it does not start.
-        `before` ascends.
+        Each placement makes one instance later, and a call starts only on the instance that its KV could leave first,
+        of unequal links on one of the first few: so not where more than were placed before it and those are earlier
+        than all that could start it. `before` ascends.
         """
-        if not self._roomy:
+        spare = 0 if self._topology.equal else OTHERS_MAX
+        if not self._roomy or not self._topology.uniform or len(self._idle) - 1 <= spare + before[-1]:
             return False
-        able = [i for i in self._once_idle if self._idle[i] or self._headroom_us[i] >= 0]
-        if len(self._idle) - len(able) - int(before[-1]) <= OTHERS_MAX:
-            return False
-        leave_us = self._leave_us[:, rows]
-        earlier = np.add.reduce(leave_us < np.minimum.reduce(leave_us[able]))
-        return bool(np.minimum.reduce(earlier - before) > OTHERS_MAX)
+        return all(self._surely_elsewhere(r, spare + late) for r, late in zip(rs, before, strict=True))
 
-    def feasible(self, r: int) -> bool:
-        """Whether some pair has room for call r."""
-        if self._roomy:
-            return True
-        if self._topology.uniform:
-            return bool(self._leave_us[:, r].min() < NEVER_US and self._decode_us[:, r].min() < NEVER_US)
-        return bool(self._pair_us(r).min() < NEVER_US)
+    # --- one call ---------------------------------------------------------------------------------------------
+    def _alone_us(self, r: int, i: int) -> int:
+        """Prefill time of call r on P in a step of its own."""
+        others_us = self._alone_on_others_us(r)
+        if i in others_us:
+            return others_us[i]
+        nominal_us = self._found[r].nominal_us[self._books.kinds[i]]
+        return max(nominal_us * self._books.speeds[i] // PPM - self._saved_us[i], 0)
 
-    def _can_start(self, i: int) -> bool:
-        return bool(self._idle[i]) or self._headroom_us[i] > 0
+    def _alone_on_others_us(self, r: int) -> dict[int, int]:
+        """The same of all instances that hold another part of the prompt than most."""
+        others_us = self._others_us[r]
+        if others_us is None:
+            speeds, saved_us, others = self._books.speeds, self._saved_us, self._found[r].others
+            others_us = {i: max(us * speeds[i] // PPM - saved_us[i], 0) for i, (_, us) in others.items()}
+            self._others_us[r] = others_us
+        return others_us
 
-    def _new_tokens(self, i: int | slice) -> IntArray:
-        """Tokens of each prompt to be computed on P."""
-        new_tokens: IntArray = self._prompt if self._cached is None else self._prompt - self._cached[i]
-        return new_tokens
+    def _new_tokens(self, r: int, i: int) -> int:
+        """Tokens of the prompt to be computed on P."""
+        return self.calls[r].prompt_tokens - self._found[r].tokens_on(i)
 
     def _joins(self, r: int, i: int) -> bool:
         """Whether call r would ride in the batch begun on P in this plan."""
-        headroom_us = self._headroom_us[i]
-        if headroom_us < 0 or self._alone_us[i, r] - self._floor_us[i] > headroom_us:
+        if i not in self._batches:
             return False
-        return bool(self._new_tokens(i)[r] <= self._batch_room[i])
+        headroom_us, room = self._batches[i]
+        return self._alone_us(r, i) - self._floor_us[i] <= headroom_us and self._new_tokens(r, i) <= room
 
     def _added_us(self, r: int, i: int) -> int:
         """Prefill time call r adds to P."""
-        alone_us = int(self._alone_us[i, r])
-        return alone_us - self._floor_us[i] if self._joins(r, i) else alone_us
+        added_us = self._alone_us(r, i)
+        return added_us - self._floor_us[i] if self._joins(r, i) else added_us
 
-    def _pair_us(self, r: int) -> IntArray:
-        """Finish of call r over all pairs, (P, D)."""
-        leave_us = self._leave_us[:, r, None]
-        begin_us = np.where(self._topology.local, leave_us, begins_us(leave_us, *self._ingress))
-        pair_us: IntArray = begin_us + self._decode_us[:, r] + self._transfer_us[..., r]
-        return np.where(self._topology.pairs & (pair_us < NEVER_US), pair_us, NEVER_US)
+    def _leave_us(self, end_us: int, i: int) -> int:
+        """When KV could leave P whose prompt is computed then, as `Backlog.begins_us` says."""
+        free_us = self._egress_free_us[i]
+        return end_us if free_us <= end_us else min(free_us, end_us + self._egress_busy_us[i])
 
-    def _placed(self, r: int, near_i: list[int], pair_us: IntArray) -> Placed:
-        """The record of a call that starts now on the best of the pairs, with the best other ones."""
-        best = smallest(pair_us.ravel(), OTHERS_MAX + 1)
-        pairs = [(near_i[pair // len(self._slots)], pair % len(self._slots)) for pair in best.tolist()]
-        candidates = [
-            self._candidate(r, *pair, finish_us)
-            for pair, finish_us in zip(pairs, pair_us.ravel()[best].tolist(), strict=True)
-            if finish_us < NEVER_US
-        ]
-        (i, j), topology, call = pairs[0], self._topology, self._calls[self._rows[r]]
-        move_us = topology.move_us(i, j, call.prompt_tokens)
-        return Placed(call, topology.prefill[i], topology.decode[j], candidates[0], tuple(candidates[1:]), move_us)
+    def _near(self, r: int, count: int) -> Near:
+        """Prefill instances among which the best `count` pairs of call r are."""
+        return self._soonest(r, count if self._topology.uniform else len(self._idle))
 
-    def _near(self, r: int) -> tuple[list[int], IntArray]:
-        """Prefill instances among which the best pairs of call r are, and its finish on each with each decode instance.
+    def _soonest(
+        self, r: int, count: int, weights_milli: Sequence[int] = (), lightest_milli: Sequence[int] = ()
+    ) -> Near:
+        """The `count` prefill instances with room that call r's KV could leave first, equal ones in order of place.
 
-        In the order in which KV could leave them: of equal finishes, as where the link of the decode instance decides,
-        the first one keeps the rest freest.
+        With weights of instances, and the least ones by kind, as much of its time alone is added.
         """
-        leave_us = self._leave_us[:, r]
-        if self._topology.uniform:  # of equal links each of the best pairs has one of as many best prefill instances
-            near_i = smallest(leave_us, OTHERS_MAX + 1)
-            begin_us = begins_us(leave_us[near_i, None], *self._ingress)
-            transfer_us = self._topology.pair_us(near_i, int(self._prompt[r]))
-            return near_i.tolist(), begin_us + self._decode_us[:, r] + transfer_us
-        near_i = leave_us.argsort(kind="stable")
-        return near_i.tolist(), self._pair_us(r)[near_i]
+        books, found, others, roomy = self._books, self._found[r], self._found[r].others, self._roomy
+        free_us, busy_us = self._egress_free_us, self._egress_busy_us
+        near = [(self._leave_us(end_us, i), i) for i, end_us in self._told(r) if roomy or self._may_prefill(r, i)]
+        if weights_milli:
+            near = [(leave_us + self._alone_us(r, i) * weights_milli[i] // MILLI, i) for leave_us, i in near]
+        near.sort()
+        del near[count:]
+        last_us, last = near[-1] if len(near) == count else (NEVER_US, 0)
+        for kind in self._kinds:
+            nominal_us, fastest_ppm, slowest_ppm = found.nominal_us[kind], books.fastest[kind], books.slowest[kind]
+            alone_us = least_us = nominal_us * fastest_ppm // PPM
+            if weights_milli:
+                least_us += least_us * lightest_milli[kind] // MILLI
+            for start_us, i in self._by_free[kind]:
+                leave_us = start_us + least_us
+                if leave_us >= last_us and (leave_us > last_us or i > last):
+                    break
+                if fastest_ppm != slowest_ppm:
+                    alone_us = nominal_us * books.speeds[i] // PPM
+                leave_us = start_us + alone_us
+                if free_us[i] > leave_us:
+                    leave_us = min(leave_us + busy_us[i], free_us[i])
+                if weights_milli:
+                    leave_us += alone_us * weights_milli[i] // MILLI
+                if leave_us >= last_us and (leave_us > last_us or i > last):
+                    continue
+                if (roomy or self._may_prefill(r, i)) and i not in others:
+                    insort(near, (leave_us, i))
+                    del near[count:]
+                    if len(near) == count:
+                        last_us, last = near[-1]
+        return near
 
-    def _candidate(self, r: int, i: int, j: int, finish_us: int) -> Candidate:
-        added_us = self._added_us(r, i)
+    def _told(self, r: int) -> list[tuple[int, int]]:
+        """(P, end of prefill) for those that take calls into a batch or hold other parts of the prompt than most."""
+        free_us, batches, others_us = self._free_us, self._batches, self._alone_on_others_us(r)
+        told = [(i, free_us[i] + self._added_us(r, i)) for i in batches]
+        return told + [(i, free_us[i] + us) for i, us in others_us.items() if i not in batches]
+
+    def _finish_of(self, r: int) -> int:
+        """Where call r would finish if it were placed next."""
+        if not self._topology.uniform:
+            pairs = self._pairs(r, self._near(r, 1), 1)
+            return pairs[0][0] if pairs else NEVER_US
+        # Wherever a call decodes, it is there first from where it can leave first.
+        leaves, moved = self._leaves[r], self._moved[r]
+        if self._told_at[r] != len(self._applied) - 1 or leaves is None or moved is None:
+            leaves = self._first_to_leave(r)
+            moved = self._first_moved(r, leaves[0])
+        else:
+            i, j = self._applied[-1]
+            was_us, leaves = leaves[0], after(leaves, self._leaves_us(r, i), i) or self._first_to_leave(r)
+            if leaves[0] != was_us:
+                moved = self._first_moved(r, leaves[0])
+            elif j < self._topology.receivers:
+                moved = after(moved, self._decoded_us(r, was_us, j), j) or self._first_moved(r, was_us)
+        self._told_at[r], self._leaves[r], self._moved[r] = len(self._applied), leaves, moved
+        return min(moved[0] + self._usual_us[r], NEVER_US)
+
+    def _first_to_leave(self, r: int) -> tuple[int, int]:
+        """(When, P) call r's KV could leave first."""
+        near = self._soonest(r, 1)
+        return near[0] if near else (NEVER_US, -1)
+
+    def _leaves_us(self, r: int, i: int) -> int:
+        """When call r's KV could leave P; `NEVER_US` where it has no room."""
+        if not self._may_prefill(r, i):
+            return NEVER_US
+        return self._leave_us(self._free_us[i] + self._added_us(r, i), i)
+
+    def _first_moved(self, r: int, leave_us: int) -> tuple[int, int]:
+        """(Finish but for the transfer, D) where that is first if call r's KV leaves then."""
+        steps, first = self.calls[r].output_q50 - 1, (NEVER_US, -1)
+        for step_us, j in self._by_step:
+            if leave_us + steps * step_us >= first[0]:
+                break
+            finish_us = self._decoded_us(r, leave_us, j)
+            if finish_us < first[0]:
+                first = finish_us, j
+        return first
+
+    def _decoded_us(self, r: int, leave_us: int, j: int) -> int:
+        """Finish on D, but for the transfer, of call r whose KV leaves then; `NEVER_US` where it has no room."""
+        if not self._may_decode(r, j):
+            return NEVER_US
+        wait_us = min(max(self._ingress_free_us[j] - leave_us, 0), self._ingress_busy_us[j])
+        return leave_us + wait_us + self._decode_us(r, j)
+
+    @cached_property
+    def _usual_us(self) -> list[int]:
+        """Of each call, as `Topology.transfer_us` says."""
+        prompt = self._waiting.columns[list(self._rows), PROMPT]
+        usual_us: list[int] = self._topology.transfer_us(prompt).tolist()
+        return usual_us
+
+    def _pairs(self, r: int, near: Near, count: int) -> Pairs:
+        """The `count` pairs of these prefill instances with the earliest finishes, equal ones in order of place."""
+        call, topology = self.calls[r], self._topology
+        steps, roomy = call.output_q50 - 1, self._roomy
+        free_us, busy_us, local_us = self._ingress_free_us, self._ingress_busy_us, self._local_us
+        pairs: Pairs = []
+        last_us = NEVER_US - 1
+        for place, (leave_us, i) in enumerate(near):
+            stall_us, own = self._stall_us(r, i), topology.homes[i]
+            if own >= 0 and self._may_decode(r, own):
+                finish_us = self._own_us(r, i) + stall_us
+                if finish_us <= last_us:
+                    insort(pairs, (finish_us, place, own))
+                    del pairs[count:]
+                    if len(pairs) == count:
+                        last_us = pairs[-1][0]
+            if leave_us >= NEVER_US:
+                continue
+            links = topology.links_from(i)
+            unequal, moving = bool(links.rates), call.prompt_tokens * links.kv_bytes * US_PER_S
+            moved_us = leave_us + moving // links.fastest + links.least_setup_us + stall_us
+            takes = None if topology.uniform else topology.takes[i]
+            for step_us, j in self._by_step:
+                finish_us = moved_us + steps * step_us
+                if finish_us > last_us:
+                    break
+                if takes is not None and not takes[j]:
+                    continue
+                if unequal:
+                    finish_us += moving // links.rates[j] - moving // links.fastest
+                    finish_us += links.setups_us[j] - links.least_setup_us
+                if free_us[j] > leave_us:
+                    finish_us += min(free_us[j] - leave_us, busy_us[j])
+                finish_us += local_us[j]
+                if finish_us <= last_us and (roomy or self._may_decode(r, j)):
+                    insort(pairs, (finish_us, place, j))
+                    del pairs[count:]
+                    if len(pairs) == count:
+                        last_us = pairs[-1][0]
+        return pairs
+
+    def _own_us(self, r: int, i: int) -> int:
+        """Finish of call r that P decodes itself."""
+        return self._free_us[i] + self._added_us(r, i) + self._decode_us(r, self._topology.homes[i])
+
+    def _stall_us(self, r: int, i: int) -> int:
+        """What the prefill of call r on P costs calls that decode there."""
+        return 0
+
+    def _decode_us(self, r: int, j: int) -> int:
+        """Time of call r on D from when its KV is there."""
+        return (self.calls[r].output_q50 - 1) * self._step_of(j) + self._local_us[j]
+
+    def _step_of(self, j: int) -> int:
+        """The next step of a call on D."""
+        return self._step_us[j]
+
+    @cached_property
+    def _kv_needed(self) -> tuple[list[list[int]], list[list[int]]]:
+        """What `WaitingCalls.kv_needed` says, by call."""
+        prefill, decode = self._waiting.kv_needed(self._topology, self._waiting.columns[list(self._rows)].T)
+        return prefill.T.tolist(), decode.T.tolist()
+
+    def _may_prefill(self, r: int, i: int) -> bool:
+        """Whether P serves call r and has room for it."""
+        return self._roomy or self._kv_needed[0][r][self._topology.prefill_sort[i]] <= self._prefill_room[i]
+
+    def _may_decode(self, r: int, j: int) -> bool:
+        """Whether D serves call r and has room for it."""
+        if self._roomy:
+            return True
+        return self._slots[j] > 0 and self._kv_needed[1][r][self._topology.decode_sort[j]] <= self._decode_room[j]
+
+    def _placed(self, r: int) -> Placed:
+        """The record of call r, which starts now, with the best other pairs."""
+        near = self._near(r, OTHERS_MAX + 1)
+        pairs = self._pairs(r, near, OTHERS_MAX + 1)
+        chosen, *others = [self._candidate(r, near[place][1], j, finish_us) for finish_us, place, j in pairs]
+        i, j = near[pairs[0][1]][1], pairs[0][2]
+        call, topology = self.calls[r], self._topology
+        return Placed(call, topology.prefill[i], topology.decode[j], chosen, tuple(others), self._move_us(r, i, j))
+
+    def _move_us(self, r: int, i: int, j: int) -> int:
+        """Time of the transfer between free ends, 0 where there is none."""
+        topology = self._topology
+        return 0 if topology.homes[i] == j else topology.links_from(i).move_us(self.calls[r].prompt_tokens, j)
+
+    def _candidate(self, r: int, i: int, j: int, cost_us: int) -> Candidate:
+        start_us, finish_us = self._free_us[i], cost_us - self._stall_us(r, i)
         return Candidate(
             self._topology.prefill[i].spec.instance_id,
             self._topology.decode[j].spec.instance_id,
-            self._free_us[i],
-            self._free_us[i] + added_us,
-            finish_us - int(self._steps[r]) * self._step_us[j],
+            start_us,
+            start_us + self._added_us(r, i),
+            finish_us - (self.calls[r].output_q50 - 1) * self._step_of(j),
             finish_us,
         )
 
+    def _surely_elsewhere(self, r: int, late: int) -> bool:
+        """Whether call r's KV could leave more than `late` instances before all those that could start it."""
+        books, others, kinds = self._books, self._found[r].others, range(len(self._by_free))
+        nominal_us = self._found[r].nominal_us
+        able = [self._free_us[i] + self._alone_us(r, i) - self._floor_us[i] for i in self._batches]
+        able += [self._now_us + nominal_us[k] * books.fastest[k] // PPM for k in kinds if self._idle_of[k]]
+        able += [self._free_us[i] + self._alone_us(r, i) for i in others if self._idle[i]]
+        start_us = min(able)
+        for k in kinds:
+            entries, before_us = self._by_free[k], start_us - nominal_us[k] * books.slowest[k] // PPM
+            for _, i in entries[self._idle_of[k] : bisect_left(entries, (before_us, -1))]:
+                late -= self._egress_free_us[i] < start_us and not self._idle[i] and i not in others
+                if late < 0:
+                    return True
+        return False
+
+    # --- the state --------------------------------------------------------------------------------------------
     def _apply(self, r: int, i: int, j: int) -> None:
         """Book call r on a pair. Where nothing can start any more the plan is complete, and the rest is left out."""
-        joins, added_us, could = self._joins(r, i), self._added_us(r, i), self._can_start(i)
-        new_tokens, kv_tokens = int(self._new_tokens(i)[r]), int(self._kv_tokens[self._topology.decode_sort[j], r])
-        local = bool(self._topology.local[i, j])
-        if joins:
-            self._headroom_us[i] -= added_us
-            self._batch_room[i] -= new_tokens
-        elif self._idle[i]:
-            self._headroom_us[i] = self._batch_us or -1
-            self._batch_room[i] = self._topology.step_tokens[i] - new_tokens
-        else:
-            self._headroom_us[i] = -1  # the plan goes on behind work that is not dispatched now
-        self._idle[i] = 0
-        self._startable -= could and not self._can_start(i)
-        if not self._startable:
-            return
-        self._free_us[i] += added_us
-        self._prefill_room[i] -= kv_tokens if local else int(self._prompt[r])
-        self._decode_room[j] -= kv_tokens
-        self._slots[j] -= 1
-        if not local:
-            move_us = self._topology.move_us(i, j, int(self._prompt[r]))
-            out, into = self._egress[i], Backlog(*self._ingress[:, j].tolist())
-            arrives_us = into.begins_us(out.begins_us(self._free_us[i])) + move_us
-            self._egress[i], self._ingress[:, j] = out.then(arrives_us, move_us), into.then(arrives_us, move_us)
-        calls, context = self._added[j]
-        self._added[j] = (calls + 1, context + self._calls[self._rows[r]].mean_context)
-        self._step_us[j] = self._next_step_us(j)
-        self._look_again(i, j)
-
-    def _next_step_us(self, j: int) -> int:
-        return self._topology.decode[j].next_step_us(self._estimator, *self._added[j])
-
-    def _look_again(self, i: int, j: int) -> None:
-        """What the two instances of a placement mean to every call, as they are after it."""
-        added_us, floor_us, headroom_us = self._alone_us[i], self._floor_us[i], self._headroom_us[i]
-        if headroom_us >= 0:
-            joins = (added_us <= headroom_us + floor_us) & (self._new_tokens(i) <= self._batch_room[i])
-            added_us = added_us - floor_us * joins
-        self._end_us[i] = added_us + self._free_us[i]
-        self._leave_us[i] = begins_us(self._end_us[i], *self._egress[i])
-        np.add(self._steps * self._step_us[j], self._local_us[j], out=self._decode_us[j])
+        call, entries = self.calls[r], self._by_free[self._list_of[i]]
+        added_us, free_us, batched = self._added_us(r, i), self._free_us[i], i in self._batches
+        if batched or self._idle[i]:
+            self._begin(r, i, added_us)
+            if not self._startable:
+                return
+        self._free_us[i] = free_us + added_us
+        if not batched:
+            del entries[bisect_left(entries, (free_us, i))]
+        if i not in self._batches:
+            insort(entries, (self._free_us[i], i))
+        local = self._topology.homes[i] == j
         if not self._roomy:
-            self._leave_us[i, self._pinned[self._topology.prefill_sort[i]] > self._prefill_room[i]] = NEVER_US
-            full = self._kv_tokens[self._topology.decode_sort[j]] > self._decode_room[j]
-            self._decode_us[j, full if self._slots[j] > 0 else slice(None)] = NEVER_US
+            kv_tokens = self._kv_needed[1][r][self._topology.decode_sort[j]]
+            self._prefill_room[i] -= kv_tokens if local else call.prompt_tokens
+            self._decode_room[j] -= kv_tokens
+            self._slots[j] -= 1
+        if not local:
+            self._send(i, j, self._move_us(r, i, j))
+        calls, context = self._added.get(j, (0, 0))
+        self._added[j] = calls + 1, context + call.mean_context
+        self._step_on(j, self._by_step)
+        self._applied.append((i, j))
+
+    def _step_on(self, j: int, entries: list[tuple[int, int]]) -> None:
+        """The next step on D, one of `entries`, with what is placed there."""
+        del entries[bisect_left(entries, (self._step_us[j], j))]
+        self._step_us[j] = self._topology.decode[j].next_step_us(self._estimator, *self._added[j])
+        insort(entries, (self._step_us[j], j))
+
+    def _begin(self, r: int, i: int, added_us: int) -> None:
+        """Call r goes to P, which could start something: it begins a batch, joins the one begun, or ends it."""
+        joins, tokens = self._joins(r, i), self._new_tokens(r, i)
+        headroom_us, room = self._batches.pop(i, (-1, 0))
+        could = self._idle[i] or headroom_us > 0
+        if joins:
+            headroom_us, room = headroom_us - added_us, room - tokens
+        elif self._idle[i]:
+            headroom_us, room = self._batch_us or -1, self._topology.step_tokens[i] - tokens
+        else:
+            headroom_us = -1  # the plan goes on behind work that is not dispatched now
+        if self._idle[i]:
+            self._idle[i] = 0
+            self._idle_of[self._books.kinds[i]] -= 1
+        if headroom_us >= 0:
+            self._batches[i] = headroom_us, room
+        self._startable -= bool(could and headroom_us <= 0)
+
+    @cached_property
+    def _batch_us(self) -> int:
+        """The most time a batch may add to its first call."""
+        topology, most_us = self._topology, self._batch_us_max
+        instances = max(topology.senders, 1)
+        if self._hits is not None:
+            return min(most_us, int(self._hits.least_us.sum()) // instances)
+        return batched_us(self._waiting.nominal_us(topology), self._books.fastest_ppm, most_us, instances)
+
+    def _send(self, i: int, j: int, move_us: int) -> None:
+        """KV moves from P to D when P's work so far is done."""
+        begin_us = ready_us = self._leave_us(self._free_us[i], i)
+        if self._ingress_free_us[j] > ready_us:
+            begin_us = min(self._ingress_free_us[j], ready_us + self._ingress_busy_us[j])
+        arrives_us = begin_us + move_us
+        self._egress_free_us[i] = max(self._egress_free_us[i], arrives_us)
+        self._egress_busy_us[i] += move_us
+        self._ingress_free_us[j] = max(self._ingress_free_us[j], arrives_us)
+        self._ingress_busy_us[j] += move_us
+
+
+def after(first: tuple[int, int], us: int, place: int) -> tuple[int, int] | None:
+    """The least (time, place) of several once that of `place` has become `us`; None if that is for all to tell."""
+    if place == first[1] and us > first[0]:
+        return None
+    return (us, place) if us < first[0] else first
+
+
+def _from(now_us: int, entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Entries (time, place) in order, none of them earlier than now."""
+    due = bisect_left(entries, (now_us + 1, 0))  # those of now as well: by place they may come before earlier ones
+    return sorted([(now_us, place) for _, place in entries[:due]]) + entries[due:]
 
 
 def batched_us(nominal_us: IntArray, speed_ppm: IntArray, most_us: int, instances: int) -> int:
     """The most time a batch may add to its first call: `most_us`, or an instance's part of all that waits.
 
-    `nominal_us` is the table time of each waiting call, (calls, kinds or instances), of which the least counts.
+    `nominal_us` is the table time of each waiting call, (calls, kinds), of which the least counts.
     """
     backlog_us, first = 0, 0
     while backlog_us < most_us * instances and first < len(nominal_us):
@@ -314,19 +497,3 @@ def batched_us(nominal_us: IntArray, speed_ppm: IntArray, most_us: int, instance
         backlog_us += int(np.minimum.reduce(some_us, axis=1).sum())
         first += _SUMMED
     return min(most_us, backlog_us // instances)
-
-
-def begins_us(ready_us: IntArray, free_us: IntArray | int, busy_us: IntArray | int) -> IntArray:
-    """`Backlog.begins_us` of arrays."""
-    begin_us: IntArray = np.maximum(ready_us, np.minimum(free_us, ready_us + busy_us))
-    return begin_us
-
-
-def smallest(values: IntArray, count: int) -> IntArray:
-    """Places of the `count` smallest values, ascending, equal ones in order of place; all if there are fewer."""
-    if len(values) <= max(_SORTED_WHOLE, count):
-        return values.argsort(kind="stable")[:count]
-    if (values[1:] >= values[:-1]).all():  # as they are first come first served
-        return np.arange(count)
-    near = np.flatnonzero(values <= np.partition(values, count - 1)[count - 1])
-    return near[values[near].argsort(kind="stable")[:count]]

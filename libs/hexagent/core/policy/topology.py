@@ -1,6 +1,7 @@
 """The usable instances of a model, the links between them, and the books a plan begins with."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -76,8 +77,8 @@ class Topology:
     hands over to itself, and two instances need the same KV precision. `setup_us` and `rate` (bytes/s) are what the
     estimator says of each link. They and `books` change between plans. `senders` of P are no decode instances,
     `receivers` of D no prefill instances; others, if it `mixes` roles, come last. `own` is the place of each of P in D,
-    -1 where it has none. Of a call instances of one *room sort* need the same KV; `prefill_sort` and `decode_sort` are
-    those of P and D.
+    -1 where it has none; `homes` is the same as a list. Of a call instances of one *room sort* need the same KV;
+    `prefill_sort` and `decode_sort` are those of P and D.
     """
 
     def __init__(self, prefill: list[Instance], decode: list[Instance], estimator: Estimator) -> None:
@@ -101,6 +102,7 @@ class Topology:
         self._decode_at = {d.spec.instance_id: j for j, d in enumerate(decode)}
         self._sorts = sorted_out(prefill, _link_key), sorted_out(decode, _link_key)
         self.own = ints(self._decode_at.get(p.spec.instance_id, -1) for p in prefill)
+        self.homes: list[int] = self.own.tolist()
         self.local = np.arange(len(decode)) == self.own[:, None]
         self.pairs = self._spread(hands_over).astype(bool) | self.local
         sends = np.array([p.spec.role is not Role.DECODE for p in prefill], dtype=bool)
@@ -161,6 +163,12 @@ class Topology:
             links = Links(int(self.kv_bytes[i]), int(rates.max()), int(setups_us.min()), *each)
             self._links[i] = links
         return links
+
+    @cached_property
+    def takes(self) -> list[list[bool]]:
+        """Where KV can move to from each of P."""
+        takes: list[list[bool]] = (self.pairs & ~self.local).tolist()
+        return takes
 
     def _spread(self, value: Callable[[InstanceSpec, InstanceSpec], int]) -> IntArray:
         """(P, D) of what the sorts of the two instances say."""

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from hexagent.core.instance.needs import ANYTHING
-from hexagent.core.policy.hits import Hits
+from hexagent.core.policy.hits import Found, Hits
 from hexagent.core.policy.order import Ages, IntArray
 from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
@@ -18,13 +18,6 @@ _FIRST_ROWS: Final = 64
 
 
 _order = attrgetter("order")
-
-
-class PrefillWork(NamedTuple):
-    """Of calls on prefill instances, shapes (calls, P)."""
-
-    new_tokens: IntArray  # to be computed
-    nominal_us: IntArray  # table time of that, alone
 
 
 class KvNeeded(NamedTuple):
@@ -83,22 +76,18 @@ class WaitingCalls:
         of_prefill, of_decode = (np.array(tokens).T[:, needs] for tokens in zip(*excluded, strict=True))
         return KvNeeded(prefill + of_prefill, decode + of_decode)
 
-    def hits(self, topology: Topology) -> tuple[IntArray, IntArray] | None:
-        """Prompt tokens believed cached and table time of the rest, (calls, P); None where no instance has a cache."""
+    def hits(self, topology: Topology) -> Hits | None:
+        """What calls are believed to find in caches; None where no instance has one."""
         if not topology.caches:
             return None
         if self._hits is None or self._hits.topology is not topology:
-            self._hits = Hits(topology, self.calls, self._columns.shape[1])
-        return self._hits.matrices(len(self.calls), self._index)
+            self._hits = Hits(topology, self.calls)
+        self._hits.update(self._index)
+        return self._hits
 
-    def prefill_work(self, topology: Topology, aware: bool) -> PrefillWork:
-        """What each prefill instance has to do for each call; all of its prompt unless `aware` of prefix caches."""
-        hits = self.hits(topology) if aware else None
-        if hits is None:
-            nominal_us = self.nominal_us(topology)[:, topology.kind_of]
-            return PrefillWork(np.broadcast_to(self.columns[:, PROMPT, None], nominal_us.shape), nominal_us)
-        tokens, nominal_us = hits
-        return PrefillWork(self.columns[:, PROMPT, None] - tokens, nominal_us)
+    def found(self, row: int, topology: Topology, hits: Hits | None) -> Found:
+        """What the call finds in caches; nothing without `hits`."""
+        return hits.found[row] if hits is not None else Found(0, self.nominal_us(topology)[row].tolist())
 
     def ages(self, now_us: int) -> Ages:
         ready_us, arrival_us, places, below_us = self._columns[[READY, ARRIVAL, HORIZON, BELOW], : len(self.calls)]
@@ -132,7 +121,7 @@ class WaitingCalls:
         if self._topology is not None:
             self._nominal_us[:, row] = self._topology.nominal_prefill_us(call.prompt_tokens)
         if self._hits is not None:
-            self._hits.insert(row, count, call)
+            self._hits.insert(row, call)
 
     def remove(self, call: Call) -> bool:
         """False if the call does not wait."""
@@ -144,7 +133,7 @@ class WaitingCalls:
         self._columns[:, row : count - 1] = self._columns[:, row + 1 : count]
         self._nominal_us[:, row : count - 1] = self._nominal_us[:, row + 1 : count]
         if self._hits is not None:
-            self._hits.remove(row, count, call)
+            self._hits.remove(row, call)
         return True
 
     def _index(self, call: Call) -> int:
