@@ -15,8 +15,8 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "top", "drain", "flip", "re
 @pytest.mark.parametrize(
     ("arguments", "named", "said"),
     [
-        (["run"], "WORKLOAD", "bfcl, lats, mixed"),
-        (["run", "nosuch"], "WORKLOAD", "known: bfcl, lats, mixed"),
+        (["run"], "WORKLOAD", "agents, bfcl, browser"),
+        (["run", "nosuch"], "WORKLOAD", "known: agents, bfcl, browser"),
         (["run", "bfcl", "--trace", "x.jsonl"], "WORKLOAD", "not both"),
         (["run", "--trace", "/nonexistent/x.jsonl"], "--trace", "no trace file"),
         (["run", "--trace", "x.jsonl", "--workflows", "3"], "--workflows", "--limit"),
@@ -60,10 +60,10 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "top", "drain", "flip", "re
         (["bench", "fidelity", "--policies", "clairvoyant"], "--policies", "only a simulation knows"),
         (["bench", "fidelity", "--picture", "/nonexistent/x.png"], "hexagent: --picture: cannot write", ""),
         (["bench", "fidelity", "--picture", "/tmp/x.bmp"], "--picture", ".png or .svg"),
-        (["bench", "bounds", "--cells", "bfcl:10,nosuch:3"], "--cells", "known: bfcl"),
+        (["bench", "bounds", "--cells", "bfcl:10,nosuch:3"], "--cells", "known: agents"),
         (["bench", "simulator", "--policies", "fcfs,nosuch"], "--policies", "known: fcfs"),
         (["bench", "simulator", "--workloads", ",", "--large"], "--workloads", "names nothing"),
-        (["bench", "simulator", "--workloads", "bfcl,nosuch"], "--workloads", "known: bfcl"),
+        (["bench", "simulator", "--workloads", "bfcl,nosuch"], "--workloads", "known: agents"),
         (["nosuch"], "nosuch", "No such command"),
     ],
 )
