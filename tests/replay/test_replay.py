@@ -6,12 +6,14 @@ import pytest
 
 from hexagent import __version__
 from hexagent.core.errors import InvalidArgument
+from hexagent.core.instance.spec import FlipWay, Role, RoleFlip
 from hexagent.core.policy.profile import DEFAULT, Profile, parse_profile
 from hexagent.core.scheduling.core import SchedulerCore
 from hexagent.core.scheduling.effects import Effect, Shadowed
-from hexagent.core.scheduling.events import SchedulerEvent
+from hexagent.core.scheduling.events import InstanceUp, SchedulerEvent
 from hexagent.core.scheduling.record import DecisionRecord
 from hexagent.core.scheduling.replay import Replayed, replay
+from hexagent.core.units import US_PER_S
 from hexagent.runtime.journal import JournalWriter, read_journal
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.workloads.generators import generate
@@ -59,6 +61,25 @@ def test_calls_that_prefill_instances_keep_are_replayed_too(tmp_path: Path) -> N
     records = [e.event for e in entries if isinstance(e.event, DecisionRecord)]
     kept = [r for r in records if r.chosen.prefill_instance == r.chosen.decode_instance]
     assert 0 < len(kept) < len(records)
+    assert replayed(entries).differences == ()
+
+
+def test_changes_of_roles_are_replayed_too(tmp_path: Path) -> None:
+    path = tmp_path / "flips.journal"
+    flip = RoleFlip(FlipWay.RESTART, US_PER_S)
+    cluster = named_cluster("mixed-3", prefix_cache=True)._replace(seed=5)
+    cluster = cluster._replace(instances=tuple(spec._replace(flip=flip) for spec in cluster.instances))
+    profile = DEFAULT._replace(flip_us_max=US_PER_S)
+    writer = JournalWriter(path, JournalHeader("fcfs", cluster, __version__, profile), 1 << 30)
+    workload = generate("sharegpt", Options(workflows=200, rate_per_s=10, seed=5))
+    world = World(cluster, workload, "fcfs", seed=5, journal=writer.append, profile=profile)
+    world.schedule(US_PER_S, world.flip, "decode-a100-0", Role.PREFILL)
+    world.run()
+    writer.flush()
+    entries = list(read_journal(path))
+    changed = {e.event.spec.instance_id for e in entries if isinstance(e.event, InstanceUp) and e.now_us}
+    assert "decode-a100-0" in changed
+    assert len(changed) > 1  # some by the rule
     assert replayed(entries).differences == ()
 
 

@@ -45,6 +45,7 @@ _OPTIONS: Final = {
     "lengths": "--lengths",
     "limit": "--limit",
     "link_gb_per_s": "--link",
+    "flip_s": "--flip",
     "load": "--load",
     "model": "--model",
     "noise": "--noise",

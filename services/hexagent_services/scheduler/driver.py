@@ -67,6 +67,7 @@ class Driver:
                 for agent_id in dict.fromkeys(agents):
                     self._outboxes.put(agent_id, effect)
             case ChangeRole():
+                log.info("%s shall be a %s instance", effect.instance_id, effect.role.name.lower())
                 self._send(effect.instance_id, effect)
             case Refuse():
                 self._publisher.outcome(effect.outcome)

@@ -44,6 +44,7 @@ def cells(axes: Axes) -> list[Cell]:
         "spread": _numbers(axes.spread, "spread"),
         "hints": _numbers(axes.hints, "hints"),
         "lengths": words(axes.lengths, "lengths"),
+        "flip_s": _numbers(axes.flip, "flip_s"),
         "profile": [_overrides(axes.profile)],
         "trace": [str(axes.trace or "")],
         "tenants": [axes.tenants],

@@ -49,6 +49,9 @@ class Axes(NamedTuple):
     lengths: Annotated[
         str, typer.Option(help="Of outputs, that schedulers know: learned quantiles, means of classes, or true.")
     ] = "learned"
+    flip: Annotated[
+        str, typer.Option(help="Seconds a change of role takes, which the profile may allow; -1: engines cannot.")
+    ] = "-1"
     profile: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML with numbers of policies other than the default.")
     ] = None

@@ -20,6 +20,7 @@ _RANGES: Final = {
     "cheap_prefill_us": (1_000, 86_400_000_000),
     "tenant_lag_us": (1_000, 86_400_000_000),
     "ageing_us": (1_000_000, 86_400_000_000),
+    "flip_us_max": (0, 86_400_000_000),
     "stuck_factor": (1, 1_000),
     "stuck_us": (1_000_000, 86_400_000_000),
     "suspect_us": (0, 86_400_000_000),
@@ -42,6 +43,7 @@ class Profile(NamedTuple):
     cheap_prefill_us: int  # time left to prefill that `hexagent-plus` takes for little, 1 ms..1 day = all there is
     tenant_lag_us: int  # how far a tenant may be ahead of one that waits, time of the whole cluster, 1 ms..1 day
     ageing_us: int  # a call that waits longer than this gets one of a few starts whatever the order says, 1 s..1 day
+    flip_us_max: int  # roles change with the load where a change takes at most this, 0 = never..1 day
     stuck_factor: int  # an attempt is stuck after this many times its longest predicted run, 1..1,000
     stuck_us: int  # and this much time, 1 s..1 day
     suspect_us: int  # how long the instance of a stuck attempt gets no new calls, 0..1 day

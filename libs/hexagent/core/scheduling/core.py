@@ -16,6 +16,7 @@ from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.weighing import AgeingFloor, WeighedOrder
 from hexagent.core.scheduling.admission import Admission
 from hexagent.core.scheduling.adoption import Adoption
+from hexagent.core.scheduling.balance import Balance
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
 from hexagent.core.scheduling.events import (
@@ -65,6 +66,7 @@ class SchedulerCore:
         self.projection = Projection(self.estimator)
         self.ledger = Ledger(self.estimator)
         self.flips = Flips(self.ledger)
+        self._balance = Balance(self.ledger, self.flips, self.estimator, profile.flip_us_max)
         self.epoch = 0  # 0 = not started
         self.tenants = Tenants(cluster, profile.tenant_lag_us)
         self.queue = ReadyQueue(self.tenants)
@@ -116,6 +118,9 @@ class SchedulerCore:
             case Tick():
                 self.estimator.look_at_age(now_us, self._profile.snapshot_stale_us)
                 self._look_for_stuck(now_us, effects)
+                if self.epoch and (changes := self._balance.look(self.waiting, now_us)):
+                    effects += changes
+                    self._topologies.clear()
                 plan = True
             case _:
                 if isinstance(event, CallFinished):

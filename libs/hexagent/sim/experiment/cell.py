@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from hexagent.core.errors import InvalidArgument, NotFound
 from hexagent.core.estimate.tables import model_figures
 from hexagent.core.instance.needs import ANYTHING
-from hexagent.core.instance.spec import PROFILES, ClusterSpec, LinkSpec, TenantSpec
+from hexagent.core.instance.spec import PROFILES, ClusterSpec, FlipWay, LinkSpec, RoleFlip, TenantSpec
 from hexagent.core.policy.profile import Profile, parse_profile
 from hexagent.core.units import MILLI, PPM, US_PER_S, ceil_div
 from hexagent.sim.clusters import CLUSTERS, LINK, named_cluster
@@ -32,6 +32,7 @@ NOISE_RANGE: Final = (0.0, 2.0)  # of hints as well
 LINK_RANGE: Final = (0.1, 1_000.0)  # GB/s
 TOOLS_RANGE: Final = (0.0, 100.0)
 SPREAD_RANGE: Final = (0.001, SIGMA_MAX_MILLI / MILLI)
+FLIP_RANGE: Final = (0.0, 86_400.0)  # seconds
 DURATION_RANGE: Final = (1.0, 86_400.0)  # seconds
 WARM_UP: Final = 0.1  # share of `duration_s` whose arrivals are load but are not judged
 
@@ -56,6 +57,7 @@ class Cell(NamedTuple):
     spread: float = -1.0  # log standard deviation of calls a workflow; -1 = the workload's own
     hints: float = -1.0  # log error of the horizons that clients hint; -1 = they hint nothing
     lengths: str = "learned"  # one of LENGTHS
+    flip_s: float = -1.0  # that a change of role takes, 0 = none at once; -1 = engines cannot
     profile: str = ""  # TOML with numbers of policies that are not the default ones
     trace: str = ""  # file; "" = generated
     tenants: str = ""  # as `parse_tenants` reads them; workflows are theirs in equal parts
@@ -92,6 +94,8 @@ def check_cell(cell: Cell) -> None:
             raise _bad("spread", "needs a generated workload")
     if cell.hints != Cell._field_defaults["hints"]:
         _check_range("hints", cell.hints, NOISE_RANGE)
+    if cell.flip_s != Cell._field_defaults["flip_s"]:
+        _check_range("flip_s", cell.flip_s, FLIP_RANGE)
     parse_tenants(cell.tenants)
     _check_models(cell)
     profile_of(cell)
@@ -111,7 +115,14 @@ def cluster_of(cell: Cell) -> ClusterSpec:
         spec._replace(instance_id=f"{spec.instance_id}-{spec.model}") for other in others for spec in other.instances
     ]
     tenants = tuple([TenantSpec(tenant.name, tenant.weight) for tenant in parse_tenants(cell.tenants)])
-    return first._replace(instances=tuple(sorted((*first.instances, *more))), tenants=tenants)
+    instances = [spec._replace(flip=_flip_of(cell)) for spec in (*first.instances, *more)]
+    return first._replace(instances=tuple(sorted(instances)), tenants=tenants)
+
+
+def _flip_of(cell: Cell) -> RoleFlip | None:
+    if cell.flip_s < 0:
+        return None
+    return RoleFlip(FlipWay.RESTART if cell.flip_s else FlipWay.MIX, round(cell.flip_s * US_PER_S))
 
 
 def _check_models(cell: Cell) -> None:

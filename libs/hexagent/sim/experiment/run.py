@@ -25,6 +25,7 @@ VARIANTS: Final = (
     "tools",
     "spread",
     "hints",
+    "flip_s",
     "lengths",
     "profile",
     "tenants",
