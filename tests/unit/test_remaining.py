@@ -24,9 +24,11 @@ def remaining(work: RemainingWork, trail: Trail, horizon_us: int) -> Remaining:
     return Remaining(max(trail.total_us - horizon_us, 0), max(counted_us - horizon_us, 0))
 
 
-def run(work: RemainingWork, calls: int, hints: Hints = Hints(), name: str = "agent") -> list[Remaining]:
+def run(
+    work: RemainingWork, calls: int, hints: Hints = Hints(), name: str = "agent", tenant: str = ""
+) -> list[Remaining]:
     """A chain of calls of one second each; what was predicted after each was revealed."""
-    trail = Trail(name, hints)
+    trail = Trail(name, hints, tenant)
     predicted = []
     for depth in range(1, calls + 1):
         trail.settle((depth - 1) * CALL_US)
@@ -99,12 +101,12 @@ def test_chances_are_of_what_follows() -> None:
 def test_a_workflow_between_two_levels_has_come_beyond_the_first() -> None:
     """Every second one ends at once, the others wait long before they go on."""
     work = RemainingWork()
-    waiting = [Trail("agent", Hints()) for _ in range(40)]
+    waiting = [Trail("agent", Hints(), "") for _ in range(40)]
     for trail in waiting:
         run(work, 1)
         work.deepened(trail, ["step"], CALL_US, 1)
         work.set_between(trail, True)
-    new = Trail("agent", Hints())
+    new = Trail("agent", Hints(), "")
     work.deepened(new, ["step"], CALL_US, 1)
     first, *_ = ahead(work, new)
     assert first == pytest.approx(0.5, abs=0.05)
@@ -120,13 +122,13 @@ def test_workflows_of_the_same_breadth_tell_how_deep_one_gets() -> None:
     work = RemainingWork()
     for _ in range(20):
         for levels, calls in ((12, 1), (3, 8)):
-            trail = Trail("agent", Hints())
+            trail = Trail("agent", Hints(), "")
             for depth in range(1, levels + 1):
                 trail.settle((depth - 1) * CALL_US)
                 work.deepened(trail, ["step"], depth * CALL_US, depth * calls)
             work.completed(trail, levels * CALL_US)
     for calls, further, least in ((1, 11, 0.6), (8, 2, 0.6), (2, 2, 0.3)):  # nobody has been 2 broad: all tell
-        first = Trail("agent", Hints())
+        first = Trail("agent", Hints(), "")
         work.deepened(first, ["step"], CALL_US, calls)
         chances = ahead(work, first)
         assert max(chances) == chances[further] > least
@@ -154,6 +156,18 @@ def test_a_hint_counts_by_its_record(log_error: float, least: float, most: float
     assert least < record.counted_ppm / 1e6 < most
     assert answers[0].unrevealed_us == max(hint_us - CALL_US, 0)
     assert answers[0].counted_us <= answers[0].unrevealed_us
+
+
+def test_a_tenant_s_poor_hints_spoil_its_own() -> None:
+    rng = random.Random(4)
+    work = RemainingWork()
+    for tenant, log_error in (("good", 0.1), ("poor", 1.0)) * 100:
+        calls = rng.choice((1, 2, 4, 8, 16, 32))
+        run(work, calls, Hints(round(calls * CALL_US * rng.lognormvariate(0, log_error))), tenant=tenant)
+    good, poor, new = (run(work, 16, Hints(16 * CALL_US), tenant=name)[0] for name in ("good", "poor", "new"))
+    assert good.counted_us > 13 * CALL_US
+    assert poor.counted_us == 0
+    assert new.counted_us < good.counted_us // 2
 
 
 def test_a_hint_of_a_class_that_is_not_known_counts_little() -> None:
@@ -185,7 +199,7 @@ def test_without_a_hint_a_workflow_of_a_hinting_class_is_not_counted_on() -> Non
 
 def test_a_workflow_that_failed_tells_nothing() -> None:
     work = RemainingWork()
-    trail = Trail("agent", Hints(CALL_US))
+    trail = Trail("agent", Hints(CALL_US), "")
     work.deepened(trail, ["step"], CALL_US, 1)
     assert not work.errors()
 

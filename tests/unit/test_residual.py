@@ -46,7 +46,7 @@ class Burst:
 
     def run(self) -> list[float]:
         """Shares in per cent at or below the quantiles."""
-        started = [(number // 10, name, Trail("agent", Hints())) for number, name in enumerate(self.levels_us)]
+        started = [(number // 10, name, Trail("agent", Hints(), "")) for number, name in enumerate(self.levels_us)]
         for tick in range(len(started) // 10 + max(map(len, self.levels_us.values()))):
             for start, name, trail in started:
                 if start <= tick <= start + len(self.levels_us[name]):

@@ -14,8 +14,8 @@ not revealed shrinks as the horizon grows:
 
 When a workflow has completed, each is charged the mean over its levels of the squared log error ln((R + F) / H), with H
 the final horizon and R the part of it that was revealed then, both with true lengths. Of those that know something of a
-workflow the one whose error for the class is least answers, the doubt of few samples counted in. So a hint counts for
-as much as hints of its class have been worth.
+workflow the one whose error is least answers, the doubt of few samples counted in: of history its error for the class,
+of hints that for the tenant in the class. So a hint counts for as much as hints of its client have been worth.
 """
 
 from collections import defaultdict
@@ -30,6 +30,7 @@ from hexagent.core.units import LONGEST_US, MILLI, PPM
 from hexagent.core.workflow.model import Hints
 
 CLASSES_MAX: Final = 64  # of workflows; what comes later is not predicted
+TENANTS_MAX: Final = 64  # of a class; hints of those that come later are judged by the class
 COMPLETED_MIN: Final = 5  # workflows of a class before its history says anything
 BREADTH_MAX: Final = 6  # bits of calls a level that are told apart; 32 and more are alike
 PACE_PRIOR: Final = 2  # levels that the class's time a level weighs beside the workflow's own
@@ -41,6 +42,8 @@ CAUTION: Final = (20, 6, 6)
 # A record is judged as if so many more workflows had such an error, in thousandths: the first workflows of a client are
 # served by what it says, though with caution.
 DOUBTS: Final = ((20, 500), (2, 350), (2, 350))
+PLACES: Final = (TENANTS_MAX + 1) * len(PREDICTORS)  # of records of a class
+TENANT_DOUBT: Final = 2  # workflows that the error of its class weighs in a tenant's record
 NO_RECORD: Final = -1  # counts nothing
 _SILENT: Final = -1  # what a predictor says that does not know
 
@@ -56,18 +59,22 @@ class Error(NamedTuple):
 
 
 class _Record:
-    """Squared log errors of one predictor, and how much what it says counts by them."""
+    """Squared log errors of one predictor, and how much what it says counts by them; `place` is where that stands."""
 
-    __slots__ = ("_caution", "_doubt", "_squares", "_weight", "count", "counted_ppm", "doubtful")
+    __slots__ = ("_caution", "_doubt", "_squares", "_weight", "count", "counted_ppm", "doubtful", "place")
 
-    def __init__(self, caution: int, doubt: tuple[int, int]) -> None:
+    def __init__(self, place: int, caution: int, workflows: int, square_ppm: int) -> None:
+        self.place = place
         self.count = 0
         self._caution = caution
-        workflows, log_error_milli = doubt
-        self._doubt = workflows * MILLI, workflows * MILLI * log_error_milli**2  # as `_weight` and `_squares`
+        self.doubt(workflows, square_ppm)
         self._weight = 0  # of the samples, in thousandths, FORGET at most
         self._squares = 0  # their sum, weighted alike
         self._judge()
+
+    def doubt(self, workflows: int, square_ppm: int) -> None:
+        """Judge from now on as if so many more workflows had this squared error."""
+        self._doubt = workflows * MILLI, workflows * MILLI * square_ppm  # as `_weight` and `_squares`
 
     def charge(self, square: int) -> None:
         self.count += 1
@@ -89,19 +96,36 @@ class _Record:
 class _Class:
     """What is known of a class of workflows."""
 
-    __slots__ = ("_depth", "_horizon_us", "alike", "best_first", "levels", "places", "records")
+    __slots__ = ("_by_tenant", "_depth", "_first", "_horizon_us", "alike", "levels", "records")
 
     def __init__(self, first: int) -> None:
-        self.places = slice(first, first + len(PREDICTORS))  # of its records
+        self._first = first  # place of its records
         self.levels = Levels()  # of all its workflows, and ...
         self.alike: defaultdict[int, Levels] = defaultdict(Levels)  # ... of those of one breadth
-        self.records = [_Record(*of) for of in zip(CAUTION, DOUBTS, strict=True)]
-        self.best_first = list(range(len(PREDICTORS)))  # their places
+        self.records = [
+            _Record(first + n, CAUTION[n], workflows, log_error_milli**2)
+            for n, (workflows, log_error_milli) in enumerate(DOUBTS)
+        ]
+        self._by_tenant: dict[str, list[_Record]] = {}  # history's is everyone's
         self._horizon_us = self._depth = 0  # sums over the latest of them, the second in thousandths
 
     def of(self, trail: "Trail") -> tuple[Levels, Levels]:
         """What counts a workflow's levels."""
         return self.levels, self.alike[trail.breadth]
+
+    def records_of(self, tenant: str) -> list[_Record]:
+        """By predictor."""
+        return self._by_tenant.get(tenant, self.records)
+
+    def meet(self, tenant: str) -> list[_Record]:
+        """`records_of` a tenant that may be new."""
+        if tenant not in self._by_tenant and len(self._by_tenant) < TENANTS_MAX:
+            first = self._first + (len(self._by_tenant) + 1) * len(PREDICTORS)
+            history, *hints = self.records
+            self._by_tenant[tenant] = [history] + [
+                _Record(first + n, CAUTION[n], TENANT_DOUBT, of_class.doubtful) for n, of_class in enumerate(hints, 1)
+            ]
+        return self.records_of(tenant)
 
     def history_us(self, trail: "Trail", horizon_us: int) -> int:
         """The median final horizon of workflows that came as far; `_SILENT` while too few are known."""
@@ -126,15 +150,18 @@ class _Class:
     def complete(self, trail: "Trail", horizon_us: int) -> None:
         self._horizon_us += horizon_us - self._horizon_us // FORGET
         self._depth += trail.depth * MILLI - self._depth // FORGET
-        for record, predicted in zip(self.records, zip(*trail.unrevealed_us, strict=True), strict=True):
+        records = zip(self.records, self.records_of(trail.tenant), strict=True)
+        for (of_class, of_tenant), predicted in zip(records, zip(*trail.unrevealed_us, strict=True), strict=True):
             squares = [
                 log_ratio_milli(revealed_us + unrevealed_us, horizon_us) ** 2
                 for unrevealed_us, revealed_us in zip(predicted, trail.revealed_us, strict=True)
                 if unrevealed_us != _SILENT
             ]
             if squares:
-                record.charge(sum(squares) // len(squares))
-        self.best_first.sort(key=lambda place: (self.records[place].doubtful, place))
+                of_class.charge(sum(squares) // len(squares))
+                if of_tenant is not of_class:
+                    of_tenant.doubt(TENANT_DOUBT, of_class.doubtful)
+                    of_tenant.charge(sum(squares) // len(squares))
 
 
 class Trail:
@@ -148,13 +175,15 @@ class Trail:
         "record",
         "revealed_us",
         "role",
+        "tenant",
         "total_us",
         "unrevealed_us",
         "workflow_class",
     )
 
-    def __init__(self, workflow_class: str, hints: Hints) -> None:
+    def __init__(self, workflow_class: str, hints: Hints, tenant: str) -> None:
         self.workflow_class = workflow_class
+        self.tenant = tenant
         self.hints = hints
         self.depth = 0
         self.breadth = 0  # bits of its calls a level
@@ -177,7 +206,7 @@ class RemainingWork:
 
     def __init__(self) -> None:
         self._classes: dict[str, _Class] = {}
-        self.counted_ppm = np.zeros(CLASSES_MAX * len(PREDICTORS) + 1, dtype=np.int64)  # the last one is of `NO_RECORD`
+        self.counted_ppm = np.zeros(CLASSES_MAX * PLACES + 1, dtype=np.int64)  # the last one is of `NO_RECORD`
 
     def deepened(self, trail: Trail, roles: list[str], horizon_us: int, calls: int) -> None:
         """The workflow's longest chain has further levels, of these roles; it has `calls` calls in all."""
@@ -185,8 +214,10 @@ class RemainingWork:
         if known is None:
             if len(self._classes) >= CLASSES_MAX:
                 return
-            known = self._classes[trail.workflow_class] = _Class(len(self._classes) * len(PREDICTORS))
-            self._judge(known)
+            known = self._classes[trail.workflow_class] = _Class(len(self._classes) * PLACES)
+            self._judge(known.records)
+        if not trail.depth:
+            self._judge(known.meet(trail.tenant))
         for role in roles:
             for levels in known.of(trail) if trail.depth else ():
                 levels.went_on(trail.depth, trail.role, role)
@@ -194,10 +225,12 @@ class RemainingWork:
             trail.role = role
         trail.breadth = min((calls // trail.depth).bit_length(), BREADTH_MAX)
         totals_us = known.totals_us(trail, horizon_us, calls)
-        spoken = [place for place in known.best_first if totals_us[place] != _SILENT]
+        records = known.records_of(trail.tenant)
+        spoken = [(record.doubtful, n) for n, record in enumerate(records) if totals_us[n] != _SILENT]
         if spoken:
-            trail.total_us = min(totals_us[spoken[0]], LONGEST_US)
-            trail.record = known.places.start + spoken[0]
+            _, best = min(spoken)
+            trail.total_us = min(totals_us[best], LONGEST_US)
+            trail.record = records[best].place
         if len(trail.unrevealed_us) < DEPTH_MAX:
             trail.unrevealed_us.append(
                 tuple([total_us if total_us == _SILENT else max(total_us - horizon_us, 0) for total_us in totals_us])
@@ -219,10 +252,12 @@ class RemainingWork:
             for levels in known.of(trail):
                 levels.ended(trail.depth, trail.role)
             known.complete(trail, horizon_us)
-            self._judge(known)
+            self._judge(known.records)
+            self._judge(known.records_of(trail.tenant))
 
-    def _judge(self, known: _Class) -> None:
-        self.counted_ppm[known.places] = [record.counted_ppm for record in known.records]
+    def _judge(self, records: list[_Record]) -> None:
+        for record in records:
+            self.counted_ppm[record.place] = record.counted_ppm
 
     def levels_ahead(self, trail: Trail, horizon_us: int) -> tuple[Ints, int] | None:
         """Chances of 0, 1, 2, ... further levels, as `Levels.chances` gives them, and the time of one; None while too

@@ -94,7 +94,7 @@ class Workflow:
         self.own: dict[str, OwnOutputs] = {}  # by role
         self.depths: list[int] = []  # of each node: calls on the longest chain that ends with it
         self.revealed_calls = 0
-        self.trail = Trail(started.spec.workflow_class, started.spec.hints)
+        self.trail = Trail(started.spec.workflow_class, started.spec.hints, started.spec.tenant)
 
     def measure(self) -> None:
         """Take in what has changed in the graph's costs."""
