@@ -2,7 +2,7 @@
 
 from hexagent.core.instance.spec import Role
 from hexagent.core.scheduling.effects import Dispatch
-from hexagent.core.scheduling.events import InstanceDown
+from hexagent.core.scheduling.events import InstanceDown, InstanceUp
 from hexagent.core.workflow.events import NodesRevealed
 from hexagent.core.workflow.model import CallSpec, NodeKind, NodeSpec, SegmentRef
 from tests.sim.cases import CAP, MODEL, Desk, decodes, instance, prefills
@@ -13,10 +13,10 @@ def desk(policy: str, p: int = 2, d: int = 2, profile: str = "trtllm-1.2.1") -> 
     return Desk(tuple(s._replace(prefix_cache=True, profile=profile) for s in specs), policy)
 
 
-def say(desk: Desk, workflow: str, node: str, *segments: tuple[str, int]) -> Dispatch:
+def say(desk: Desk, workflow: str, node: str, *segments: tuple[str, int], model: str = MODEL) -> Dispatch:
     """A call of one prompt; where it was dispatched."""
     refs = tuple(SegmentRef(*segment) for segment in segments)
-    call = CallSpec(MODEL, refs, sum(ref.tokens for ref in refs), CAP, expected_output_tokens=30)
+    call = CallSpec(model, refs, sum(ref.tokens for ref in refs), CAP, expected_output_tokens=30)
     desk.tell(NodesRevealed(workflow, (NodeSpec(node, NodeKind.CALL, "", (), call=call),), desk.now_us))
     return desk.dispatched[-1]
 
@@ -65,6 +65,22 @@ def test_a_conversation_stays_and_prefills_there_what_is_short() -> None:
     assert d.ledger_is_empty()
     long = say(d, "w", "c", ("doc", 2_000), ("ask", 200), ("result", 1_000))
     assert pair(long) == ("p0", home), "the prefill instance that has the document"
+
+
+def test_a_conversation_has_a_home_for_each_model() -> None:
+    d = desk("conversation-sticky")
+    for other in prefills("h100") + decodes("h100"):
+        name = f"small-{other.instance_id}"
+        d.tell(InstanceUp(other._replace(instance_id=name, model="llama-3.1-8b", tp=1), (), 0))
+    d.start("v")
+    d.start("w")
+    before = say(d, "v", "a", ("ask", 2_000))
+    first = say(d, "w", "a", ("doc", 2_000))
+    assert (before.decode_instance, first.decode_instance) == ("d0", "d1")
+    for dispatch in (before, first):
+        d.run(dispatch)
+    d.run(say(d, "w", "b", ("doc", 2_000), model="llama-3.1-8b"))
+    assert pair(say(d, "w", "c", ("doc", 2_000), ("ask", 200))) == ("d1", "d1")
 
 
 def test_a_conversation_without_room_at_home_moves() -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from hexagent.core.instance.needs import Needs
+from hexagent.core.instance.spec import Lora, Role
 from tests.sim.cases import Desk, decodes, prefills
 
 LONG, SHORT, SECOND_US = 100_000, 500, 1_000_000
@@ -56,6 +58,17 @@ def test_it_waits_for_an_instance_that_computes_it_earlier() -> None:
     assert d.dispatched[-1].prefill_instance != d.dispatched[0].prefill_instance
     d.reveal("w", "b", prompt=SHORT)
     assert d.calls == ["long/n", "w/a"], "it would share steps of thousands of tokens with the long one"
+
+
+def test_it_does_not_wait_for_an_idle_instance_that_serves_it_not() -> None:
+    sql = (Lora("sql", 16),)
+    specs = [s._replace(profile="trtllm-equal-progress", loras=sql) for s in prefills("h200") + decodes("h200")]
+    d = Desk((*specs, specs[1]._replace(instance_id="p1", role=Role.PREFILL, gpu_type="a100", loras=())), "hexagent")
+    d.start("long")
+    d.start("w")
+    d.reveal("long", "n", prompt=LONG)
+    d.reveal("w", "a", prompt=SHORT, needs=Needs("sql"), now_us=SECOND_US)
+    assert [dispatch.prefill_instance for dispatch in d.dispatched] == ["p0", "p0"]
 
 
 def test_short_prompts_delay_a_long_one_by_no_more_than_its_own_time() -> None:

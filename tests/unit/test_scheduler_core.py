@@ -5,7 +5,8 @@ import pytest
 from hexagent.core.errors import NotFound
 from hexagent.core.estimate.snapshot import LengthQuantiles, Snapshot
 from hexagent.core.ids import CallId, Ticket
-from hexagent.core.instance.spec import Role
+from hexagent.core.instance.needs import Needs
+from hexagent.core.instance.spec import Lora, Role
 from hexagent.core.policy.profile import DEFAULT
 from hexagent.core.policy.registry import known
 from hexagent.core.scheduling.core import SchedulerCore
@@ -363,6 +364,35 @@ def test_a_cordoned_instance_gets_nothing_until_it_is_back(policy: str) -> None:
         desk.tell(InstanceCordoned(back, False, 0))
     assert len(desk.dispatched) > count
     assert desk.dispatched[-1].prefill_instance in ("p0", "d0")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_calls_wait_for_the_only_instance_that_serves_them_and_hold_up_no_others(policy: str) -> None:
+    sql = (Lora("sql", 16),)
+    specs = [spec._replace(loras=sql) for spec in prefills("h100") + decodes("h100")]
+    desk = Desk((*specs, instance("d1", "h100", Role.DECODE)), policy)
+    desk.tell(InstanceDown("d0", 0))
+    desk.start("w")
+    desk.start("v")
+    desk.reveal("w", "a", needs=Needs("sql"))
+    desk.reveal("v", "b")
+    assert desk.calls == ["v/b"]
+    desk.run(desk.dispatched[0])
+    desk.tell(InstanceUp(specs[1], (), 0))
+    assert desk.calls == ["v/b", "w/a"]
+
+
+def test_calls_that_nobody_serves_do_not_disturb_queues_of_which_many_are_cancelled() -> None:
+    desk = Desk(prefills("h100") + decodes("h100"), "fcfs:least-loaded")
+    for workflow in ("w", "v"):
+        desk.start(workflow)
+    desk.reveal("v", "running")
+    desk.reveal("w", *[f"n{number:04}" for number in range(1_010)])
+    desk.tell(WorkflowFinished("w", WorkflowStatus.CANCELLED, 0))
+    desk.reveal("v", "unserved", needs=Needs("sql"))
+    desk.reveal("v", "next")
+    desk.run(desk.dispatched[0])
+    assert desk.calls == ["v/running", "v/next"]
 
 
 def test_an_agent_remembers_a_cordon_for_the_next_scheduler() -> None:

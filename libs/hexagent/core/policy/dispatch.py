@@ -1,5 +1,6 @@
 """Dispatchers: given an order, which waiting calls start now, and where."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -162,7 +163,7 @@ class LeastLoaded:
     def __init__(self, profile: Profile, aware: bool = False) -> None:
         self._profile = profile
         self._aware = aware
-        self._assigned: dict[CallId, Queued] = {}
+        self._assigned: defaultdict[str, dict[CallId, Queued]] = defaultdict(dict)  # by model
 
     def plan(self, order: Order, topology: Topology, waiting: WaitingCalls, now_us: int) -> Plan:
         hits = waiting.hits(topology) if self._aware else None
@@ -209,37 +210,37 @@ class LeastLoaded:
             chosen = Candidate(instance.spec.instance_id, decode.spec.instance_id, now_us, end_us, end_us, end_us)
             placed = Placed(call, instance, decode, chosen, (), added_us if decode is instance else 0)
             decisions.append(Decision(placed, score, len(decisions) + 1))
-            del self._assigned[call.call_id]
+            del self._assigned[call.model][call.call_id]
         return False
 
     def _assign(self, topology: Topology, waiting: WaitingCalls, hits: Hits | None) -> dict[str, list[int]]:
-        """Rows of the waiting calls by the prefill instance they queue at."""
+        """Rows of the waiting calls by the prefill instance they queue at; at none where none can run them."""
         queues: dict[str, list[int]] = {p.spec.instance_id: [] for p in topology.prefill}
         load = {p.spec.instance_id: self._load(p) for p in topology.prefill}
         fresh: list[int] = []
+        assigned = self._assigned[waiting.calls[0].model]
         for row, call in enumerate(waiting.calls):
-            queued = self._assigned.get(call.call_id)
-            if queued is None or queued.instance_id not in queues:
+            queued = assigned.get(call.call_id)
+            if queued is None or queued.instance_id not in topology.able(call.needs):
                 fresh.append(row)
             else:
                 queues[queued.instance_id].append(row)
                 load[queued.instance_id] += queued.load
         for row in fresh:
             call = waiting.calls[row]
-            found = waiting.found(row, topology, hits)
-            new_tokens = {p: call.prompt_tokens - found.tokens_on(i) for i, p in enumerate(load)}
-            able = {
-                p.spec.instance_id: load[p.spec.instance_id] for p in topology.prefill if serves(p.spec, call.needs)
-            }
+            able = topology.able(call.needs)
             if not able:
                 continue
-            chosen = self._choose(call, topology, able, new_tokens)
+            found = waiting.found(row, topology, hits)
+            new_tokens = {p: call.prompt_tokens - found.tokens_on(i) for i, p in enumerate(load)}
+            chosen = self._choose(call, topology, {p: load[p] for p in able}, new_tokens)
             added = self._added(call, new_tokens[chosen])
-            self._assigned[call.call_id] = Queued(chosen, added)
+            assigned[call.call_id] = Queued(chosen, added)
             queues[chosen].append(row)
             load[chosen] += added
-        if len(self._assigned) > 2 * len(waiting) + 1_000:  # cancelled calls leave their assignment behind
-            self._assigned = {c.call_id: self._assigned[c.call_id] for c in waiting.calls}
+        if len(assigned) > 2 * len(waiting) + 1_000:  # cancelled calls leave their assignment behind
+            wait = {call.call_id for call in waiting.calls}
+            self._assigned[waiting.calls[0].model] = {c: queued for c, queued in assigned.items() if c in wait}
         return queues
 
     def _load(self, instance: Instance) -> int:
@@ -251,8 +252,8 @@ class LeastLoaded:
         return 1
 
     def _choose(self, call: Call, topology: Topology, load: dict[str, int], new_tokens: dict[str, int]) -> str:
-        """The prefill instance a call joins, given the load of each that serves it, of which there is one at least, and
-        the tokens it would compute there."""
+        """The prefill instance a call joins, given the load of each that can run it, of which there is one at least,
+        and the tokens it would compute on each of P."""
         return min(load, key=lambda p: load[p] + self._added(call, new_tokens[p]))
 
     def _decode(self, topology: Topology, i: int, call: Call, decisions: list[Decision]) -> Instance | None:

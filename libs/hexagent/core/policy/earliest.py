@@ -154,11 +154,16 @@ class Outlook:
 
     def _leave_us(self, rows: IntArray, end_us: IntArray) -> IntArray:
         """When KV could leave each of P where prompts are computed then, (P, calls)."""
-        books, columns = self.topology.books, self.waiting.columns[rows].T
-        pinned = self.waiting.kv_needed(self.topology, columns).prefill[self.topology.prefill_sort]
+        books = self.topology.books
         leave_us = begins_us(end_us, *books.prefill[EGRESS : EGRESS_BUSY + 1, :, None])
-        leave_us[pinned > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
+        leave_us[self._pinned(rows) > books.prefill[PREFILL_ROOM][:, None]] = NEVER_US
         return leave_us
+
+    def _pinned(self, rows: IntArray) -> IntArray:
+        """KV tokens that calls need on each of P, (P, calls)."""
+        needed = self.waiting.kv_needed(self.topology, self.waiting.columns[rows].T)
+        pinned: IntArray = needed.prefill[self.topology.prefill_sort]
+        return pinned
 
     def _over_pairs(self, rows: IntArray, leave_us: IntArray) -> IntArray:
         """The earliest finish where KV leaves each of P then."""

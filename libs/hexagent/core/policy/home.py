@@ -5,21 +5,21 @@ from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
 
-HOMES_MAX = 100_000  # workflows remembered; the one that got its home first is forgotten first
+HOMES_MAX = 100_000  # homes remembered; the one that a workflow got first is forgotten first
 
 
 class Homes:
-    """Where workflows are at home."""
+    """Where workflows are at home, by model."""
 
     def __init__(self) -> None:
-        self._homes: dict[str, str] = {}
+        self._homes: dict[tuple[str, str], str] = {}
 
     def of(self, call: Call) -> str:
-        """The instance of the call's workflow, "" if it has none."""
-        return self._homes.get(call.call_id.workflow_id, "")
+        """The instance of the call's workflow and model, "" if they have none."""
+        return self._homes.get((call.call_id.workflow_id, call.model), "")
 
     def settle(self, call: Call, instance_id: str) -> None:
-        self._homes[call.call_id.workflow_id] = instance_id
+        self._homes[call.call_id.workflow_id, call.model] = instance_id
         if len(self._homes) > HOMES_MAX:
             del self._homes[next(iter(self._homes))]
 

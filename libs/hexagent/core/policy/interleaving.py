@@ -14,7 +14,7 @@ from hexagent.core.policy.dispatch import Decision, Dispatcher, Plan
 from hexagent.core.policy.earliest import Outlook
 from hexagent.core.policy.order import NOT_NOW, IntArray, Order
 from hexagent.core.policy.placement import Near, Placed, SimulatedState
-from hexagent.core.policy.topology import Topology
+from hexagent.core.policy.topology import EXCLUDED_TOKENS, Topology
 from hexagent.core.policy.waiting import PROMPT, WaitingCalls
 from hexagent.core.scheduling.ledger import Instance
 from hexagent.core.scheduling.record import Candidate
@@ -63,11 +63,13 @@ class Beside(Outlook):
     def ends_us(self, rows: IntArray) -> IntArray:
         """When each prompt would be computed on each of P, (P, calls); `NEVER_US` = it may not go there."""
         alone_us, senders = self._alone_us(rows), self.topology.senders
-        waited_us = np.minimum.reduce(self._free_us[:senders, None] + alone_us[:senders])
+        waited_us = self._free_us[:, None] + alone_us
+        waited_us[self._pinned(rows) >= EXCLUDED_TOKENS] = NEVER_US
+        first_us = np.minimum.reduce(waited_us[:senders])
         ends_us = np.full_like(alone_us, NEVER_US)
         for i, instance in enumerate(self.topology.prefill[:senders]):
             ends_us[i] = self._beside_us(rows, i, instance, alone_us[i])
-        return np.where(ends_us < waited_us, ends_us, NEVER_US)
+        return np.where(ends_us < first_us, ends_us, NEVER_US)
 
     def _beside_us(self, rows: IntArray, i: int, instance: Instance, alone_us: IntArray) -> IntArray:
         others, left_us = list(instance.prefilling.values()), instance.prefill_free_us - self._now_us

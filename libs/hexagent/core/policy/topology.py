@@ -98,6 +98,7 @@ class Topology:
         self.interleaves = any(p.profile.equal_progress for p in prefill)
         self.never_evicts = ints(PROFILES[d.profile].never_evicts for d in self._rooms[1].first)  # by room sort
         self._excluded: dict[Needs, tuple[IntArray, IntArray]] = {}
+        self._able: dict[Needs, tuple[str, ...]] = {}
         self._prefill_at = {p.spec.instance_id: i for i, p in enumerate(prefill)}
         self._decode_at = {d.spec.instance_id: j for j, d in enumerate(decode)}
         self._sorts = sorted_out(prefill, _link_key), sorted_out(decode, _link_key)
@@ -153,6 +154,15 @@ class Topology:
             ]
             excluded = self._excluded[needs] = prefill, decode
         return excluded
+
+    def able(self, needs: Needs) -> tuple[str, ...]:
+        """Those of P that serve these needs, as does one of D that they hand over to."""
+        able = self._able.get(needs)
+        if able is None:
+            decode = self.pairs[:, [serves(d.spec, needs) for d in self.decode]].any(axis=1)
+            specs = [p.spec for p, hands_over in zip(self.prefill, decode.tolist(), strict=True) if hands_over]
+            able = self._able[needs] = tuple([spec.instance_id for spec in specs if serves(spec, needs)])
+        return able
 
     def links_from(self, i: int) -> Links:
         """Those of a prefill instance if `uniform`."""
