@@ -229,6 +229,7 @@ def test_reasoning_is_told_apart_and_the_answer_behind_it_is_recognised() -> Non
         ("nodes[0].after[1]", "hexagent.after[1]"),
         ("nodes[0].role", "hexagent.role"),
         ("nodes[0].call.request.engine_options", "hexagent.engine_options"),
+        ("nodes[0].call.hints.min_precision", "hexagent.min_precision"),
         ("spec.slo_scale", "hexagent.slo_scale"),
         ("spec.tenant", "tenant"),
         ("messages[1].role", "messages[1].role"),

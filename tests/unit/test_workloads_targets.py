@@ -17,13 +17,13 @@ BOTH = Cell("llama-3.1-70b", "mini", "bfcl", models="llama-3.1-8b,qwen3-32b", wo
 
 def test_targets_are_models_adapters_and_precisions() -> None:
     assert parse_targets("") == ()
-    assert parse_targets("a, a:sql,a@bf16,b:sql@fp8") == (
+    assert parse_targets("a, a:sql,a@bf16,b:sql:2@fp8") == (
         Target("a"),
         Target("a", "sql"),
         Target("a", "", "bf16"),
-        Target("b", "sql", "fp8"),
+        Target("b", "sql:2", "fp8"),
     )
-    for text in ("a,", ":sql", "a:", "a@", "a:b:c", "a b"):
+    for text in ("a,", ":sql", "a:", "a@", "a::b", "a@b:c@d", "a b"):
         with pytest.raises(InvalidArgument):
             parse_targets(text)
 
@@ -62,3 +62,5 @@ def test_load_is_that_of_the_busiest_model() -> None:
         for model in cluster.models
     ]
     assert 1.7 < both / min(alone) < 2.3
+    with pytest.raises(NotFound, match="name the model 'phi'; the cluster has llama"):
+        capacity(aimed(workload, (Target("phi"), Target("qwen3-32b"))), cluster)

@@ -169,7 +169,7 @@ def _line(*nodes: Any, **fields: Any) -> str:
         (_line({"id": 0, "prompt": 1, "output": 1, "kind": "x"}), "nodes[0].deps"),
         (_line(_node(0, []), _node(0, [])), "nodes[1].id"),
         (_line(_node(-1, [])), "nodes[0].id"),
-        (_line(_node(0, [], model="a:b:c")), "nodes[0].model"),
+        (_line(_node(0, [], model="a:")), "nodes[0].model"),
         (_line(_node(0, [], model=3)), "nodes[0].model"),
         (_line(_node(0, [], prompt=-5)), "nodes[0].prompt"),
         (_line(_node(0, [], prompt=None)), "nodes[0].prompt"),

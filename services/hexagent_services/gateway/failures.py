@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from hexagent.core.errors import HexagentError
 from hexagent.core.units import US_PER_S
 from hexagent.wire.status import http_code
+from hexagent_services.gateway.chat import HexagentOptions
 
 TOO_LARGE: Final = 413
 
@@ -25,7 +26,6 @@ _STATUSES: Final = {"BODY_TOO_LARGE": TOO_LARGE}  # what HTTP has a number of it
 # Where the tracker finds a field, and where the client has put it.
 _PATH: Final = re.compile(r"^(?:nodes\[\d+\]\.|spec\.)(?:call\.)?(?:request\.)?(?:sampling\.)?(?:hints\.)?")
 _RENAMED: Final = {"segments": "messages", "prompt_tokens": "messages"}
-_EXTENSION: Final = re.compile(r"(?:role|after|expected_output_tokens|workflow_class|slo_scale|engine_options)\b")
 
 
 class Failure(NamedTuple):
@@ -72,7 +72,7 @@ def client_field(field: str) -> str:
     head, dot, rest = inner.partition(".")
     name, bracket, index = head.partition("[")
     inner = _RENAMED.get(name, name) + bracket + index + dot + rest
-    return f"hexagent.{inner}" if _EXTENSION.match(inner) else inner
+    return f"hexagent.{inner}" if name in HexagentOptions.model_fields else inner
 
 
 def _retry_after_s(error: HexagentError, time_scale: float) -> int:

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from typing import NamedTuple
 
+from hexagent.core.errors import NotFound
 from hexagent.core.estimate.variants import table_of
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import US_PER_S, ceil_div
@@ -38,13 +39,18 @@ def capacity(workload: Workload, cluster: ClusterSpec) -> Capacity:
     need are not looked at.
     """
     items = [item for workflow in workload.workflows for item in workflow.items]
-    by_model = {model: [i for i in items if (i.target.model or cluster.models[0]) == model] for model in cluster.models}
-    each = [_capacity(on, len(workload.workflows), model, cluster) for model, on in by_model.items() if on]
+    by_model: dict[str, list[WorkItem]] = {}
+    for item in items:
+        by_model.setdefault(item.target.model or cluster.models[0], []).append(item)
+    each = [_capacity(on, len(workload.workflows), model, cluster) for model, on in by_model.items()]
     return Capacity(min(c.prefill_per_s for c in each), min(c.decode_per_s for c in each))
 
 
 def _capacity(items: list[WorkItem], workflows: int, model: str, cluster: ClusterSpec) -> Capacity:
-    """Of the instances of a model, for its calls of so many workflows."""
+    """Of the instances of a model, for its calls of so many workflows. `NotFound` (UNKNOWN_MODEL) without any."""
+    if model not in cluster.models:
+        message = f"the workload's calls name the model {model!r}; the cluster has {', '.join(cluster.models)}"
+        raise NotFound(message, reason="UNKNOWN_MODEL", field="model")
     prompts = sorted(Counter(item.prompt_tokens for item in items).items())
     steps = sum(item.output_tokens - 1 for item in items)
     contexts = sum((item.output_tokens - 1) * (item.prompt_tokens + item.output_tokens // 2) for item in items)

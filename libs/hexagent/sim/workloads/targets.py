@@ -8,7 +8,7 @@ from hexagent.core.ids import checked_id
 from hexagent.sim.workloads.draws import below, stream
 from hexagent.sim.workloads.model import Target, Workload
 
-_TARGET: Final = re.compile(r"(?P<model>[^:@]+)(:(?P<lora>[^:@]+))?(@(?P<precision>[^:@]+))?")
+_TARGET: Final = re.compile(r"(?P<model>[^:@]+)(:(?P<lora>[^@]+))?(@(?P<precision>[^@]+))?")
 
 
 def parse_target(text: str, field: str) -> Target:
