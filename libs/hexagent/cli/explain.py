@@ -96,10 +96,8 @@ def show_explanation(explanation: CallExplanation) -> None:
 def _asked(explanation: CallExplanation) -> str:
     """What it is to run on."""
     lora, precision = explanation.needs
-    adapter, weights = (
-        f" with adapter {lora}" if lora else "",
-        f", weights of {precision} at least" if precision else "",
-    )
+    adapter = f" with adapter {lora}" if lora else ""
+    weights = f", weights of {precision} at least" if precision else ""
     return f"It runs on {explanation.model}{adapter}{weights}."
 
 

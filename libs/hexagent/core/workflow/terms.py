@@ -81,10 +81,10 @@ def validate_demands(call: CallSpec, path: str, catalog: Catalog) -> None:
 
 def _validate_needs(call: CallSpec, path: str, catalog: Catalog) -> None:
     """Some instances serve the adapter, and some of these are as precise as the call wants."""
-    engines, wanted = catalog.engines.get(call.model, ()), call.min_precision
+    engines, wanted = catalog.engines[call.model], call.min_precision
     if not served(engines, Needs(call.lora)):
-        names = sorted({lora.name for spec in engines for lora in spec.loras if served(engines, Needs(lora.name))})
-        known = ", ".join(names[:_NAMED_MAX]) or "none"
+        names = sorted({lora.name for spec in engines for lora in spec.loras})
+        known = ", ".join([name for name in names if served(engines, Needs(name))][:_NAMED_MAX]) or "none"
         message = f"{path}.lora: {call.model} has no adapter {call.lora[:80]!r}; known: {known}"
         raise NotFound(message, reason="UNKNOWN_LORA", field=f"{path}.lora")
     field = f"{path}.hints.min_precision"
