@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from hexagent.core.estimate.levels import Levels
-from hexagent.core.estimate.remaining import RemainingWork, Trail, log_ratio_milli
+from hexagent.core.estimate.remaining import TENANTS_MAX, RemainingWork, Trail, log_ratio_milli
 from hexagent.core.workflow.model import Hints
 
 CALL_US = 1_000_000
@@ -168,6 +168,22 @@ def test_a_tenant_s_poor_hints_spoil_its_own() -> None:
     assert good.counted_us > 13 * CALL_US
     assert poor.counted_us == 0
     assert new.counted_us < good.counted_us // 2
+
+
+def test_a_tenant_too_many_is_judged_by_its_class_and_none_by_another_class() -> None:
+    rng = random.Random(5)
+    work = RemainingWork()
+    good = [f"t{number:02}" for number in range(TENANTS_MAX - 1)]
+    for tenant in [*good, "poor", "surplus"] * 3:
+        for name in ("agent", "other"):
+            calls = rng.choice((1, 2, 4, 8, 16, 32))
+            factor = 10 if tenant in ("poor", "surplus") or name == "other" else 1
+            run(work, calls, Hints(factor * calls * CALL_US), name, tenant)
+    last, poor, surplus, new = (
+        run(work, 16, Hints(16 * CALL_US), tenant=name)[0].counted_us for name in (good[-1], "poor", "surplus", "new")
+    )
+    assert last > 11 * CALL_US > surplus > poor == 0
+    assert surplus == pytest.approx(new, rel=0.05)
 
 
 def test_a_hint_of_a_class_that_is_not_known_counts_little() -> None:
