@@ -18,8 +18,9 @@ from hexagent.api.scheduler.v1 import scheduler_service_pb2_grpc
 from hexagent.cli.stack import SCHEDULER, LocalStack, StackOptions
 from hexagent.client import Client
 from hexagent.client.flip import flip_instance
-from hexagent.core.errors import FailedPrecondition
+from hexagent.core.errors import Aborted, FailedPrecondition
 from hexagent.core.instance.spec import Role
+from hexagent.runtime.grpc_client import open_channel
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -75,7 +76,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
     async with (
         LocalStack(StackOptions(str(file), data_dir=folder / "stack"), print) as stack,
         hexagent.client.connect(stack.address) as client,
-        grpc.aio.insecure_channel(stack.addresses[SCHEDULER]) as channel,
+        open_channel(stack.addresses[SCHEDULER]) as channel,
     ):
         yield Cluster(stack, client, scheduler_service_pb2_grpc.SchedulerServiceStub(channel))
 
@@ -135,6 +136,11 @@ async def test_the_command_waits_until_it_is_done_and_says_why_not(
     said = capfd.readouterr().out
     assert "decode-1 is down: its role changes to decode." in said
     assert said.endswith("decode-1 is a decode instance.\n")
+    first = flip_instance("decode-1", Role.PREFILL, address)
+    await anext(first)
+    await cluster.flip("decode-1", Role.DECODE)
+    with pytest.raises(Aborted, match="shall have the other role"):
+        [view async for view in first]
     with pytest.raises(FailedPrecondition):
         await anext(flip_instance("prefill-0", Role.DECODE, address))
 

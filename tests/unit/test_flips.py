@@ -78,8 +78,10 @@ def test_before_it_changes_it_can_stay_as_it_is_and_afterwards_its_agent_is_told
     assert desk.core.ledger.instances[decode].usable
     assert [c.now for c in flip(desk, "p1", Role.DECODE)] == [False, True]
     assert [c.now for c in flip(desk, "p1", Role.PREFILL)] == [False, True]
-    desk.tell(InstanceUp(spec_of(desk, "p1")._replace(role=Role.DECODE), (), 0))
-    assert desk.core.ledger.instances["p1"].wanted_role is Role.PREFILL
+    desk.tell(InstanceDown("p1", 0, "its role changes to decode", spec_of(desk, "p1")))  # said before it was told
+    again = changes(desk.tell(InstanceUp(spec_of(desk, "p1")._replace(role=Role.DECODE), (), 0)))
+    assert again == [ChangeRole("p1", Role.PREFILL, now=True)]
+    assert not desk.core.ledger.instances["p1"].usable
     desk.tell(InstanceUp(spec_of(desk, "p1")._replace(role=Role.PREFILL), (), 0))
     assert desk.core.ledger.instances["p1"].usable
 

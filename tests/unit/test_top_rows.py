@@ -36,7 +36,7 @@ def cluster(at_s: int, tokens: int, *, epoch: int = 1, stale: bool = False, want
     reported = ReportedView(load, 400_000, stale, 300, 100, tokens, *steps, devices, 80, 60, sampled_at_us, links)
     spec = decodes("h100")[0]._replace(kv_blocks=200)
     instance = InstanceView(
-        spec, True, "", False, wanted, reported, 0, (at_s + 2) * US_PER_S, 0, 0, PPM, 1_250_000, None, False
+        spec, True, "", False, wanted, 0, reported, 0, (at_s + 2) * US_PER_S, 0, 0, PPM, 1_250_000, None, False
     )
     tenants = (TenantView("b", 2, 4, 5_000_000),)
     return ClusterView("fcfs", epoch, at_s * US_PER_S, 4, 0, 0, tokens, 0, (instance,), tenants)

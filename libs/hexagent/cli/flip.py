@@ -5,7 +5,8 @@ from typing import Final
 
 from hexagent.cli.failures import usage
 from hexagent.cli.report import Row, console
-from hexagent.client.flip import FlipView, flip_instance
+from hexagent.client.cluster_views import InstanceView
+from hexagent.client.flip import flip_instance
 from hexagent.core.instance.spec import Role
 
 ROLES: Final = {"prefill": Role.PREFILL, "decode": Role.DECODE}
@@ -22,17 +23,15 @@ async def run_flip(instance_id: str, role: str, scheduler_address: str) -> list[
         rows.append({
             "instance": instance_id,
             "wall_s": round(time.monotonic() - started_s, 3),
-            "role": view.instance.spec.role.name.lower(),
-            "up": view.instance.up,
+            "role": view.spec.role.name.lower(),
+            "up": view.up,
             "calls_left": view.held,
         })  # fmt: skip
         out.print(f"{instance_id} {_state(view, role)}.")
     return rows
 
 
-def _state(view: FlipView, role: str) -> str:
-    if view.done:
-        return f"is a {role} instance"
-    if view.instance.down_reason:
-        return f"is down: {view.instance.down_reason}"
-    return f"takes no new calls; {view.held} left"
+def _state(view: InstanceView, role: str) -> str:
+    if not view.up:
+        return f"is down: {view.down_reason}"
+    return f"is a {role} instance" if view.wanted_role is None else f"takes no new calls; {view.held} left"

@@ -35,6 +35,7 @@ class InstanceView(NamedTuple):
     down_reason: str  # "" while it is up
     cordoned: bool
     wanted_role: Role | None  # that it gets once it holds nothing; None: the one that it has
+    held: int  # attempts that are lost when it is
     reported: ReportedView | None  # None: nothing yet
     prefill_free_us: int  # predicted end of what was dispatched to it
     transfer_free_us: int  # predicted end of the transfers from and to it
@@ -94,6 +95,7 @@ def instance_view(message: scheduler_service_pb2.InstanceView) -> InstanceView:
         down_reason=message.down_reason,
         cordoned=message.cordoned,
         wanted_role=role_from_proto(message.wanted_role, "wanted_role") if message.wanted_role else None,
+        held=message.held,
         reported=_reported(message) if message.HasField("reported") else None,
         prefill_free_us=ledger.prefill_free_us,
         transfer_free_us=ledger.transfer_free_us,

@@ -200,7 +200,8 @@ class Fleet:
         self._schedule(now_us + flip.cost_us, self._changed, station, role, restarts)
 
     def _changed(self, station: Station, role: Role, started_again: bool, now_us: int) -> None:
-        station.model = station.model.in_role(role, started_again)
+        if role is not station.spec.role:  # else it was asked for again while it changed
+            station.model = station.model.in_role(role, started_again)
         station.spec = station.model.spec
         self._tell(InstanceUp(station.spec, (), now_us), now_us)
 

@@ -105,7 +105,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
         )
 
     async def FlipInstance(self, request: pb.FlipInstanceRequest, context: Context) -> pb.FlipInstanceResponse:
-        """Let it have the role, and say how far that is: the caller asks again until it is so."""
+        """Let it have the role; with the one that it has, or is to have, nothing changes."""
         instance = self._instance(request.instance_id)
         role = role_from_proto(request.role, "role")
         if role is Role.BOTH:
@@ -113,9 +113,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
         if role is not (instance.wanted_role or instance.spec.role):
             self._driver.core.flips.check(instance, role)
             self._driver.flip(request.instance_id, role)
-        return pb.FlipInstanceResponse(
-            instance=self._view(instance), held=len(self._driver.core.ledger.held_by(instance))
-        )
+        return pb.FlipInstanceResponse(instance=self._view(instance))
 
     def _cordon(self, instance_id: str, cordoned: bool) -> Instance:
         instance = self._instance(instance_id)  # first: what is handled is in the journal, and replayed
@@ -143,6 +141,7 @@ class SchedulerServicer(stubs.SchedulerServiceServicer):
             down_reason=instance.down_reason,
             cordoned=instance.closed,
             wanted_role=role_to_proto(instance.wanted_role),
+            held=len(self._driver.core.ledger.held_by(instance)),
             load=load_to_proto(reported.load) if reported is not None else None,
             reported_at_us=reported.at_us if reported is not None else 0,
             reported=_reported_view(reported) if reported is not None else None,

@@ -65,7 +65,7 @@ class Agent:
             self._supervisors[instance_id].open()
 
     def change_role(self, change: ChangeRole) -> None:
-        """A scheduler says which role an instance shall have; what it remembers says the next one."""
+        """A scheduler says which role an instance shall have: at once, or to be remembered for the next scheduler."""
         supervisor = self._supervisors.get(change.instance_id)
         if supervisor is None:
             return

@@ -274,7 +274,6 @@ class SchedulerCore:
         if instance is None:
             return False
         self.ledger.down(instance, event.reason)
-        self.flips.heard(instance)
         if not was_up:
             return False
         self._topologies.clear()

@@ -39,13 +39,13 @@ class Flips:
         return ChangeRole(instance_id, role, now=False)
 
     def heard(self, instance: Instance) -> None:
-        """Its agent has said what it is: it has changed, or it is up as it was, and its agent has to be told again."""
+        """It is up, as its agent says: it has changed, or it is as it was, and its agent has to be told again."""
         instance_id = instance.spec.instance_id
-        if instance_id in self._told and instance.wanted_role is instance.spec.role:
+        if instance.wanted_role is instance.spec.role:
             instance.wanted_role = None
             del self._told[instance_id]
             self.done[instance_id] += 1
-        elif instance_id in self._told and instance.up:
+        elif instance_id in self._told:
             self._told[instance_id] = False
 
     def due(self) -> list[ChangeRole]:

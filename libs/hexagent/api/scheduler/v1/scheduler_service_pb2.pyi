@@ -231,6 +231,7 @@ class InstanceView(_message.Message):
     DOWN_REASON_FIELD_NUMBER: _builtins.int
     REPORTED_FIELD_NUMBER: _builtins.int
     WANTED_ROLE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     hand_off: _enums_pb2.HandOff.ValueType
     """How its engine hands KV over."""
     up: _builtins.bool
@@ -243,6 +244,8 @@ class InstanceView(_message.Message):
     """Why it is down; empty while it is up."""
     wanted_role: _enums_pb2.Role.ValueType
     """Role it shall have once it holds nothing; unspecified = the one that it has."""
+    held: _builtins.int
+    """Attempts that are lost when it is."""
     @_builtins.property
     def instance(self) -> _telemetry_pb2.InstanceDescription:
         """What it is."""
@@ -272,10 +275,11 @@ class InstanceView(_message.Message):
         down_reason: _builtins.str = ...,
         reported: Global___ReportedView | None = ...,
         wanted_role: _enums_pb2.Role.ValueType = ...,
+        held: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "down_reason", b"down_reason", "hand_off", b"hand_off", "instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported", "reported_at_us", b"reported_at_us", "up", b"up", "wanted_role", b"wanted_role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "down_reason", b"down_reason", "hand_off", b"hand_off", "held", b"held", "instance", b"instance", "ledger", b"ledger", "load", b"load", "reported", b"reported", "reported_at_us", b"reported_at_us", "up", b"up", "wanted_role", b"wanted_role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -738,9 +742,6 @@ class FlipInstanceResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_FIELD_NUMBER: _builtins.int
-    HELD_FIELD_NUMBER: _builtins.int
-    held: _builtins.int
-    """Attempts it still holds."""
     @_builtins.property
     def instance(self) -> Global___InstanceView:
         """As it is now."""
@@ -749,11 +750,10 @@ class FlipInstanceResponse(_message.Message):
         self,
         *,
         instance: Global___InstanceView | None = ...,
-        held: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "instance", b"instance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

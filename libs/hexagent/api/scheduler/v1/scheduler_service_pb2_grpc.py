@@ -126,7 +126,7 @@ class SchedulerServiceServicer:
 
     def FlipInstance(self, request, context):
         """Gives an instance the other role: it gets no new calls, those dispatched to it end there, then it changes and gets
-        calls again. Sent again, it says how far that is; with the role that the instance has, it stays as it is.
+        calls again; GetCluster says how far that is. With the role that the instance has, it stays as it is.
         NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves its role for its model and KV
         precision, does both phases, or its engine cannot.
         """

@@ -57,7 +57,7 @@ class SchedulerServiceStub:
     """
     FlipInstance: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.FlipInstanceRequest, _scheduler_service_pb2.FlipInstanceResponse]
     """Gives an instance the other role: it gets no new calls, those dispatched to it end there, then it changes and gets
-    calls again. Sent again, it says how far that is; with the role that the instance has, it stays as it is.
+    calls again; GetCluster says how far that is. With the role that the instance has, it stays as it is.
     NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves its role for its model and KV
     precision, does both phases, or its engine cannot.
     """
@@ -91,7 +91,7 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """
     FlipInstance: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.FlipInstanceRequest, _scheduler_service_pb2.FlipInstanceResponse]  # type: ignore[assignment]
     """Gives an instance the other role: it gets no new calls, those dispatched to it end there, then it changes and gets
-    calls again. Sent again, it says how far that is; with the role that the instance has, it stays as it is.
+    calls again; GetCluster says how far that is. With the role that the instance has, it stays as it is.
     NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves its role for its model and KV
     precision, does both phases, or its engine cannot.
     """
@@ -164,7 +164,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.FlipInstanceResponse, _abc.Awaitable[_scheduler_service_pb2.FlipInstanceResponse]]:
         """Gives an instance the other role: it gets no new calls, those dispatched to it end there, then it changes and gets
-        calls again. Sent again, it says how far that is; with the role that the instance has, it stays as it is.
+        calls again; GetCluster says how far that is. With the role that the instance has, it stays as it is.
         NOT_FOUND: no such instance. FAILED_PRECONDITION: it is the last that serves its role for its model and KV
         precision, does both phases, or its engine cannot.
         """
