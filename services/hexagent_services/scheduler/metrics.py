@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 PERIOD_S: Final = 1.0  # of wall time
 
-_INSTANCE: Final = ("hexagent.instance", "hexagent.gpu", "hexagent.role")
+# Without its role, which may change: a series that has ended keeps its last value.
+_INSTANCE: Final = ("hexagent.instance", "hexagent.gpu")
 _CALLS: Final = ("queued", "prefilling", "pinned", "waiting", "decoding", "transferring")  # of `InstanceLoad`
 
 
@@ -70,10 +71,8 @@ class ClusterMetrics:
             ("hexagent.policy", "hexagent.state"),
             "{point}",
         )
-        self._up = metrics.gauge("hexagent.instance.up", "1 = it takes calls.", _INSTANCE)
-        self._flips = metrics.gauge(
-            "hexagent.instance.flips", "Changes of its role.", ("hexagent.instance", "hexagent.gpu"), "{change}"
-        )
+        self._up = metrics.gauge("hexagent.instance.up", "1 = it takes calls.", (*_INSTANCE, "hexagent.role"))
+        self._flips = metrics.gauge("hexagent.instance.flips", "Changes of its role.", _INSTANCE, "{change}")
         self._calls = metrics.gauge(
             "hexagent.instance.calls", "Calls of an instance by state.", (*_INSTANCE, "hexagent.state"), "{call}"
         )
@@ -120,11 +119,11 @@ class ClusterMetrics:
 
     def _instance(self, instance: Instance, now_us: int) -> None:
         spec = instance.spec
-        names = (spec.instance_id, spec.gpu_type, spec.role.name.lower())
-        self._up.set(float(instance.up and not instance.closed), *names)
+        names = (spec.instance_id, spec.gpu_type)
+        self._up.set(float(instance.up and not instance.closed), *names, spec.role.name.lower())
         if flips := self._core.flips.done[spec.instance_id]:
-            self._flips.set(flips, *names[:2])
-            self._up.set(0.0, *names[:2], FLIPPED[spec.role].name.lower())
+            self._flips.set(flips, *names)
+            self._up.set(0.0, *names, FLIPPED[spec.role].name.lower())
         self._pinned.set(instance.pinned_tokens, *names)
         if instance.cache is not None:
             self._drift.set(instance.cache.drift.wrong_ppm / PPM, *names)
