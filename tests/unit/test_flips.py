@@ -121,3 +121,16 @@ def test_one_that_is_down_leaves_nobody_without_it() -> None:
     desk.tell(InstanceDown("d0", 0, "engine does not start", spec_of(desk, "d0")))
     desk.core.flips.check(desk.core.ledger.instances["d0"], Role.PREFILL)
     assert flip(desk, "d0", Role.PREFILL)[-1] == ChangeRole("d0", Role.PREFILL, now=True)
+
+
+def test_one_that_does_not_start_in_its_other_role_stays_closed_and_can_be_given_its_own() -> None:
+    desk = small()
+    flip(desk, "p1", Role.DECODE)
+    changed = spec_of(desk, "p1")._replace(role=Role.DECODE)
+    desk.tell(InstanceDown("p1", 0, "engine does not start", changed))
+    instance = desk.core.ledger.instances["p1"]
+    assert (instance.wanted_role, desk.core.flips.done["p1"]) == (Role.DECODE, 0)
+    desk.core.flips.check(instance, Role.PREFILL)
+    assert flip(desk, "p1", Role.PREFILL)[-1] == ChangeRole("p1", Role.PREFILL, now=True)
+    desk.tell(InstanceUp(changed._replace(role=Role.PREFILL), (), 0))
+    assert instance.usable

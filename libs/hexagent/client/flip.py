@@ -31,8 +31,11 @@ async def flip_instance(instance_id: str, role: Role, scheduler_address: str) ->
         told: tuple[object, ...] = ()
         while True:
             done = view.up and view.wanted_role is None
-            if view.up and (view.wanted_role or view.spec.role) is not role:
-                raise Aborted(f"{instance_id} shall have the other role again", reason="OTHER_ROLE", field="role")
+            wanted = view.wanted_role or view.spec.role
+            if view.up and wanted is not role:
+                raise Aborted(
+                    f"somebody else lets {instance_id} be a {wanted.name.lower()} instance", reason="OTHER_ROLE"
+                )
             if told != (told := (view.held, done, view.down_reason)):
                 yield view
             if done:
