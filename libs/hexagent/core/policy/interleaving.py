@@ -68,22 +68,24 @@ class Beside(Outlook):
         first_us = np.minimum.reduce(waited_us[:senders])
         ends_us = np.full_like(alone_us, NEVER_US)
         for i, instance in enumerate(self.topology.prefill[:senders]):
-            ends_us[i] = self._beside_us(rows, i, instance, alone_us[i])
+            left_us = instance.prefill_free_us - self._now_us
+            if instance.profile.equal_progress and instance.prefilling and left_us > 0:
+                may = np.flatnonzero((alone_us[i] * SHORTER <= left_us) & (alone_us[i] <= instance.spare_us))
+                ends_us[i, may] = self._beside_us(rows[may], i, instance)
         return np.where(ends_us < first_us, ends_us, NEVER_US)
 
-    def _beside_us(self, rows: IntArray, i: int, instance: Instance, alone_us: IntArray) -> IntArray:
-        others, left_us = list(instance.prefilling.values()), instance.prefill_free_us - self._now_us
-        if not instance.profile.equal_progress or not others or left_us <= 0:
-            return np.full(len(rows), NEVER_US)
-        tokens = instance.spec.max_step_tokens
+    def _beside_us(self, rows: IntArray, i: int, instance: Instance) -> IntArray:
+        """When prompts would be computed there, the step under way half over."""
+        others, tokens = instance.prefilling.values(), instance.spec.max_step_tokens
         longest = max(tokens, *(a.call.prompt_tokens - a.cached_tokens for a in others))
         step_us = instance.table.prefill_us(longest) * self.topology.books.speeds[i] // PPM * tokens // longest
-        found = [self.waiting.found(row, self.topology, self._hits).tokens_on(i) for row in rows.tolist()]
-        new_tokens = self.waiting.columns[rows, PROMPT] - np.array(found, dtype=np.int64)
+        new_tokens = self.waiting.columns[rows, PROMPT]
+        if self._hits is not None:
+            found = [self._hits.found[row].tokens_on(i) for row in rows.tolist()]
+            new_tokens = new_tokens - np.array(found, dtype=np.int64)
         steps = -(-new_tokens // max(tokens // (len(others) + 1), 1))
-        end_us = self._now_us + step_us // 2 + steps * step_us  # behind the step that is half over
-        may = (alone_us * SHORTER <= left_us) & (alone_us <= instance.spare_us)
-        return np.where(may, end_us, NEVER_US)
+        end_us: IntArray = self._now_us + step_us // 2 + steps * step_us
+        return end_us
 
 
 class BesideState(SimulatedState):
