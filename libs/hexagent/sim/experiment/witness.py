@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from hexagent.core.estimate.lengths import PERCENTS, PredictedLength
 from hexagent.core.estimate.quantiles import RunningQuantiles
-from hexagent.core.estimate.residual import Guess, ResidualTimes
 from hexagent.core.estimate.scores import Calibrated
 from hexagent.core.estimate.tables import StepTable
 from hexagent.core.ids import CallId, Ticket
@@ -29,10 +28,11 @@ from hexagent.core.instance.samples import SampleBuffer
 from hexagent.core.scheduling.calls import Call
 from hexagent.core.scheduling.effects import Dispatch, Effect
 from hexagent.core.scheduling.events import SchedulerEvent
+from hexagent.core.scheduling.foresight import Foresight
 from hexagent.core.scheduling.ledger import Attempt
 from hexagent.core.scheduling.projection import Workflow
 from hexagent.core.units import scale_ppm
-from hexagent.core.workflow.events import CallFinished, NodesRevealed, ToolFinished, ToolStarted, WorkflowFinished
+from hexagent.core.workflow.events import CallFinished, ToolFinished, ToolStarted, WorkflowFinished
 from hexagent.core.workflow.model import CallOutcome, CallTimes, NodeStatus, WorkflowStatus
 from hexagent.sim.world import World
 
@@ -106,7 +106,7 @@ class Witness:
         world.handle = self
         self._left = warm_up_calls
         self._calls: dict[CallId, tuple[_Expected, _Expected, _Expected]] = {}  # length, rest of it, duration
-        self._residual_times = ResidualTimes()
+        self._foresight = Foresight(self._core.projection)
         self._residuals: dict[str, list[tuple[int, _Expected]]] = {}  # by workflow, with the call's node
         self._tools: dict[CallId, _Expected] = {}
         self._durations, self._rests = Calibrated(), Calibrated()
@@ -126,11 +126,8 @@ class Witness:
                 self._tool_ended(node, at_us)
             case WorkflowFinished(workflow_id=workflow_id, status=status):
                 self._workflow_ended(workflow_id, status)
-        revealed = self._core.projection.workflows.get(event.workflow_id) if isinstance(event, NodesRevealed) else None
-        depth, horizon_us = (revealed.trail.depth, revealed.horizon_us) if revealed else (0, 0)
-        effects = self._handle(event, now_us)
-        if revealed and revealed.trail.depth > depth:
-            self._residual_times.goes_on(revealed.graph.workflow_id, horizon_us)
+        with self._foresight.learning(event):
+            effects = self._handle(event, now_us)
         tickets = [effect.ticket for effect in effects if isinstance(effect, Dispatch)]
         if tickets:
             self._dispatched(tickets)
@@ -166,17 +163,10 @@ class Witness:
         self._expect_residual(call, gpus)
 
     def _expect_residual(self, call: Call, gpus: tuple[str, ...]) -> None:
-        workflow, workflow_id = call.workflow, call.call_id.workflow_id
-        ahead = self._core.projection.work.levels_ahead(workflow.trail, workflow.horizon_us)
-        if ahead is not None:
-            chances, level_us = ahead
-            name, start_us = workflow.graph.spec.workflow_class, workflow.horizon.start_us(call.index)
-            guess = Guess(name, call.role, gpus, workflow.trail.depth, start_us, workflow.horizon_us, level_us)
-            mixture = self._residual_times.mixture(guess, chances)
-            quantiles = self._residual_times.quantiles(guess, mixture)
-            residual = self._expected("residual_us", workflow, call.role, gpus, quantiles)
-            self._residuals.setdefault(workflow_id, []).append((call.index, residual))
-            self._residual_times.expect(workflow_id, guess, mixture)
+        quantiles = self._foresight.dispatched(call, gpus)
+        if quantiles is not None:
+            residual = self._expected("residual_us", call.workflow, call.role, gpus, quantiles)
+            self._residuals.setdefault(call.call_id.workflow_id, []).append((call.index, residual))
 
     def _expected(
         self,
@@ -247,9 +237,6 @@ class Witness:
     def _workflow_ended(self, workflow_id: str, status: WorkflowStatus) -> None:
         residuals = self._residuals.pop(workflow_id, [])
         workflow = self._core.projection.workflows[workflow_id]
-        if status is WorkflowStatus.COMPLETED:
-            self._residual_times.completed(workflow_id, workflow.trail.depth, workflow.horizon_us)
-        self._residual_times.forget(workflow_id)
         for node, expected in residuals if status is WorkflowStatus.COMPLETED else ():
             measured_us = workflow.horizon_us - workflow.horizon.start_us(node)
             self._observe(workflow_id, "residual_us", expected, measured_us)
