@@ -9,7 +9,7 @@ from hexagent.api.estimator.v1 import estimator_service_pb2 as estimator
 from hexagent.api.scheduler.v1 import scheduler_service_pb2 as scheduler
 from hexagent.api.worker.v1 import attempt_pb2
 from hexagent.api.worker.v1 import worker_service_pb2 as worker
-from tests.integration.refusal_cases import BAD_ID, INVALID, NOT_FOUND, OPEN, STATE, Call, Case, node_of
+from tests.integration.refusal_cases import BAD_ID, FINISHED, INVALID, NOT_FOUND, OPEN, STATE, Call, Case, node_of
 
 SCHEDULER: Final = "hexagent.api.scheduler.v1.SchedulerService"
 ESTIMATOR: Final = "hexagent.api.estimator.v1.EstimatorService"
@@ -114,6 +114,13 @@ def estimator_cases() -> list[Case]:
         row("Estimate", "unknown GPU type", estimate(pairs=[pair(prefill_gpu_type="b300")]), NOT_FOUND,
             "UNKNOWN_INSTANCE",
             "pairs[0].prefill_gpu_type"),
+        *(
+            row("EstimateResidual", cause, estimator.EstimateResidualRequest(workflow_id=name), NOT_FOUND,
+                "UNKNOWN_WORKFLOW", "workflow_id")
+            for cause, name in (("unknown workflow", "nobody"), ("workflow that has ended", FINISHED))
+        ),
+        row("EstimateResidual", "bad workflow id", estimator.EstimateResidualRequest(workflow_id=BAD_ID), INVALID,
+            "BAD_ID", "workflow_id"),
         row("GetCalibration", "unknown instance", estimator.GetCalibrationRequest(instance_id=NOBODY), NOT_FOUND,
             "UNKNOWN_INSTANCE", "instance_id"),
         row("GetSnapshot", "unknown revision", estimator.GetSnapshotRequest(revision=2**40), NOT_FOUND,

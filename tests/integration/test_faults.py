@@ -19,11 +19,13 @@ from hexagent.api.scheduler.v1 import scheduler_service_pb2 as pb
 from hexagent.api.scheduler.v1 import scheduler_service_pb2_grpc
 from hexagent.api.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from hexagent.cli.children import wait_healthy
+from hexagent.cli.explain_workflow import workflow_lines
 from hexagent.cli.stack import ESTIMATOR, SCHEDULER, TRACKER, LocalStack, StackOptions
 from hexagent.cli.top import stack_addresses, view_of
 from hexagent.client import CallResult, Client, NodeState, NodeStatus
 from hexagent.client.drain import drain_instance, uncordon_instance
 from hexagent.client.overview import observing
+from hexagent.core.estimate.remaining import COMPLETED_MIN
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -202,6 +204,39 @@ async def test_top_shows_what_the_stack_does(cluster: Cluster, tmp_path: Path) -
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document["command"] == "top"
     assert {row["instance"] for row in document["rows"] if row["table"] == "instance"} == set(instances)
+
+
+async def test_a_workflow_says_when_it_ends_as_long_as_the_estimator_answers(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.open_only("healthy", "prompt")
+    for number in range(COMPLETED_MIN):
+        async with cluster.client.workflow("ends", workflow_id=f"past-{number}", max_tokens=40) as wf:
+            await wf.call([await wf.call("First."), "Last."])
+    file = tmp_path / "why.json"
+    addresses = stack_addresses(*(cluster.stack.addresses[name] for name in (TRACKER, SCHEDULER, ESTIMATOR)))
+    given = ("--address", addresses.tracker, "--scheduler", addresses.scheduler, "--estimator", addresses.estimator)
+    async with cluster.client.workflow("ends", workflow_id="now") as wf, observing(addresses) as seen:
+        asked = asyncio.ensure_future(wf.call("First.", max_tokens=4_000))
+
+        async def foreseen() -> bool:
+            return "now" in ((await seen.look()).residuals or {})
+
+        await until(foreseen)
+        assert await hexagent_command("explain", "now", "--json", str(file), *given) == 0
+        (row,) = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        (node,) = (await cluster.client.describe("now")).nodes
+        assert (row["status"], row["foreseen_at_call"]) == ("running", node.node_id)
+        assert 0 <= row["ends_in_s"] <= row["ends_in_90_percent_s"] <= row["ends_in_99_percent_s"]
+        residual = ((await seen.look()).residuals or {})["now"]
+        past = await cluster.client.describe("past-0")
+        # A second call is to come, as it did in the others.
+        assert past.nodes[0].solo_s < residual.q50_us / 1e6 < 2 * past.workflow.horizon_s
+        os.kill(cluster.stack.pids[ESTIMATOR], signal.SIGSTOP)
+        try:
+            assert (await seen.look()).residuals is None
+            assert "Ends in -" in workflow_lines(await seen.look_at("now"))[-1]
+        finally:
+            os.kill(cluster.stack.pids[ESTIMATOR], signal.SIGCONT)
+        await asked
 
 
 async def test_top_follows_in_a_terminal_until_it_is_told_to_end(cluster: Cluster) -> None:

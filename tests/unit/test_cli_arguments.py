@@ -42,7 +42,9 @@ COMMANDS = ("up", "serve", "run", "demo", "explain", "top", "drain", "flip", "re
         (["up", "--policy", "nosuch"], "--policy", "known: fcfs"),
         (["up", "--data", "/proc/nosuch"], "--data", "/proc/nosuch"),
         (["serve", "cache"], "NAME", "dag-tracker, estimator, gateway, nats, scheduler, worker-agent"),
-        (["explain", "no-slash"], "CALL", "WORKFLOW/NODE"),
+        (["explain", "no-node/"], "CALL", "WORKFLOW/NODE"),
+        (["explain", "no workflow"], "CALL", "letters, digits"),
+        (["explain", "w", "--estimator", "nowhere"], "--estimator", "host:port"),
         (["explain", "a b/c"], "CALL", "letters, digits"),
         (["explain", "a/b", "--address", "nowhere"], "--address", "host:port"),
         (["drain", "d0", "--address", "host:65535"], "--address", "from 1 to 65534"),
@@ -82,8 +84,9 @@ def test_a_stack_that_is_away_is_a_failure(capsys: pytest.CaptureFixture[str], m
     assert run_command(["explain", "a/b", "--address", "127.0.0.1:1"]) == EXIT_FAILED
     assert "--address: no gRPC server at 127.0.0.1:1" in capsys.readouterr().err
     monkeypatch.setattr("hexagent.client.overview.CONNECT_S", 0.1)
-    assert run_command(["top", "--once", "--address", "127.0.0.1:1"]) == EXIT_FAILED
-    assert "--address: no gRPC server at 127.0.0.1:1" in capsys.readouterr().err
+    for command in (["top", "--once"], ["explain", "w"]):
+        assert run_command([*command, "--address", "127.0.0.1:1"]) == EXIT_FAILED
+        assert "--address: no gRPC server at 127.0.0.1:1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

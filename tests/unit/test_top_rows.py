@@ -4,7 +4,7 @@ from rich.console import Console
 
 from hexagent.cli.top import View, drawn, view_of
 from hexagent.client.cluster_views import ClusterView, InstanceView, ReportedView, TenantView
-from hexagent.client.overview import Overview
+from hexagent.client.overview import Overview, Residuals, ResidualTime
 from hexagent.client.views import WorkflowSummary
 from hexagent.core.estimate.calibration import CalibrationRow
 from hexagent.core.instance.io import InstanceLoad
@@ -42,10 +42,11 @@ def cluster(at_s: int, tokens: int, *, epoch: int = 1, stale: bool = False, want
     return ClusterView("fcfs", epoch, at_s * US_PER_S, 4, 0, 0, tokens, 0, (instance,), tenants)
 
 
-def viewed(now: ClusterView, *workflows: WorkflowSummary) -> View:
+def viewed(now: ClusterView, *workflows: WorkflowSummary, residuals: Residuals = None) -> View:
     """Five seconds of wall time and ten of model time after a first look."""
     estimates = (CalibrationRow("tool", "x", 7, 900_000, 0, 0, 0),)
-    return view_of(Overview(cluster(90, 1_000), (), None, 1_005.0), Overview(now, workflows, estimates, 1_010.0))
+    before = Overview(cluster(90, 1_000), (), None, None, 1_005.0)
+    return view_of(before, Overview(now, workflows, estimates, residuals, 1_010.0))
 
 
 def test_rates_are_of_the_time_between_two_looks() -> None:
@@ -78,6 +79,22 @@ def test_workflows_with_the_least_time_left_come_first() -> None:
     # Half a second of wall time is one of model time: the deadline is 18 s after the start.
     assert [(row["workflow"], row["laxity_s"]) for row in rows] == [("late", -4.0), ("due", -2.0), ("free", None)]
     assert rows[0]["stretch"] == 2.5
+
+
+def test_a_workflow_says_when_it_ends_where_that_is_known() -> None:
+    known = {"told": ResidualTime("c3", 98_000_000, 1_000_000, 31_000_000, 50_000_000)}
+    view = viewed(cluster(100, 0), workflow("told"), workflow("new"), residuals=known)
+    ends = [(row["foreseen_at_call"], row["ends_in_s"], row["ends_in_90_percent_s"]) for row in view.workflows]
+    assert ends == [(None, None, None), ("c3", 0.0, 29.0)]
+    assert "90 %: s" in drawn_text(view)
+    assert "90 %: s" not in drawn_text(viewed(cluster(100, 0), workflow("told")))
+
+
+def drawn_text(view: View) -> str:
+    console = Console(width=180)
+    with console.capture() as capture:
+        console.print(drawn(view))
+    return capture.get()
 
 
 def test_every_row_is_written_with_its_table_and_drawn_without_what_nobody_says() -> None:

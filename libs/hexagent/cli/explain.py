@@ -32,7 +32,7 @@ def parsed_call(text: str) -> CallId:
     """`WORKFLOW/NODE`. `InvalidArgument` naming the argument."""
     workflow, slash, node = text.partition("/")
     if not slash or not workflow or not node:
-        raise usage("call", f"must be WORKFLOW/NODE, like bfcl-s1-000000/c0; got {text!r}")
+        raise usage("call", f"must be WORKFLOW/NODE, like bfcl-s1-000000/c0, or WORKFLOW; got {text!r}")
     return CallId(checked_id(workflow, "call"), checked_id(node, "call"))
 
 

@@ -210,21 +210,32 @@ def demo(
 @app.command(
     epilog=examples(
         "hexagent explain bfcl-s1-000003/c4",
+        "hexagent explain bfcl-s1-000003",
         "hexagent explain bfcl-s1-000003/c4 --address 127.0.0.1:7500 --json why.json",
     )
 )
 def explain(
-    call: Annotated[str, typer.Argument(metavar="CALL", help="WORKFLOW/NODE.")],
+    call: Annotated[str, typer.Argument(metavar="CALL", help="WORKFLOW/NODE, or WORKFLOW.")],
     address: Annotated[str, typer.Option("--address", help="The stack's dag-tracker.")] = "127.0.0.1:7400",
     scheduler: Annotated[str, typer.Option("--scheduler", help="Its scheduler; default: the port after that.")] = "",
+    estimator: Annotated[str, typer.Option("--estimator", help="Its estimator; default: the port after that.")] = "",
     json_file: Json = None,
 ) -> None:
-    """Say why a call ran where and when it ran, what was predicted, and what happened."""
+    """Say why a call ran where and when it ran, what was predicted, and what happened.
+
+    Of a workflow say how it stands and when it ends.
+    """
     from hexagent.cli.explain import explanation_rows, parsed_call, scheduler_address, show_explanation
+    from hexagent.cli.explain_workflow import run_explain_workflow
     from hexagent.cli.report import check_writable, write_json
+    from hexagent.cli.top import stack_addresses
     from hexagent.client.explain import explain_call
 
     check_writable(json_file)
+    if "/" not in call:
+        row = asyncio.run(run_explain_workflow(call, stack_addresses(address, scheduler, estimator)))
+        write_json(json_file, "explain", None, [row])
+        return
     parsed = parsed_call(call)
     explanation = asyncio.run(explain_call(parsed, address, scheduler_address(address, scheduler)))
     show_explanation(explanation)

@@ -38,8 +38,8 @@ _BELIEFS: Final = {
 }  # fmt: skip
 _WORKFLOWS: Final = {
     "workflow": "workflow", "tenant": "tenant", "class": "class", "status": "status", "age s": "age_s",
-    "horizon s": "horizon_s", "age/horizon": "stretch", "laxity s": "laxity_s", "calls": "calls",
-    "ended": "calls_ended",
+    "horizon s": "horizon_s", "age/horizon": "stretch", "laxity s": "laxity_s", "ends in s": "ends_in_s",
+    "90 %: s": "ends_in_90_percent_s", "calls": "calls", "ended": "calls_ended",
 }  # fmt: skip
 _TENANTS: Final = {"tenant": "tenant", "weight": "weight", "waiting": "waiting_calls", "charged s": "charged_gpu_s"}
 _ESTIMATES: Final = {

@@ -5,12 +5,13 @@ from typing import Final
 
 from hexagent.cli.report import Row, Value
 from hexagent.client.cluster_views import ClusterView, InstanceView, ReportedView
-from hexagent.client.overview import Overview
+from hexagent.client.overview import Overview, Residuals
 from hexagent.client.views import WorkflowSummary
 from hexagent.core.units import PPM, US_PER_MS, US_PER_S
 from hexagent.wire.telemetry import DeviceSample
 
 _PERCENT_PPM: Final = PPM // 100
+_ENDS: Final = ("foreseen_at_call", "foreseen_ago_s", "ends_in_s", "ends_in_90_percent_s", "ends_in_99_percent_s")
 _WORK: Final = ("generated_tokens_per_s", "prefilled_tokens_per_s", "step_ms", "reuse_percent", "accepted_percent")
 
 
@@ -154,12 +155,25 @@ def workflow_rows(before: Overview, now: Overview) -> list[Row]:
             "horizon_s": w.horizon_s,
             "stretch": w.age_s / w.horizon_s if w.horizon_s else None,
             "laxity_s": laxity_s,
+            **residual_row(now.residuals, w.workflow_id, now.cluster.at_us),
             "calls": w.calls,
             "calls_ended": w.calls_ended,
             "tools": w.tools,
         }
         for laxity_s, w in rows
     ]
+
+
+def residual_row(residuals: Residuals, workflow_id: str, at_us: int) -> Row:
+    """In what time the workflow ends alone on the cluster, as foreseen when a call of it was dispatched last: 0 once
+    that time has passed, None where it is not known."""
+    residual = residuals.get(workflow_id) if residuals is not None else None
+    row: dict[str, Value] = dict.fromkeys(_ENDS)
+    if residual is not None:
+        passed_us = max(at_us - residual.dispatched_at_us, 0)
+        ends_s = [max(us - passed_us, 0) / US_PER_S for us in (residual.q50_us, residual.q90_us, residual.q99_us)]
+        row.update(zip(_ENDS, (residual.node_id, passed_us / US_PER_S, *ends_s), strict=True))
+    return row
 
 
 def _laxity_s(workflow: WorkflowSummary, scale: float | None) -> float | None:

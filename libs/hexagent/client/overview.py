@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final, NamedTuple
 
 from hexagent.api.common.v1 import enums_pb2
@@ -10,8 +10,8 @@ from hexagent.api.estimator.v1 import estimator_service_pb2, estimator_service_p
 from hexagent.api.scheduler.v1 import scheduler_service_pb2, scheduler_service_pb2_grpc
 from hexagent.api.workflow.v1 import workflow_service_pb2, workflow_service_pb2_grpc
 from hexagent.client.cluster_views import ClusterView, cluster_view
-from hexagent.client.views import WorkflowSummary, summary
-from hexagent.core.errors import DeadlineExceeded, Unavailable
+from hexagent.client.views import WorkflowDescription, WorkflowSummary, description, summary
+from hexagent.core.errors import DeadlineExceeded, NotFound, Unavailable
 from hexagent.core.estimate.calibration import CalibrationRow
 from hexagent.runtime.grpc_client import await_ready, open_channel, typed_errors
 
@@ -32,13 +32,36 @@ class Addresses(NamedTuple):
     estimator: str
 
 
+class ResidualTime(NamedTuple):
+    """From the dispatch of a call to its workflow's end, alone on the cluster; microseconds of model time."""
+
+    node_id: str  # of the call, the one dispatched last
+    dispatched_at_us: int
+    q50_us: int
+    q90_us: int
+    q99_us: int
+
+
+# By workflow, those of which enough is known; None: the estimator does not answer, or the scheduler no longer hears it.
+Residuals = Mapping[str, ResidualTime] | None
+
+
 class Overview(NamedTuple):
     """One moment of a stack."""
 
     cluster: ClusterView
     workflows: tuple[WorkflowSummary, ...]  # live ones, newest first
     calibration: tuple[CalibrationRow, ...] | None  # None: the estimator does not answer
+    residuals: Residuals
     wall_s: float  # since the epoch
+
+
+class WorkflowView(NamedTuple):
+    """One moment of a workflow."""
+
+    cluster: ClusterView
+    described: WorkflowDescription
+    residuals: Residuals  # of nothing else
 
 
 class Observer:
@@ -64,8 +87,36 @@ class Observer:
             cluster_view(cluster),
             tuple(summary(row) for row in workflows.workflows),
             await self._calibration(),
+            await self._residuals(cluster),
             time.time(),
         )
+
+    async def look_at(self, workflow_id: str) -> WorkflowView:
+        """How the workflow is now. `NotFound`; else as `look`."""
+        request = workflow_service_pb2.DescribeWorkflowRequest(workflow_id=workflow_id)
+        with typed_errors():
+            described = await self._tracker.DescribeWorkflow(request)
+            cluster = await self._scheduler.GetCluster(scheduler_service_pb2.GetClusterRequest())
+        return WorkflowView(cluster_view(cluster), description(described), await self._residuals(cluster, workflow_id))
+
+    async def _residuals(self, cluster: scheduler_service_pb2.GetClusterResponse, workflow_id: str = "") -> Residuals:
+        """Of the workflow, or of all."""
+        if not cluster.snapshot_revision:
+            return None
+        request = estimator_service_pb2.EstimateResidualRequest(workflow_id=workflow_id)
+        try:
+            with typed_errors():
+                answer = await self._estimator.EstimateResidual(request, timeout=1)
+        except (Unavailable, DeadlineExceeded):
+            return None
+        except NotFound:  # it has ended, or the estimator has not heard of it yet
+            return {}
+        return {
+            row.workflow_id: ResidualTime(
+                row.node_id, row.dispatched_at_us, row.residual_us.q50, row.residual_us.q90, row.residual_us.q99
+            )
+            for row in answer.residuals
+        }
 
     async def _calibration(self) -> tuple[CalibrationRow, ...] | None:
         """A stack goes on without its estimator, and so does who looks at it."""

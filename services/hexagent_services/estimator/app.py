@@ -9,7 +9,7 @@ from hexagent.core.errors import InvalidArgument
 from hexagent.core.estimate.calibration import Calibration
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.learner import Learner
-from hexagent.core.units import PPM
+from hexagent.core.units import PPM, US_PER_S
 from hexagent.runtime import subjects
 from hexagent.runtime.app import App, Stage
 from hexagent.runtime.bus import Bus, Feed, Message
@@ -19,14 +19,18 @@ from hexagent.runtime.grpc_server import GrpcServer
 from hexagent.runtime.metrics import Metrics
 from hexagent.runtime.telemetry import exported_metrics, set_up_telemetry
 from hexagent.wire.estimator import fitting, snapshot_from_bytes
+from hexagent.wire.scheduler import records_from_bytes
 from hexagent.wire.telemetry import telemetry_from_bytes
 from hexagent.wire.workflow import event_from_bytes
+from hexagent_services.estimator.residuals import Residuals
 from hexagent_services.estimator.servicer import EstimatorServicer
 from hexagent_services.estimator.settings import EstimatorSettings
 
 log = logging.getLogger(__name__)
 
 METRICS_PERIOD_S: Final = 1.0  # of wall time
+FORESEE_PERIOD_S: Final = 0.2  # of wall time
+HEARD_S: Final = 0.5  # of wall time, after which decisions and polled events have arrived
 
 
 async def main(app: App[EstimatorSettings]) -> None:
@@ -39,6 +43,7 @@ async def main(app: App[EstimatorSettings]) -> None:
     estimator = Estimator(record.cluster)
     calibration = Calibration(estimator)
     several_models = len(record.cluster.models) > 1
+    residuals = Residuals(record.cluster, estimator)
     learner = Learner(record.cluster.tables, await _last_revision(bus), several_models)
     for spec in record.cluster.instances:
         learner.describe_instance(spec)
@@ -49,7 +54,7 @@ async def main(app: App[EstimatorSettings]) -> None:
         [estimator_service_pb2.DESCRIPTOR.services_by_name["EstimatorService"]],
     )
     estimator_service_pb2_grpc.add_EstimatorServiceServicer_to_server(
-        EstimatorServicer(record.cluster, estimator, calibration), server.raw
+        EstimatorServicer(record.cluster, estimator, calibration, residuals), server.raw
     )
     port = await server.start()
     app.at_stop(Stage.NOT_READY, "health", lambda: server.set_ready(False))
@@ -66,14 +71,22 @@ async def main(app: App[EstimatorSettings]) -> None:
                     refused.add(report.telemetry.instance_id)
                     log.warning("not learned from: %s", error)
 
+    def on_decisions(message: Message) -> None:
+        for decision in records_from_bytes(message.data).records:
+            residuals.decided(decision)
+
     await bus.subscribe_core(subjects.ALL_TELEMETRY, on_telemetry)
+    await bus.subscribe_core(subjects.DECISION, on_decisions)
     feed = await bus.follow(subjects.WORKFLOW, subjects.ALL_WORKFLOWS, poll_s=settings.snapshot_period_s)
+    lag_us = round((settings.snapshot_period_s + HEARD_S) * US_PER_S * record.time_scale)
     async for batch in feed.backlog():
-        _learn(learner, batch)
+        _learn(learner, residuals, batch)
+        residuals.advance(clock.now_us() - lag_us)
     learner.calibration = calibration  # of what was predicted before this start nothing is known
     observe(app, calibration)
-    app.start(_follow(learner, feed), "workflow events")
-    app.start(_publish(bus, learner, estimator, clock, settings.snapshot_period_s), "snapshots")
+    app.start(_follow(learner, residuals, feed), "workflow events")
+    app.start(_publish(bus, learner, estimator, residuals, clock, settings.snapshot_period_s), "snapshots")
+    app.start(_foresee(residuals, clock, lag_us), "residual times")
     await server.set_ready(True)
     app.ready(port)
 
@@ -103,17 +116,27 @@ async def _last_revision(bus: Bus) -> int:
     return snapshot_from_bytes(entry.value).revision if entry is not None and entry.value is not None else 0
 
 
-def _learn(learner: Learner, batch: list[Message]) -> None:
+def _learn(learner: Learner, residuals: Residuals, batch: list[Message]) -> None:
     for message in batch:
-        learner.observe_event(event_from_bytes(message.data).event)
+        event = event_from_bytes(message.data).event
+        learner.observe_event(event)
+        residuals.observe(event)
 
 
-async def _follow(learner: Learner, feed: Feed) -> None:
+async def _follow(learner: Learner, residuals: Residuals, feed: Feed) -> None:
     async for batch in feed:
-        _learn(learner, batch)
+        _learn(learner, residuals, batch)
 
 
-async def _publish(bus: Bus, learner: Learner, estimator: Estimator, clock: ModelClock, period_s: float) -> None:
+async def _foresee(residuals: Residuals, clock: ModelClock, lag_us: int) -> None:
+    while True:
+        residuals.advance(clock.now_us() - lag_us)
+        await asyncio.sleep(FORESEE_PERIOD_S)
+
+
+async def _publish(
+    bus: Bus, learner: Learner, estimator: Estimator, residuals: Residuals, clock: ModelClock, period_s: float
+) -> None:
     """Put a snapshot into its bucket whenever something was learned, and from time to time, until cancelled."""
     bucket = bus.bucket(subjects.SNAPSHOT_BUCKET)
     cut = False
@@ -126,4 +149,5 @@ async def _publish(bus: Bus, learner: Learner, estimator: Estimator, clock: Mode
                 cut = True  # said once
                 log.warning("revision %d is larger than a snapshot may be: what is known least goes", snapshot.revision)
             estimator.update(fitted)
+            residuals.price_anew()
             await bucket.put(subjects.SNAPSHOT_KEY, data)

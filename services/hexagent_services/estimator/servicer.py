@@ -11,26 +11,32 @@ from hexagent.core.estimate.calibration import Calibration
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.estimate.features import CallFeatures
 from hexagent.core.estimate.lengths import PredictedLength
+from hexagent.core.ids import checked_id
 from hexagent.core.instance.spec import ClusterSpec, InstanceSpec, Role
 from hexagent.core.units import scale_ppm
 from hexagent.core.workflow.limits import Limits
 from hexagent.runtime.grpc_server import guarded
 from hexagent.wire.codec import bad
 from hexagent.wire.estimator import snapshot_to_proto
+from hexagent_services.estimator.residuals import Residuals
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _LIMITS = Limits()
 OF_INSTANCES = ("decode_step", "prefill_step", "transfer")  # quantities of calibration
+RESIDUALS_MAX = 1_000  # of one answer
 BATCH_MAX = 65_536  # calls; beyond any engine, and times must stay within 64 bits
 
 
 @guarded
 class EstimatorServicer(stubs.EstimatorServiceServicer):
-    def __init__(self, cluster: ClusterSpec, estimator: Estimator, calibration: Calibration) -> None:
+    def __init__(
+        self, cluster: ClusterSpec, estimator: Estimator, calibration: Calibration, residuals: Residuals
+    ) -> None:
         self._cluster = cluster
         self._estimator = estimator
         self._calibration = calibration
+        self._residuals = residuals
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
         """Times of one call on pairs of instances or GPU types; all pairs of the model when none is named."""
@@ -46,6 +52,28 @@ class EstimatorServicer(stubs.EstimatorServiceServicer):
         return pb.EstimateResponse(
             estimates=estimates,
             output_tokens=pb.Quantiles(q50=length.q50, q90=length.q90, q99=length.q99),
+            snapshot_revision=self._estimator.snapshot.revision,
+        )
+
+    async def EstimateResidual(
+        self, request: pb.EstimateResidualRequest, context: Context
+    ) -> pb.EstimateResidualResponse:
+        """What workflows that run still take; of one that is named, nothing while too little is known."""
+        if request.workflow_id:
+            known = self._residuals.of(checked_id(request.workflow_id, "workflow_id"))
+            residuals = [known] if known is not None else []
+        else:
+            residuals = self._residuals.newest(RESIDUALS_MAX)
+        return pb.EstimateResidualResponse(
+            residuals=[
+                pb.ResidualEstimate(
+                    workflow_id=residual.call.workflow_id,
+                    node_id=residual.call.node_id,
+                    dispatched_at_us=residual.dispatched_at_us,
+                    residual_us=pb.Quantiles(**dict(zip(("q50", "q90", "q99"), residual.us, strict=True))),
+                )
+                for residual in residuals
+            ],
             snapshot_revision=self._estimator.snapshot.revision,
         )
 

@@ -233,6 +233,92 @@ class EstimateResponse(_message.Message):
 Global___EstimateResponse: _TypeAlias = EstimateResponse  # noqa: Y015
 
 @_typing.final
+class EstimateResidualRequest(_message.Message):
+    """Asks how long workflows still take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """Only this one; empty = all that run, newest first, at most 1,000."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateResidualRequest: _TypeAlias = EstimateResidualRequest  # noqa: Y015
+
+@_typing.final
+class ResidualEstimate(_message.Message):
+    """What a workflow takes from the start of a call to its end, alone on the cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    DISPATCHED_AT_US_FIELD_NUMBER: _builtins.int
+    RESIDUAL_US_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """The workflow."""
+    node_id: _builtins.str
+    """The call of it that was dispatched last."""
+    dispatched_at_us: _builtins.int
+    """When that was, microseconds of model time."""
+    @_builtins.property
+    def residual_us(self) -> Global___Quantiles:
+        """From then on, microseconds of model time."""
+
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        dispatched_at_us: _builtins.int = ...,
+        residual_us: Global___Quantiles | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["residual_us", b"residual_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dispatched_at_us", b"dispatched_at_us", "node_id", b"node_id", "residual_us", b"residual_us", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResidualEstimate: _TypeAlias = ResidualEstimate  # noqa: Y015
+
+@_typing.final
+class EstimateResidualResponse(_message.Message):
+    """Predictions for workflows; those of whose class too little is known are left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESIDUALS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_REVISION_FIELD_NUMBER: _builtins.int
+    snapshot_revision: _builtins.int
+    """Parameters in force."""
+    @_builtins.property
+    def residuals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidualEstimate]:
+        """One a workflow."""
+
+    def __init__(
+        self,
+        *,
+        residuals: _abc.Iterable[Global___ResidualEstimate] | None = ...,
+        snapshot_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["residuals", b"residuals", "snapshot_revision", b"snapshot_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateResidualResponse: _TypeAlias = EstimateResidualResponse  # noqa: Y015
+
+@_typing.final
 class GetCalibrationRequest(_message.Message):
     """Asks for calibration."""
 

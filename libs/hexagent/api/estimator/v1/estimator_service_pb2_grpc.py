@@ -41,6 +41,11 @@ class EstimatorServiceStub:
                 request_serializer=hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateRequest.SerializeToString,
                 response_deserializer=hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateResponse.FromString,
                 _registered_method=True)
+        self.EstimateResidual = channel.unary_unary(
+                '/hexagent.api.estimator.v1.EstimatorService/EstimateResidual',
+                request_serializer=hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateResidualRequest.SerializeToString,
+                response_deserializer=hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateResidualResponse.FromString,
+                _registered_method=True)
         self.GetCalibration = channel.unary_unary(
                 '/hexagent.api.estimator.v1.EstimatorService/GetCalibration',
                 request_serializer=hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.GetCalibrationRequest.SerializeToString,
@@ -61,6 +66,14 @@ class EstimatorServiceServicer:
     def Estimate(self, request, context):
         """Predicts a call on pairs of instances or of GPU types.
         NOT_FOUND: unknown model, instance or GPU type. FAILED_PRECONDITION: a pair whose KV precisions differ.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateResidual(self, request, context):
+        """Predicts how long workflows that run still take, alone on the cluster.
+        NOT_FOUND: the workflow does not run: it is unknown, or has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +101,11 @@ def add_EstimatorServiceServicer_to_server(servicer, server):
                     servicer.Estimate,
                     request_deserializer=hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateRequest.FromString,
                     response_serializer=hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateResponse.SerializeToString,
+            ),
+            'EstimateResidual': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateResidual,
+                    request_deserializer=hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateResidualRequest.FromString,
+                    response_serializer=hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateResidualResponse.SerializeToString,
             ),
             'GetCalibration': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCalibration,
@@ -129,6 +147,33 @@ class EstimatorService:
             '/hexagent.api.estimator.v1.EstimatorService/Estimate',
             hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateRequest.SerializeToString,
             hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateResidual(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hexagent.api.estimator.v1.EstimatorService/EstimateResidual',
+            hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateResidualRequest.SerializeToString,
+            hexagent_dot_api_dot_estimator_dot_v1_dot_estimator__service__pb2.EstimateResidualResponse.FromString,
             options,
             channel_credentials,
             insecure,

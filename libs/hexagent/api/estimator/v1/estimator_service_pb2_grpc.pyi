@@ -39,6 +39,10 @@ class EstimatorServiceStub:
     """Predicts a call on pairs of instances or of GPU types.
     NOT_FOUND: unknown model, instance or GPU type. FAILED_PRECONDITION: a pair whose KV precisions differ.
     """
+    EstimateResidual: _grpc.UnaryUnaryMultiCallable[_estimator_service_pb2.EstimateResidualRequest, _estimator_service_pb2.EstimateResidualResponse]
+    """Predicts how long workflows that run still take, alone on the cluster.
+    NOT_FOUND: the workflow does not run: it is unknown, or has ended.
+    """
     GetCalibration: _grpc.UnaryUnaryMultiCallable[_estimator_service_pb2.GetCalibrationRequest, _estimator_service_pb2.GetCalibrationResponse]
     """Shows how predictions compare with what happened."""
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_estimator_service_pb2.GetSnapshotRequest, _estimator_service_pb2.GetSnapshotResponse]
@@ -56,6 +60,10 @@ class EstimatorServiceAsyncStub(EstimatorServiceStub):
     Estimate: _aio.UnaryUnaryMultiCallable[_estimator_service_pb2.EstimateRequest, _estimator_service_pb2.EstimateResponse]  # type: ignore[assignment]
     """Predicts a call on pairs of instances or of GPU types.
     NOT_FOUND: unknown model, instance or GPU type. FAILED_PRECONDITION: a pair whose KV precisions differ.
+    """
+    EstimateResidual: _aio.UnaryUnaryMultiCallable[_estimator_service_pb2.EstimateResidualRequest, _estimator_service_pb2.EstimateResidualResponse]  # type: ignore[assignment]
+    """Predicts how long workflows that run still take, alone on the cluster.
+    NOT_FOUND: the workflow does not run: it is unknown, or has ended.
     """
     GetCalibration: _aio.UnaryUnaryMultiCallable[_estimator_service_pb2.GetCalibrationRequest, _estimator_service_pb2.GetCalibrationResponse]  # type: ignore[assignment]
     """Shows how predictions compare with what happened."""
@@ -77,6 +85,16 @@ class EstimatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_estimator_service_pb2.EstimateResponse, _abc.Awaitable[_estimator_service_pb2.EstimateResponse]]:
         """Predicts a call on pairs of instances or of GPU types.
         NOT_FOUND: unknown model, instance or GPU type. FAILED_PRECONDITION: a pair whose KV precisions differ.
+        """
+
+    @_abc_1.abstractmethod
+    def EstimateResidual(
+        self,
+        request: _estimator_service_pb2.EstimateResidualRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_estimator_service_pb2.EstimateResidualResponse, _abc.Awaitable[_estimator_service_pb2.EstimateResidualResponse]]:
+        """Predicts how long workflows that run still take, alone on the cluster.
+        NOT_FOUND: the workflow does not run: it is unknown, or has ended.
         """
 
     @_abc_1.abstractmethod
