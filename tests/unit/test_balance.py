@@ -14,15 +14,16 @@ DAY_US = 86_400 * US_PER_S
 DECODING = 60  # calls
 
 
-def desk(cost_s: int, most_us: int = DAY_US, decode: int = 2) -> Desk:
-    """Three prefill instances that idle, and decode instances with calls."""
-    specs = prefills("a100", "h100", "h200") + decodes(*["h100"] * decode)
+def desk(cost_s: int, most_us: int = DAY_US, begun: bool = True) -> Desk:
+    """Three prefill instances and two decode instances with calls; `begun`, the former idle."""
+    specs = prefills("a100", "h100", "h200") + decodes("h100", "h100")
     flip = RoleFlip(FlipWay.RESTART, cost_s * US_PER_S)
     profile = DEFAULT._replace(flip_us_max=most_us, stuck_us=DAY_US)
     made = Desk(tuple(s._replace(flip=flip) for s in specs), profile=profile)
     made.start("w")
     made.reveal("w", *(f"n{i:02}" for i in range(DECODING)))
-    prefilled(made)
+    if begun:
+        prefilled(made)
     return made
 
 
@@ -46,6 +47,14 @@ def ticked(made: Desk, seconds: int) -> list[tuple[int, ChangeRole]]:
 
 def spec_of(made: Desk, instance_id: str) -> InstanceSpec:
     return made.core.ledger.instances[instance_id].spec
+
+
+@pytest.mark.parametrize("burst_s", [5, 8, 15])
+def test_prompts_that_have_been_computed_by_now_take_no_instance_from_loaded_decode(burst_s: int) -> None:
+    made = desk(1, begun=False)
+    assert ticked(made, burst_s) == []
+    prefilled(made)
+    assert [change.instance_id for _, change in ticked(made, 60)] == ["p2"]
 
 
 @pytest.mark.parametrize("cost_s", [1, 60, 300])

@@ -6,6 +6,8 @@ shorter steps, which spares the share of its calls by which they are shorter. Th
 has lasted: with T the time for which a change has been worth it, one that takes c pays once
 
     gain (T - c) > loss T.
+
+Both are smoothed over some seconds, and have to say the same at the moment.
 """
 
 from collections.abc import Mapping, Sized
@@ -26,7 +28,7 @@ WORTH_MILLI: Final = 1_250  # gain over loss
 LEAST_MILLI: Final = 25  # gain for each call that decodes
 BUSY_MAX_PPM: Final = 980_000
 KV_MAX_PPM: Final = 800_000  # reserved of what the other decode instances hold
-NEVER_MILLI: Final = 1_000_000_000
+NEVER_MILLI: Final = 1_000_000_000  # loss of what the others could not take over
 PROMPT_TOKENS: Final = 1_000  # by which instances are compared
 BATCH: Final = 8
 
@@ -73,12 +75,17 @@ class Balance:
             if instance is None:
                 continue
             weigh = self._without_prefill if role is Role.PREFILL else self._without_decode
-            gain_milli, loss_milli = weigh(instance, prefill, decode, seen)
+            gain_milli, loss_milli = weigh(instance, prefill, decode, seen.busy_ppm, seen.queued_milli)
+            if loss_milli == NEVER_MILLI:
+                seen.since_us.pop(role, None)
+                continue
             seen.gain_milli[role] = _smoothed(seen.gain_milli[role], gain_milli)
             seen.loss_milli[role] = _smoothed(seen.loss_milli[role], loss_milli)
             if self._pays(instance, role, seen, least_milli, now_us):
-                seen.since_us.clear()
-                return [self._flips.want(instance, FLIPPED[role])]
+                gain_milli, loss_milli = weigh(instance, prefill, decode, busy_ppm, calls * MILLI)
+                if gain_milli > loss_milli:  # still, at this moment
+                    seen.since_us.clear()
+                    return [self._flips.want(instance, FLIPPED[role])]
         return []
 
     def _candidate(self, pool: list[Instance], role: Role) -> Instance | None:
@@ -111,22 +118,22 @@ class Balance:
 
     # --- gain and loss ----------------------------------------------------------------------------------------
     def _without_prefill(
-        self, instance: Instance, prefill: list[Instance], decode: list[Instance], seen: _Model
+        self, instance: Instance, prefill: list[Instance], decode: list[Instance], busy_ppm: int, queued_milli: int
     ) -> tuple[int, int]:
         capacity, tokens_per_s = sum(map(self._prompts_per_s, prefill)), sum(map(self._tokens_per_s, decode))
-        then_ppm = seen.busy_ppm * capacity // max(capacity - self._prompts_per_s(instance), 1)
-        queued_milli = _queued_milli(len(prefill), seen.busy_ppm)
-        loss_milli = _queued_milli(len(prefill) - 1, then_ppm) - queued_milli if then_ppm < PPM else NEVER_MILLI
+        then_ppm = busy_ppm * capacity // max(capacity - self._prompts_per_s(instance), 1)
+        now_milli = _queued_milli(len(prefill), busy_ppm)
+        loss_milli = _queued_milli(len(prefill) - 1, then_ppm) - now_milli if then_ppm < PPM else NEVER_MILLI
         share_ppm = tokens_per_s * PPM // (tokens_per_s + self._tokens_per_s(instance))
         return self._spared_milli(decode, share_ppm), loss_milli
 
     def _without_decode(
-        self, instance: Instance, prefill: list[Instance], decode: list[Instance], seen: _Model
+        self, instance: Instance, prefill: list[Instance], decode: list[Instance], busy_ppm: int, queued_milli: int
     ) -> tuple[int, int]:
         capacity, tokens_per_s = sum(map(self._prompts_per_s, prefill)), sum(map(self._tokens_per_s, decode))
-        then_ppm = seen.busy_ppm * capacity // (capacity + self._prompts_per_s(instance))
-        now_milli, then_milli = _queued_milli(len(prefill), seen.busy_ppm), _queued_milli(len(prefill) + 1, then_ppm)
-        spared_milli = max(now_milli, seen.queued_milli) * max(now_milli - then_milli, 0) // max(now_milli, 1)
+        then_ppm = busy_ppm * capacity // (capacity + self._prompts_per_s(instance))
+        now_milli, then_milli = _queued_milli(len(prefill), busy_ppm), _queued_milli(len(prefill) + 1, then_ppm)
+        spared_milli = max(now_milli, queued_milli) * max(now_milli - then_milli, 0) // max(now_milli, 1)
         room = sum(d.spec.kv_tokens for d in decode if d is not instance)
         if sum(d.reserved_tokens for d in decode) > scale_ppm(room, KV_MAX_PPM):
             return spared_milli, NEVER_MILLI
