@@ -54,13 +54,19 @@ class Hits:
 
     def update(self, row_of: Callable[[Call], int]) -> None:
         """Take in what has changed in caches."""
+        rows: set[int] = set()
         for i, cache in enumerate(self._caches):
             if cache is not None:
                 changed: dict[CallId, Call] = {}
                 for segment in cache.changes():
                     changed |= self._calls_with.get(segment.digest, {})
                 for call in changed.values():
-                    self._set(row_of(call), i, call, cache.match(call.chain, call.prompt_tokens))
+                    row, tokens = row_of(call), cache.match(call.chain, call.prompt_tokens)
+                    if tokens != self.found[row].tokens_on(i):
+                        self._set(row, i, call, tokens)
+                        rows.add(row)
+        for row in sorted(rows):
+            self._bound(row)
 
     @property
     def least_us(self) -> IntArray:
@@ -116,8 +122,6 @@ class Hits:
 
     def _set(self, row: int, i: int, call: Call, tokens: int) -> None:
         found = self.found[row]
-        if tokens == found.tokens_on(i):
-            return
         if tokens == found.tokens:
             del found.others[i]
         else:
@@ -126,7 +130,6 @@ class Hits:
         if found.changes > len(self._caches) // 2:
             held = [found.tokens_on(p) for p in range(len(self._caches))]
             self.found[row] = self._counted(call.prompt_tokens, held)
-        self._bound(row)
 
     def _bound(self, row: int) -> None:
         found = self.found[row]

@@ -19,7 +19,7 @@ from hexagent.core.policy.dispatch import Plan, PredictedFinish
 from hexagent.core.policy.earliest import Outlook, unbeaten
 from hexagent.core.policy.hits import Found
 from hexagent.core.policy.order import Ages, IntArray, Order
-from hexagent.core.policy.placement import OTHERS_MAX, Near, SimulatedState, after
+from hexagent.core.policy.placement import FEW, OTHERS_MAX, Near, SimulatedState, after
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology, ints
 from hexagent.core.policy.waiting import OUTPUT, WaitingCalls
@@ -152,8 +152,8 @@ class KeepingState(SimulatedState):
         self._home_of = {j: i for i, j in enumerate(topology.homes)}  # P that is D
         for j in range(receivers, len(self._local_us)):
             self._local_us[j] = 0
-        # By call the instance where it would finish first without a hand-off, and the `_idle_milli` that holds for.
-        self._first_own: list[tuple[tuple[int, int], int] | None] = [None] * len(self.calls)
+        # By call the few instances where it would finish first without a hand-off, and the `_idle_milli` of these.
+        self._first_own: list[tuple[Near, int]] = [([], 0)] * len(self.calls)
         self._busy = senders - sum(self._idle[:senders])
         self._idle_milli = idle_milli(self._busy, senders)
         # How much of a prefill on P each microsecond costs those that decode there, in thousandths.
@@ -175,22 +175,20 @@ class KeepingState(SimulatedState):
         return self._alone_us(r, i) * self._weights_milli[i] // MILLI
 
     def _finish_of(self, r: int) -> int:
-        told_at, own = self._told_at[r], self._first_own[r]
-        if told_at != len(self._applied) - 1 or own is None or own[1] != self._idle_milli:
-            first: tuple[int, int] | None = None
-        else:
-            first, (i, j) = own[0], self._applied[-1]
+        first, idle_milli_then = self._first_own[r]
+        if self._told_at[r] != len(self._applied) - 1 or idle_milli_then != self._idle_milli:
+            first = []
+        if first:
+            i, j = self._applied[-1]
             for place in (i, self._home_of.get(j, -1)):
-                if first is not None and place >= 0 and self._topology.homes[place] >= 0:
+                if first and place >= 0 and self._topology.homes[place] >= 0:
                     room = self._may_decode(r, self._topology.homes[place])
                     first = after(first, self._own_us(r, place) if room else NEVER_US, place)
-        if first is None:
-            near = self._own(r, 1, self._weightless)
-            first = near[0] if near else (NEVER_US, -1)
+        first = first or self._own(r, FEW, self._weightless) or [(NEVER_US, -1)]
         self._first_own[r] = first, self._idle_milli
         finish_us = super()._finish_of(r)
         self._told_at[r] = len(self._applied)
-        return min(finish_us, first[0])
+        return min(finish_us, first[0][0])
 
     def _own_us(self, r: int, i: int) -> int:
         return super()._own_us(r, i) if i < self._topology.senders or i in self._appended[r] else NEVER_US
@@ -246,15 +244,8 @@ class KeepingState(SimulatedState):
         """
         homes, found, books = self._topology.homes, self._found[r], self._books
         steps = self.calls[r].output_q50 - 1
-        told = self._told(r) + [(i, self._free_us[i] + self._added_us(r, i)) for i in self._appended[r]]
-        near = [
-            (end_us + self._decode_us(r, homes[i]) + self._alone_us(r, i) * weights_milli[i] // MILLI, i)
-            for i, end_us in told
-            if homes[i] >= 0 and self._may_decode(r, homes[i])
-        ]
-        near.sort()
-        del near[count:]
-        last = near[-1] if len(near) == count else (NEVER_US, 0)
+        near: Near = []
+        last = NEVER_US, 0
         firsts = [(kind, self._by_free[kind][0][0]) for kind in self._kinds if self._by_free[kind]]
         ends_us = [free_us + found.nominal_us[kind] * books.fastest[kind] // PPM for kind, free_us in firsts]
         end_us, idle, busy = min(ends_us, default=NEVER_US), self._idle_milli, MILLI - self._idle_milli
@@ -269,6 +260,14 @@ class KeepingState(SimulatedState):
             told_of = i in found.others or i in self._batches
             if (cost_us, i) < last and not told_of and self._may_decode(r, j):
                 insort(near, (cost_us, i))
+                del near[count:]
+                if len(near) == count:
+                    last = near[-1]
+        told = self._told(r) + [(i, self._free_us[i] + self._added_us(r, i)) for i in self._appended[r]]
+        for i, end_us in told:
+            if homes[i] >= 0 and end_us + steps * self._step_us[homes[i]] <= last[0] and self._may_decode(r, homes[i]):
+                decode_us = self._decode_us(r, homes[i])
+                insort(near, (end_us + decode_us + self._alone_us(r, i) * weights_milli[i] // MILLI, i))
                 del near[count:]
                 if len(near) == count:
                     last = near[-1]

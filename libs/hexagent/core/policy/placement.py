@@ -7,7 +7,6 @@ looser, never wrong.
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from hexagent.core.scheduling.record import Candidate
 from hexagent.core.units import MILLI, NEVER_US, PPM, US_PER_S
 
 OTHERS_MAX: Final = 3  # runners-up a record keeps
+FEW: Final = 4  # earliest instances remembered of a call, so that all are looked at again once these are taken
 _SUMMED: Final = 256  # calls whose work is added up before a look at whether it is enough
 
 Near = list[tuple[int, int]]  # (when KV could leave P, P), best first
@@ -60,7 +60,7 @@ class SimulatedState:
         aware: bool = False,
     ) -> None:
         self._topology, self._estimator, self._waiting = topology, estimator, waiting
-        self._now_us, self._batch_us_max = now_us, batch_us
+        self._now_us = now_us
         self.calls: list[Call] = [waiting.calls[row] for row in rows]
         self._hits = waiting.hits(topology) if aware else None
         self._rows = rows
@@ -88,15 +88,18 @@ class SimulatedState:
         for kind, one in zip(books.kinds, self._idle, strict=True):
             self._idle_of[kind] += one
         self._startable = sum(self._idle)  # instances that could take a call that starts now
+        self._kv_needed: tuple[list[list[int]], list[list[int]]] = ([], []) if self._roomy else self._kv_of()
+        self._batch_us = self._most_batch_us(batch_us)  # the most time a batch may add to its first call
         # What may still be added to the batch begun on P in this plan: (time, tokens).
         self._batches: dict[int, tuple[int, int]] = {}
         self._added: dict[int, tuple[int, int]] = {}  # (calls, context tokens) placed in this plan, by D
         self._applied: list[tuple[int, int]] = []  # pairs of calls placed so far
         self._finish_us = [0] * len(self.calls)
+        self._usual_us: list[int] = []  # by call, as `Topology.transfer_us` says, once a finish is asked for
         # By call what its finish is made of, and after how many placements: as one changes only its two instances.
         self._told_at = [-1] * len(self.calls)
-        self._leaves: list[tuple[int, int] | None] = [None] * len(self.calls)
-        self._moved: list[tuple[int, int] | None] = [None] * len(self.calls)
+        self._leaves: list[Near] = [[]] * len(self.calls)
+        self._moved = [(NEVER_US, -1)] * len(self.calls)
 
     @property
     def any_startable(self) -> bool:
@@ -108,6 +111,9 @@ class SimulatedState:
 
         Shape (calls,); `NEVER_US` = nowhere. If links are described alike, with the median of what is learned of them.
         """
+        if not self._usual_us and self._topology.uniform:
+            prompt = self._waiting.columns[list(self._rows), PROMPT]
+            self._usual_us = self._topology.transfer_us(prompt).tolist()
         for r in left:
             self._finish_us[r] = self._finish_of(r)
         return np.array(self._finish_us, dtype=np.int64)
@@ -194,12 +200,8 @@ class SimulatedState:
         """
         books, found, others, roomy = self._books, self._found[r], self._found[r].others, self._roomy
         free_us, busy_us = self._egress_free_us, self._egress_busy_us
-        near = [(self._leave_us(end_us, i), i) for i, end_us in self._told(r) if roomy or self._may_prefill(r, i)]
-        if weights_milli:
-            near = [(leave_us + self._alone_us(r, i) * weights_milli[i] // MILLI, i) for leave_us, i in near]
-        near.sort()
-        del near[count:]
-        last_us, last = near[-1] if len(near) == count else (NEVER_US, 0)
+        near: Near = []
+        last_us, last = NEVER_US, 0
         for kind in self._kinds:
             nominal_us, fastest_ppm, slowest_ppm = found.nominal_us[kind], books.fastest[kind], books.slowest[kind]
             alone_us = least_us = nominal_us * fastest_ppm // PPM
@@ -223,6 +225,15 @@ class SimulatedState:
                     del near[count:]
                     if len(near) == count:
                         last_us, last = near[-1]
+        for i, end_us in self._told(r):
+            if end_us <= last_us and (roomy or self._may_prefill(r, i)):
+                leave_us = self._leave_us(end_us, i)
+                if weights_milli:
+                    leave_us += self._alone_us(r, i) * weights_milli[i] // MILLI
+                insort(near, (leave_us, i))
+                del near[count:]
+                if len(near) == count:
+                    last_us = near[-1][0]
         return near
 
     def _told(self, r: int) -> list[tuple[int, int]]:
@@ -238,23 +249,22 @@ class SimulatedState:
             return pairs[0][0] if pairs else NEVER_US
         # Wherever a call decodes, it is there first from where it can leave first.
         leaves, moved = self._leaves[r], self._moved[r]
-        if self._told_at[r] != len(self._applied) - 1 or leaves is None or moved is None:
+        if self._told_at[r] != len(self._applied) - 1 or not leaves:
             leaves = self._first_to_leave(r)
-            moved = self._first_moved(r, leaves[0])
+            moved = self._first_moved(r, leaves[0][0])
         else:
             i, j = self._applied[-1]
-            was_us, leaves = leaves[0], after(leaves, self._leaves_us(r, i), i) or self._first_to_leave(r)
-            if leaves[0] != was_us:
-                moved = self._first_moved(r, leaves[0])
+            was_us, leaves = leaves[0][0], after(leaves, self._leaves_us(r, i), i) or self._first_to_leave(r)
+            if leaves[0][0] != was_us or (j < self._topology.receivers and moved[1] == j):
+                moved = self._first_moved(r, leaves[0][0])
             elif j < self._topology.receivers:
-                moved = after(moved, self._decoded_us(r, was_us, j), j) or self._first_moved(r, was_us)
+                moved = min(moved, (self._decoded_us(r, was_us, j), j))
         self._told_at[r], self._leaves[r], self._moved[r] = len(self._applied), leaves, moved
         return min(moved[0] + self._usual_us[r], NEVER_US)
 
-    def _first_to_leave(self, r: int) -> tuple[int, int]:
-        """(When, P) call r's KV could leave first."""
-        near = self._soonest(r, 1)
-        return near[0] if near else (NEVER_US, -1)
+    def _first_to_leave(self, r: int) -> Near:
+        """(When, P) call r's KV could leave the first few."""
+        return self._soonest(r, FEW) or [(NEVER_US, -1)]
 
     def _leaves_us(self, r: int, i: int) -> int:
         """When call r's KV could leave P; `NEVER_US` where it has no room."""
@@ -279,13 +289,6 @@ class SimulatedState:
             return NEVER_US
         wait_us = min(max(self._ingress_free_us[j] - leave_us, 0), self._ingress_busy_us[j])
         return leave_us + wait_us + self._decode_us(r, j)
-
-    @cached_property
-    def _usual_us(self) -> list[int]:
-        """Of each call, as `Topology.transfer_us` says."""
-        prompt = self._waiting.columns[list(self._rows), PROMPT]
-        usual_us: list[int] = self._topology.transfer_us(prompt).tolist()
-        return usual_us
 
     def _pairs(self, r: int, near: Near, count: int) -> Pairs:
         """The `count` pairs of these prefill instances with the earliest finishes, equal ones in order of place."""
@@ -344,8 +347,7 @@ class SimulatedState:
         """The next step of a call on D."""
         return self._step_us[j]
 
-    @cached_property
-    def _kv_needed(self) -> tuple[list[list[int]], list[list[int]]]:
+    def _kv_of(self) -> tuple[list[list[int]], list[list[int]]]:
         """What `WaitingCalls.kv_needed` says, by call."""
         prefill, decode = self._waiting.kv_needed(self._topology, self._waiting.columns[list(self._rows)].T)
         return prefill.T.tolist(), decode.T.tolist()
@@ -452,10 +454,9 @@ class SimulatedState:
             self._batches[i] = headroom_us, room
         self._startable -= bool(could and headroom_us <= 0)
 
-    @cached_property
-    def _batch_us(self) -> int:
-        """The most time a batch may add to its first call."""
-        topology, most_us = self._topology, self._batch_us_max
+    def _most_batch_us(self, most_us: int) -> int:
+        """That, but never more than the backlog of a prefill instance."""
+        topology = self._topology
         instances = max(topology.senders, 1)
         if self._hits is not None:
             return min(most_us, int(self._hits.least_us.sum()) // instances)
@@ -473,11 +474,12 @@ class SimulatedState:
         self._ingress_busy_us[j] += move_us
 
 
-def after(first: tuple[int, int], us: int, place: int) -> tuple[int, int] | None:
-    """The least (time, place) of several once that of `place` has become `us`; None if that is for all to tell."""
-    if place == first[1] and us > first[0]:
-        return None
-    return (us, place) if us < first[0] else first
+def after(first: Near, us: int, place: int) -> Near:
+    """The least few (time, place) of several once that of `place` has become `us`; none if that is for all to tell."""
+    left = [entry for entry in first if entry[1] != place]
+    if left and us <= left[-1][0]:  # none that was left out is less
+        insort(left, (us, place))
+    return left
 
 
 def _from(now_us: int, entries: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,7 +1,6 @@
 """The usable instances of a model, the links between them, and the books a plan begins with."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -121,6 +120,7 @@ class Topology:
         self._usual = LinkSpec(1, 0)  # medians of the two
         self.equal = False  # whether all links are, as far as is known
         self._links: dict[int, Links] = {}  # by prefill instance
+        self._takes: list[list[bool]] = []  # once asked for
 
     def update(self, changed: Iterable[Instance]) -> None:
         """Take in what the ledger says of the instances it changed, and the estimator's latest parameters."""
@@ -174,11 +174,12 @@ class Topology:
             self._links[i] = links
         return links
 
-    @cached_property
+    @property
     def takes(self) -> list[list[bool]]:
         """Where KV can move to from each of P."""
-        takes: list[list[bool]] = (self.pairs & ~self.local).tolist()
-        return takes
+        if not self._takes:
+            self._takes = (self.pairs & ~self.local).tolist()
+        return self._takes
 
     def _spread(self, value: Callable[[InstanceSpec, InstanceSpec], int]) -> IntArray:
         """(P, D) of what the sorts of the two instances say."""
