@@ -19,7 +19,7 @@ from hexagent.core.policy.dispatch import Plan, PredictedFinish
 from hexagent.core.policy.earliest import Outlook, unbeaten
 from hexagent.core.policy.hits import Found
 from hexagent.core.policy.order import Ages, IntArray, Order
-from hexagent.core.policy.placement import FEW, OTHERS_MAX, Near, SimulatedState, after
+from hexagent.core.policy.placement import FEW, OTHERS_MAX, Near, SimulatedState, after, among
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology, ints
 from hexagent.core.policy.waiting import OUTPUT, WaitingCalls
@@ -181,7 +181,7 @@ class KeepingState(SimulatedState):
         if first:
             i, j = self._applied[-1]
             for place in (i, self._home_of.get(j, -1)):
-                if first and place >= 0 and self._topology.homes[place] >= 0:
+                if place >= 0 and among(first, place):
                     room = self._may_decode(r, self._topology.homes[place])
                     first = after(first, self._own_us(r, place) if room else NEVER_US, place)
         first = first or self._own(r, FEW, self._weightless) or [(NEVER_US, -1)]

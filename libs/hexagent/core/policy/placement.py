@@ -96,7 +96,7 @@ class SimulatedState:
         self._applied: list[tuple[int, int]] = []  # pairs of calls placed so far
         self._finish_us = [0] * len(self.calls)
         self._usual_us: list[int] = []  # by call, as `Topology.transfer_us` says, once a finish is asked for
-        # By call what its finish is made of, and after how many placements: as one changes only its two instances.
+        # By call what its finish is made of, and after how many placements: each makes two instances later.
         self._told_at = [-1] * len(self.calls)
         self._leaves: list[Near] = [[]] * len(self.calls)
         self._moved = [(NEVER_US, -1)] * len(self.calls)
@@ -254,11 +254,11 @@ class SimulatedState:
             moved = self._first_moved(r, leaves[0][0])
         else:
             i, j = self._applied[-1]
-            was_us, leaves = leaves[0][0], after(leaves, self._leaves_us(r, i), i) or self._first_to_leave(r)
-            if leaves[0][0] != was_us or (j < self._topology.receivers and moved[1] == j):
+            was_us = leaves[0][0]
+            if among(leaves, i):
+                leaves = after(leaves, self._leaves_us(r, i), i) or self._first_to_leave(r)
+            if leaves[0][0] != was_us or moved[1] == j:
                 moved = self._first_moved(r, leaves[0][0])
-            elif j < self._topology.receivers:
-                moved = min(moved, (self._decoded_us(r, was_us, j), j))
         self._told_at[r], self._leaves[r], self._moved[r] = len(self._applied), leaves, moved
         return min(moved[0] + self._usual_us[r], NEVER_US)
 
@@ -472,6 +472,11 @@ class SimulatedState:
         self._egress_busy_us[i] += move_us
         self._ingress_free_us[j] = max(self._ingress_free_us[j], arrives_us)
         self._ingress_busy_us[j] += move_us
+
+
+def among(first: Near, place: int) -> bool:
+    """Whether this place is one of those."""
+    return place in [one for _, one in first]
 
 
 def after(first: Near, us: int, place: int) -> Near:
