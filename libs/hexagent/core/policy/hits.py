@@ -136,7 +136,8 @@ class Hits:
         self._least_us[row] = self._least_of(found)
         most_us = found.nominal_us.copy()
         for i, (_, nominal_us) in found.others.items():
-            most_us[self._kind_of[i]] = max(most_us[self._kind_of[i]], nominal_us)
+            if nominal_us > most_us[self._kind_of[i]]:
+                most_us[self._kind_of[i]] = nominal_us
         self._most_us[:, row] = most_us
 
     def _least_of(self, found: Found) -> int:

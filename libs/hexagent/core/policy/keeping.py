@@ -265,8 +265,9 @@ class KeepingState(SimulatedState):
                     last = near[-1]
         told = self._told(r) + [(i, self._free_us[i] + self._added_us(r, i)) for i in self._appended[r]]
         for i, end_us in told:
-            if homes[i] >= 0 and end_us + steps * self._step_us[homes[i]] <= last[0] and self._may_decode(r, homes[i]):
-                decode_us = self._decode_us(r, homes[i])
+            j = homes[i]
+            if j >= 0 and end_us + steps * self._step_of(j) <= last[0] and self._may_decode(r, j):
+                decode_us = self._decode_us(r, j)
                 insort(near, (end_us + decode_us + self._alone_us(r, i) * weights_milli[i] // MILLI, i))
                 del near[count:]
                 if len(near) == count:
