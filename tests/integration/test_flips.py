@@ -36,6 +36,7 @@ flip_s = {flip_s}
 FLIP_S: Final = 20.0  # of model time: long enough to be killed in
 LONG: Final = {"emulated.output_tokens": "1500"}
 PATIENCE_S: Final = 20.0
+HEARD_S: Final = 0.3  # for a command to reach its agent, who remembers it; the calls take longer
 
 
 class Cluster(NamedTuple):
@@ -102,6 +103,7 @@ async def test_a_flip_outlives_whoever_is_killed_meanwhile(cluster: Cluster) -> 
         await until(decoding)
         left = flip_instance("decode-1", Role.PREFILL, cluster.stack.addresses[SCHEDULER])
         assert (await anext(left)).held > 0
+        await asyncio.sleep(HEARD_S)
         cluster.kill(SCHEDULER)  # while it drains
 
         async def knows() -> bool:
