@@ -193,6 +193,7 @@ class Play:
 
     def change(self, instance_id: str) -> None:
         self.flipping.remove(instance_id)
+        self.down = [down for down in self.down if down.instance_id != instance_id]
         spec = self.desk.core.ledger.instances[instance_id].spec._replace(role=self.changing.pop(instance_id))
         self.tell(self.desk.tell(InstanceUp(spec, (), self.desk.now_us)))
 

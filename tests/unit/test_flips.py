@@ -116,11 +116,12 @@ def test_what_cannot_change_is_refused(spec: InstanceSpec, others: tuple[Role, .
     assert (said.reason if said is not None else "") == reason
 
 
-def test_one_that_is_down_leaves_nobody_without_it() -> None:
+def test_the_last_of_its_role_keeps_it_while_it_is_down() -> None:
     desk = Desk(decodes("h100", flip=COST) + prefills("h100"))
     desk.tell(InstanceDown("d0", 0, "engine does not start", spec_of(desk, "d0")))
-    desk.core.flips.check(desk.core.ledger.instances["d0"], Role.PREFILL)
-    assert flip(desk, "d0", Role.PREFILL)[-1] == ChangeRole("d0", Role.PREFILL, now=True)
+    with pytest.raises(FailedPrecondition) as refused:
+        desk.core.flips.check(desk.core.ledger.instances["d0"], Role.PREFILL)
+    assert refused.value.reason == "LAST_INSTANCE"
 
 
 def test_one_that_does_not_start_in_its_other_role_stays_closed_and_can_be_given_its_own() -> None:

@@ -30,9 +30,6 @@ from hexagent.core.workflow.commands import Command, Publish
 from hexagent.core.workflow.description import horizon_of
 from hexagent.core.workflow.events import (
     CallFinished,
-    NodesRevealed,
-    ToolFinished,
-    ToolStarted,
     WorkflowEvent,
 )
 from hexagent.core.workflow.limits import Limits, catalog_of
@@ -42,6 +39,7 @@ from hexagent.sim.clients import Freed, ScriptedClient, solo_of
 from hexagent.sim.clusters import aggregated
 from hexagent.sim.conditions import CONDITIONS, NO_HINTS, Conditions, EstimateNoise, hints, means_of_classes
 from hexagent.sim.fleet import Fleet, Flight, Latency, Reported
+from hexagent.sim.marks import mark
 from hexagent.sim.metrics import WorkflowRow
 from hexagent.sim.oracle import ScriptOracle
 from hexagent.sim.shares import Shares, TenantShare
@@ -258,7 +256,7 @@ class World:
         if not events:
             return
         for event in events:
-            self._digest.update(_mark(event))
+            self._digest.update(mark(event))
             self.learner.observe_event(event)
             if isinstance(event, CallFinished):
                 self._calls += 1
@@ -316,7 +314,7 @@ class World:
                     self.schedule(self.now_us + self._latency.outcome_us, self._outcome, effect.outcome)
                 case Record():
                     self._decisions += 1
-                    self._digest.update(_mark(effect.record))
+                    self._digest.update(mark(effect.record))
         for instance_id, flights in dispatched.items():
             self.schedule(at_us, self.fleet.prefill, instance_id, tuple(flights))
 
@@ -387,19 +385,3 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _mark(value: WorkflowEvent | DecisionRecord) -> bytes:
-    """What the digest takes of an event or decision: the rest follows from the script and from earlier marks."""
-    match value:
-        case DecisionRecord():
-            said = (value.policy, *value.ticket.call, value.ticket.attempt, value.at_us, *value.key, *value.chosen)
-        case CallFinished(outcome=outcome):
-            said = (*outcome.call, outcome.attempt, int(outcome.status), outcome.output_tokens, *outcome.times)
-        case NodesRevealed():
-            said = (value.workflow_id, *[node.node_id for node in value.nodes], value.at_us)
-        case ToolStarted() | ToolFinished():
-            said = (*value.node, value.at_us)
-        case _:
-            said = (value.workflow_id, value.at_us)
-    return f"{type(value).__name__}{said}".encode()

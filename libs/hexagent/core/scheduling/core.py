@@ -18,6 +18,7 @@ from hexagent.core.scheduling.admission import Admission
 from hexagent.core.scheduling.adoption import Adoption
 from hexagent.core.scheduling.balance import Balance
 from hexagent.core.scheduling.calls import Call
+from hexagent.core.scheduling.decision_log import DecisionLog
 from hexagent.core.scheduling.effects import Bind, CancelAttempt, Dispatch, Effect, Record, Refuse
 from hexagent.core.scheduling.events import (
     UNREACHABLE,
@@ -35,7 +36,7 @@ from hexagent.core.scheduling.flips import Flips
 from hexagent.core.scheduling.ledger import Attempt, Instance, Ledger, Mixing
 from hexagent.core.scheduling.projection import Projection
 from hexagent.core.scheduling.queue import ReadyQueue
-from hexagent.core.scheduling.record import NOWHERE, Candidate, DecisionKind, DecisionRecord
+from hexagent.core.scheduling.record import NOWHERE, Candidate, DecisionKind
 from hexagent.core.scheduling.room import KeptRoom
 from hexagent.core.scheduling.shadows import Shadows
 from hexagent.core.scheduling.tenants import Tenants
@@ -74,6 +75,7 @@ class SchedulerCore:
         self.admission = Admission(cluster, self.queue, self.tenants)
         self._floor = AgeingFloor(profile.ageing_us)
         self.policy = self._policy(policy, profile)
+        self._log = DecisionLog(self.policy.name, self.estimator)
         self._profile = profile
         self.shadows = Shadows(tuple([self._policy(name, tuned) for name, tuned in shadows]), shadow_every)
         # By model, and what does both phases; until instances change.
@@ -82,7 +84,6 @@ class SchedulerCore:
         self._room = KeptRoom(self.ledger, self.queue, self.tenants, self._floor)
         self._adoption = Adoption(self.ledger, self.projection, self.queue, self._attempts, self._watch)
         self._starved: set[str] = set()  # models of which a call found no room for its KV in the last plan
-        self._sequence = 0
 
     def _policy(self, name: str, profile: Profile) -> Policy:
         policy = policy_by_name(name, self.estimator, profile)
@@ -148,7 +149,7 @@ class SchedulerCore:
             return
         effects.append(Refuse(refused))
         attempt = Ticket(call.call_id, refused.attempt, self.epoch), call, 0
-        record = self._record(DecisionKind.REFUSE, attempt, NOWHERE, (), 0, (0, self.queue.calls), now_us)
+        record = self._log.record(DecisionKind.REFUSE, attempt, NOWHERE, (), 0, (0, self.queue.calls), now_us)
         effects.append(Record(record._replace(reason=refused.reason)))
 
     def _count(self, outcome: CallOutcome, now_us: int) -> None:
@@ -249,7 +250,7 @@ class SchedulerCore:
             attempt.prefill.spec.instance_id, best.spec.instance_id, 0, attempt.prefill_end_us, event.at_us, finish_us
         )
         booked = attempt.ticket, call, attempt.reserve_output_tokens
-        record = self._record(DecisionKind.BIND, booked, chosen, (), 0, (0, 0), event.at_us)
+        record = self._log.record(DecisionKind.BIND, booked, chosen, (), 0, (0, 0), event.at_us)
         effects.append(Bind(attempt.ticket, chosen.prefill_instance, chosen.decode_instance, record.sequence))
         effects.append(Record(record))
 
@@ -376,43 +377,11 @@ class SchedulerCore:
         self._watch(attempt, chosen.finish_us, now_us)
         place = (decision.position, waiting)
         booked = ticket, call, reserve
-        record = self._record(DecisionKind.DISPATCH, booked, chosen, placed.others, score, place, now_us)
+        record = self._log.record(DecisionKind.DISPATCH, booked, chosen, placed.others, score, place, now_us)
         effects.append(
             Dispatch(ticket, chosen.prefill_instance, chosen.decode_instance, reserve, score, record.sequence)
         )
         effects.append(Record(record))
-
-    def _record(
-        self,
-        kind: DecisionKind,
-        attempt: tuple[Ticket, Call, int],
-        chosen: Candidate,
-        others: tuple[Candidate, ...],
-        score: int,
-        place: tuple[int, int],
-        now_us: int,
-    ) -> DecisionRecord:
-        """The next record; `attempt` is its ticket, call and reserve of output tokens."""
-        self._sequence += 1
-        ticket, call, reserve = attempt
-        return DecisionRecord(
-            sequence=self._sequence,
-            at_us=now_us,
-            kind=kind,
-            policy=self.policy.name,
-            ticket=ticket,
-            chosen=chosen,
-            others=others,
-            key=(score, call.ready_us),
-            position=place[0],
-            waiting=place[1],
-            age_us=now_us - call.workflow.arrival_us,
-            horizon_us=call.workflow.horizon_us,
-            prompt_tokens=call.prompt_tokens,
-            predicted_output_tokens=call.output_q50,
-            reserve_output_tokens=reserve,
-            snapshot_revision=self.estimator.revision,
-        )
 
 
 def _succeeded(outcome: CallOutcome, attempt: Attempt) -> bool:

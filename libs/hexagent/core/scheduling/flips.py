@@ -26,8 +26,7 @@ class Flips:
             raise _cannot(f"{spec.instance_id} does both phases")
         if spec.flip is None:
             raise _cannot(f"{spec.instance_id}: its engine cannot change its role, or never ran")
-        if instance.up:
-            check_spared(self._ledger, instance)
+        check_spared(self._ledger, instance)
 
     def want(self, instance: Instance, role: Role) -> ChangeRole:
         """It shall have `role`; with the one that it has it stays as it is, unless its agent already changes it."""
