@@ -13,6 +13,7 @@ from hexagent.cli.failures import usage
 from hexagent.cli.report import Row
 from hexagent.cli.simulate.pictures import save
 from hexagent.core.instance.spec import ClusterSpec
+from hexagent.runtime.app import collect_rarely
 from hexagent.sim.clusters import named_cluster
 from hexagent.sim.experiment.cell import WORLDS
 from hexagent.sim.metrics import required_scale
@@ -82,18 +83,25 @@ def sized(instances: int, world: str = "policy-only") -> ClusterSpec:
 
 
 def decision_rows(options: DecisionOptions, say: Callable[[str], None]) -> list[Row]:
-    """A row a case. As many decisions as there are prefill instances are made before the first one is timed."""
+    """A row a case."""
     rows: list[Row] = []
     sizes = items(options.seed)
     for case in cases(options):
-        queue = HeldQueue(sized(case.instances, case.world), case.policy, sizes, case.ready_calls)
-        queue.decide(case.instances // 2)
-        times_ns = queue.decide(options.decisions)
+        times_ns = _timed_ns(case, sizes, options.decisions)
         p50_ms, p99_ms = [required_scale(times_ns, percent) / NS_PER_MS for percent in (50, 99)]
         rows.append({**case._asdict(), "p50_ms": p50_ms, "p99_ms": p99_ms})
         size = f"{case.instances} instances, {case.ready_calls} calls"
         say(f"{case.policy}, {case.world} world, {size}: {p50_ms:.3f} ms, 99 % {p99_ms:.3f}")
     return rows
+
+
+def _timed_ns(case: Case, sizes: Sequence[WorkItem], decisions: int) -> list[int]:
+    """As many decisions as there are prefill instances are made before the first one is timed. Memory is looked after
+    as in the services, and the cases before are gone."""
+    collect_rarely()
+    queue = HeldQueue(sized(case.instances, case.world), case.policy, sizes, case.ready_calls)
+    queue.decide(case.instances // 2)
+    return queue.decide(decisions)
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
