@@ -87,7 +87,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
     file, profile = folder / "cluster.toml", folder / "profile.toml"
     pools = [("decode", name) for name in DECODE] + [("prefill", name) for name in PREFILL]
     text = "".join(POOL.format(role=role, name=name) for role, name in pools)
-    file.write_text(f'name = "faults"\ntime_scale = 10.0\n{text}')
+    file.write_text(f'name = "faults"\npolicy = "hexagent"\ntime_scale = 10.0\n{text}')
     profile.write_text("stuck_factor = 1\nstuck_us = 1_000_000\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEXAGENT_FAULTS", FAULTS)

@@ -73,7 +73,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
     file = folder / "cluster.toml"
     pools = (("prefill", 1, 0), ("decode", 2, FLIP_S))
     text = "".join(POOL.format(role=role, count=count, flip_s=flip_s) for role, count, flip_s in pools)
-    file.write_text(f'name = "flips"\ntime_scale = 10.0\nprefix_cache = true\n{text}')
+    file.write_text(f'name = "flips"\npolicy = "hexagent"\ntime_scale = 10.0\nprefix_cache = true\n{text}')
     async with (
         LocalStack(StackOptions(str(file), data_dir=folder / "stack"), print) as stack,
         hexagent.client.connect(stack.address) as client,

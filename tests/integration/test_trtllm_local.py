@@ -66,8 +66,9 @@ async def test_a_continuation_is_prefilled_where_its_prefix_is_and_moves_nothing
         second: Any = await stream.result()
     assert (second.text, "".join(pieces)) == ("and more " * 30, "and more " * 30)  # each token once, the first too
     assert len(pieces) > 1
-    assert (second.prefill_instance, second.kv_bytes) == ("d-h100-0", 0)
+    assert (second.prefill_instance, second.decode_instance, second.kv_bytes) == ("d-h100-0", "d-h100-0", 0)
     assert second.times.transfer_end_us == 0
+    assert second.times.prefill_end_us == second.times.decode_start_us < second.times.end_us
     assert second.usage.cached_tokens >= first.usage.prompt_tokens // 32 * 32 > 0
     await until(partial(nothing_held, stack))
 

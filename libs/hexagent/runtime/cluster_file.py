@@ -101,7 +101,7 @@ class _ClusterTable(BaseModel):
     seed: int = Field(default=1, ge=0, le=2**63 - 1)
     time_scale: float = Field(default=1.0, gt=0, le=MAX_TIME_SCALE)
     kv_byte_divisor: int = Field(default=4096, ge=1, le=2**30)
-    policy: str = "hexagent"
+    policy: str = "hexagent-plus"
     engine_profile: str = "trtllm-1.2.1"
     prefix_cache: bool = True
     noise: float = Field(default=0.07, ge=0, le=1)

@@ -305,7 +305,9 @@ class Attempts:
         prefilled = await anext(events)
         assert isinstance(prefilled, Prefilled)
         self._accounts.prefilled(attempt, request, prefilled)
-        await self._generate(attempt, prefilled, attempt.instance_id, events)
+        # Its output goes on where the prompt was computed, unless the first token ended it.
+        times = CallTimes(decode_start_us=0 if prefilled.finish is not FinishReason.NONE else prefilled.ended_us)
+        await self._generate(attempt, prefilled, attempt.instance_id, events, times)
 
     async def _generate(
         self,
@@ -313,8 +315,8 @@ class Attempts:
         prefilled: Prefilled,
         source: str,
         events: AsyncIterator[DecodeEvent] | AsyncIterator[DecodeEvent | Prefilled],
+        times: CallTimes = CallTimes(),
     ) -> None:
-        times = CallTimes()
         offset = attempt.request.delivered_tokens + 1 if attempt.request else 1
         async for event in events:
             match event:
