@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,23 +18,35 @@ _FIRST_ROWS = 64
 class Found:
     """Of one prompt: most instances hold as much of it, such as the opening of its class of workflow; few hold more."""
 
-    __slots__ = ("changes", "nominal_us", "others", "tokens")
+    __slots__ = ("changes", "least_us", "most_us", "nominal_us", "others", "priced", "tokens")
 
     def __init__(self, tokens: int, nominal_us: list[int]) -> None:
         self.tokens = tokens  # held by all instances but `others`
         self.nominal_us = nominal_us  # table time of the rest, by kind of instance
         self.others: dict[int, tuple[int, int]] = {}  # the same two by instance
+        self.priced: dict[tuple[int, int], tuple[int, int]] = {}  # the same two by kind and tokens, once looked up
+        self.least_us = 0  # alone, of the rest where that is least
+        self.most_us = nominal_us  # table time of the rest where that is most, by kind, or more
         self.changes = 0  # of what instances hold, since they were counted
 
     def tokens_on(self, i: int) -> int:
         return self.others[i][0] if i in self.others else self.tokens
 
 
+class Waiting(NamedTuple):
+    """A call with a certain segment in its prompt."""
+
+    call: Call
+    found: Found
+    before_tokens: int  # of its prompt, in front of that segment
+
+
 class Hits:
     """Rows are those of the waiting calls; instances are the prefill instances of one topology.
 
-    A call's hit on an instance changes only with blocks of segments that its prompt has, so of each belief just the
-    calls with a segment that changed are looked up again.
+    A call's hit on an instance changes only with blocks of a segment that its prompt has, where the instance has all
+    that is before it. So just the calls with a segment that changed are looked at, and of these the ones that hit so
+    far are looked up again.
     """
 
     def __init__(self, topology: Topology, calls: Iterable[Call]) -> None:
@@ -41,8 +54,8 @@ class Hits:
         self.found: list[Found] = []  # by row
         self._caches = [p.cache for p in topology.prefill]
         self._kind_of: list[int] = topology.kind_of.tolist()
-        self._calls_with: dict[str, dict[CallId, Call]] = {}  # by digest of a segment
-        # By row: the least time of what is left, and the most of it by the tables of each kind.
+        self._calls_with: dict[str, dict[CallId, Waiting]] = {}  # by digest of a segment
+        # By row, what `Found` says.
         self._least_us = np.zeros(_FIRST_ROWS, dtype=np.int64)
         self._most_us = np.zeros((len(topology.kinds), _FIRST_ROWS), dtype=np.int64)
         self._speeds = -1  # those `_least_us` is made with, as `Books.learned`
@@ -54,19 +67,18 @@ class Hits:
 
     def update(self, row_of: Callable[[Call], int]) -> None:
         """Take in what has changed in caches."""
-        rows: set[int] = set()
         for i, cache in enumerate(self._caches):
             if cache is not None:
-                changed: dict[CallId, Call] = {}
-                for segment in cache.changes():
-                    changed |= self._calls_with.get(segment.digest, {})
-                for call in changed.values():
-                    row, tokens = row_of(call), cache.match(call.chain, call.prompt_tokens)
-                    if tokens != self.found[row].tokens_on(i):
-                        self._set(row, i, call, tokens)
-                        rows.add(row)
-        for row in sorted(rows):
-            self._bound(row)
+                changed = dict.fromkeys([segment.digest for segment in cache.changes()])
+                again: dict[CallId, Waiting] = {}
+                for digest in changed:
+                    for call_id, waiting in self._calls_with.get(digest, {}).items():
+                        if waiting.found.tokens_on(i) > waiting.before_tokens - cache.block_tokens:
+                            again[call_id] = waiting
+                for call, found, _ in again.values():
+                    tokens = cache.match(call.chain, call.prompt_tokens)
+                    if tokens != found.tokens_on(i) and self._set(found, i, call, tokens):
+                        self._tell(row_of(call))
 
     @property
     def least_us(self) -> IntArray:
@@ -74,12 +86,14 @@ class Hits:
         books, count = self.topology.books, len(self.found)
         if self._speeds != books.learned:
             self._speeds = books.learned
-            self._least_us[:count] = [self._least_of(found) for found in self.found]
+            for found in self.found:
+                found.least_us = self._least_of(found)
+            self._least_us[:count] = [found.least_us for found in self.found]
         return self._least_us[:count]
 
     @property
     def most_us(self) -> IntArray:
-        """Table time of what is left of each prompt where that is most, shape (kinds, calls)."""
+        """Table time of what is left of each prompt where that is most, or more, shape (kinds, calls)."""
         return self._most_us[:, : len(self.found)]
 
     def insert(self, row: int, call: Call) -> None:
@@ -90,12 +104,17 @@ class Hits:
             self._most_us = np.concatenate([self._most_us, np.zeros_like(self._most_us)], axis=1)
         self._least_us[row + 1 : count + 1] = self._least_us[row:count]
         self._most_us[:, row + 1 : count + 1] = self._most_us[:, row:count]
-        for link in call.chain:
-            self._calls_with.setdefault(link.digest, {})[call.call_id] = call
         chain, prompt_tokens = call.chain, call.prompt_tokens
         tokens = [0 if cache is None else cache.match(chain, prompt_tokens) for cache in self._caches]
-        self.found.insert(row, self._counted(prompt_tokens, tokens))
-        self._bound(row)
+        found = Found(0, [])
+        self._count(found, prompt_tokens, tokens)
+        self.found.insert(row, found)
+        self._tell(row)
+        before_tokens = 0
+        for link in call.chain:
+            here = self._calls_with.setdefault(link.digest, {})
+            here.setdefault(call.call_id, Waiting(call, found, before_tokens))
+            before_tokens += link.tokens
 
     def remove(self, row: int, call: Call) -> None:
         """`call` was row `row`."""
@@ -109,36 +128,50 @@ class Hits:
             if not calls:
                 self._calls_with.pop(link.digest, None)
 
-    def _counted(self, prompt_tokens: int, tokens: list[int]) -> Found:
-        """What instances hold, told by what most of them do."""
+    def _count(self, found: Found, prompt_tokens: int, tokens: list[int]) -> None:
+        """Tell what instances hold by what most of them do."""
         [(usual, _)] = Counter(tokens).most_common(1)
-        found = Found(usual, [table.prefill_us(max(prompt_tokens - usual, 1), usual) for table in self.topology.kinds])
-        found.others = {i: self._other(i, prompt_tokens, held) for i, held in enumerate(tokens) if held != usual}
-        return found
+        found.tokens, found.changes = usual, 0
+        found.nominal_us = [table.prefill_us(max(prompt_tokens - usual, 1), usual) for table in self.topology.kinds]
+        found.others = {i: self._other(found, i, prompt_tokens, held) for i, held in enumerate(tokens) if held != usual}
+        found.least_us, found.most_us = self._least_of(found), found.nominal_us.copy()
+        for i, (_, nominal_us) in found.others.items():
+            if nominal_us > found.most_us[self._kind_of[i]]:
+                found.most_us[self._kind_of[i]] = nominal_us
 
-    def _other(self, i: int, prompt_tokens: int, tokens: int) -> tuple[int, int]:
-        table = self.topology.kinds[self._kind_of[i]]
-        return tokens, table.prefill_us(max(prompt_tokens - tokens, 1), tokens)
+    def _other(self, found: Found, i: int, prompt_tokens: int, tokens: int) -> tuple[int, int]:
+        kind = self._kind_of[i]
+        other = found.priced.get((kind, tokens))
+        if other is None:
+            nominal_us = self.topology.kinds[kind].prefill_us(max(prompt_tokens - tokens, 1), tokens)
+            other = found.priced[kind, tokens] = tokens, nominal_us
+        return other
 
-    def _set(self, row: int, i: int, call: Call, tokens: int) -> None:
-        found = self.found[row]
+    def _set(self, found: Found, i: int, call: Call, tokens: int) -> bool:
+        """One instance holds so much of the prompt; whether that changes the least or the most."""
+        kind, speed_ppm, usual = self._kind_of[i], self.topology.books.speeds[i], found.nominal_us
+        was_us = found.others[i][1] if i in found.others else usual[kind]
+        nominal_us = usual[kind]
         if tokens == found.tokens:
             del found.others[i]
         else:
-            found.others[i] = self._other(i, call.prompt_tokens, tokens)
+            found.others[i] = _, nominal_us = self._other(found, i, call.prompt_tokens, tokens)
         found.changes += 1
         if found.changes > len(self._caches) // 2:
-            held = [found.tokens_on(p) for p in range(len(self._caches))]
-            self.found[row] = self._counted(call.prompt_tokens, held)
+            self._count(found, call.prompt_tokens, [found.tokens_on(p) for p in range(len(self._caches))])
+            return True
+        was_us, alone_us = was_us * speed_ppm // PPM, nominal_us * speed_ppm // PPM
+        more, least_us = nominal_us > found.most_us[kind], found.least_us
+        if more:
+            found.most_us[kind] = nominal_us
+        if alone_us < least_us:
+            found.least_us = alone_us
+        elif was_us == least_us:
+            found.least_us = self._least_of(found)
+        return more or found.least_us != least_us
 
-    def _bound(self, row: int) -> None:
-        found = self.found[row]
-        self._least_us[row] = self._least_of(found)
-        most_us = found.nominal_us.copy()
-        for i, (_, nominal_us) in found.others.items():
-            if nominal_us > most_us[self._kind_of[i]]:
-                most_us[self._kind_of[i]] = nominal_us
-        self._most_us[:, row] = most_us
+    def _tell(self, row: int) -> None:
+        self._least_us[row], self._most_us[:, row] = self.found[row].least_us, self.found[row].most_us
 
     def _least_of(self, found: Found) -> int:
         """Time of what is left of a prompt, alone where that is least."""

@@ -66,6 +66,10 @@ class CacheBelief:
         """Blocks that are kept though no attempt holds them."""
         return self._pool.cached
 
+    @property
+    def block_tokens(self) -> int:
+        return self._pool.block_tokens
+
     def match(self, chain: Sequence[PrefixSegment], prompt_tokens: int) -> int:
         """Tokens of a prompt that would be found if it came now."""
         return self._pool.match(chain, prompt_tokens)
