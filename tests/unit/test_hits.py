@@ -57,8 +57,8 @@ def test_short_rests_of_long_cached_prompts_share_a_step() -> None:
 
 def _times(topology: Topology, found: Found) -> list[tuple[int, int]]:
     """What each instance holds of the prompt, and the table time of the rest."""
-    usual = [(found.tokens, found.nominal_us[kind]) for kind in topology.books.kinds]
-    return [found.others.get(i, usual[i]) for i in range(len(usual))]
+    usual_us = [found.nominal_us[kind] for kind in topology.books.kinds]
+    return [(found.tokens_on(i), found.others_us.get(i, us)) for i, us in enumerate(usual_us)]
 
 
 def test_rows_follow_calls_and_beliefs() -> None:

@@ -98,8 +98,8 @@ class BookedInstances:
         """The same of all instances that hold another part of the prompt than most."""
         others_us = self._others_us[r]
         if others_us is None:
-            speeds, saved_us, others = self._books.speeds, self._saved_us, self._found[r].others
-            others_us = {i: max(us * speeds[i] // PPM - saved_us[i], 0) for i, (_, us) in others.items()}
+            speeds, saved_us, nominal_us = self._books.speeds, self._saved_us, self._found[r].others_us
+            others_us = {i: max(us * speeds[i] // PPM - saved_us[i], 0) for i, us in nominal_us.items()}
             self._others_us[r] = others_us
         return others_us
 

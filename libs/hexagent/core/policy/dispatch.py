@@ -180,7 +180,7 @@ class LeastLoaded:
         return Plan(tuple(decisions), starved)
 
     def _work(self, topology: Topology, i: int, call: Call, found: Found) -> PrefillWork:
-        nominal_us = found.others[i][1] if i in found.others else found.nominal_us[topology.books.kinds[i]]
+        nominal_us = found.others_us.get(i, found.nominal_us[topology.books.kinds[i]])
         return PrefillWork(call, call.prompt_tokens - found.tokens_on(i), nominal_us)
 
     def _batch(

@@ -4,6 +4,7 @@ Scores need to be known only of calls that may be among the first ones, which bo
 that are alike only those matter that no other one equals or beats in everything, and they are few.
 """
 
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -141,10 +142,10 @@ class Outlook:
         else:
             found = [self._hits.found[row] for row in rows.tolist()]
             nominal_us = np.array([each.nominal_us for each in found], dtype=np.int64).T[topology.kind_of]
-            told = [(i, r, us) for r, each in enumerate(found) for i, (_, us) in each.others.items()]
-            if told:
-                places, calls, others_us = np.array(told, dtype=np.int64).T
-                nominal_us[places, calls] = others_us
+            calls = np.arange(len(found)).repeat([len(each.others_us) for each in found])
+            places = np.fromiter(chain.from_iterable([each.others_us for each in found]), np.int64, len(calls))
+            others_us = chain.from_iterable([each.others_us.values() for each in found])
+            nominal_us[places, calls] = np.fromiter(others_us, np.int64, len(calls))
         alone_us: IntArray = nominal_us * topology.books.speed_ppm[:, None] // PPM
         return alone_us
 

@@ -18,19 +18,20 @@ _FIRST_ROWS = 64
 class Found:
     """Of one prompt: most instances hold as much of it, such as the opening of its class of workflow; few hold more."""
 
-    __slots__ = ("changes", "least_us", "most_us", "nominal_us", "others", "priced", "tokens")
+    __slots__ = ("changes", "least_us", "most_us", "nominal_us", "others", "others_us", "priced", "tokens")
 
     def __init__(self, tokens: int, nominal_us: list[int]) -> None:
         self.tokens = tokens  # held by all instances but `others`
         self.nominal_us = nominal_us  # table time of the rest, by kind of instance
-        self.others: dict[int, tuple[int, int]] = {}  # the same two by instance
-        self.priced: dict[tuple[int, int], tuple[int, int]] = {}  # the same two by kind and tokens, once looked up
+        self.others: dict[int, int] = {}  # tokens, by instance
+        self.others_us: dict[int, int] = {}  # table time of the rest there
+        self.priced: dict[tuple[int, int], int] = {}  # that by kind and tokens, once looked up
         self.least_us = 0  # alone, of the rest where that is least
         self.most_us = nominal_us  # table time of the rest where that is most, by kind, or more
         self.changes = 0  # of what instances hold, since they were counted
 
     def tokens_on(self, i: int) -> int:
-        return self.others[i][0] if i in self.others else self.tokens
+        return self.others.get(i, self.tokens)
 
 
 class Waiting(NamedTuple):
@@ -69,12 +70,13 @@ class Hits:
         """Take in what has changed in caches."""
         for i, cache in enumerate(self._caches):
             if cache is not None:
-                changed = dict.fromkeys([segment.digest for segment in cache.changes()])
                 again: dict[CallId, Waiting] = {}
-                for digest in changed:
-                    for call_id, waiting in self._calls_with.get(digest, {}).items():
-                        if waiting.found.tokens_on(i) > waiting.before_tokens - cache.block_tokens:
-                            again[call_id] = waiting
+                for digest in dict.fromkeys([segment.digest for segment in cache.changes()]):
+                    again |= {
+                        call_id: waiting
+                        for call_id, waiting in self._calls_with.get(digest, {}).items()
+                        if waiting.found.tokens_on(i) > waiting.before_tokens - cache.block_tokens
+                    }
                 for call, found, _ in again.values():
                     tokens = cache.match(call.chain, call.prompt_tokens)
                     if tokens != found.tokens_on(i) and self._set(found, i, call, tokens):
@@ -133,34 +135,37 @@ class Hits:
         [(usual, _)] = Counter(tokens).most_common(1)
         found.tokens, found.changes = usual, 0
         found.nominal_us = [table.prefill_us(max(prompt_tokens - usual, 1), usual) for table in self.topology.kinds]
-        found.others = {i: self._other(found, i, prompt_tokens, held) for i, held in enumerate(tokens) if held != usual}
+        found.others = {i: held for i, held in enumerate(tokens) if held != usual}
+        found.others_us = {i: self._priced(found, i, prompt_tokens, held) for i, held in found.others.items()}
         found.least_us, found.most_us = self._least_of(found), found.nominal_us.copy()
-        for i, (_, nominal_us) in found.others.items():
+        for i, nominal_us in found.others_us.items():
             if nominal_us > found.most_us[self._kind_of[i]]:
                 found.most_us[self._kind_of[i]] = nominal_us
 
-    def _other(self, found: Found, i: int, prompt_tokens: int, tokens: int) -> tuple[int, int]:
+    def _priced(self, found: Found, i: int, prompt_tokens: int, tokens: int) -> int:
+        """Table time on an instance that holds so much."""
         kind = self._kind_of[i]
-        other = found.priced.get((kind, tokens))
-        if other is None:
+        nominal_us = found.priced.get((kind, tokens))
+        if nominal_us is None:
             nominal_us = self.topology.kinds[kind].prefill_us(max(prompt_tokens - tokens, 1), tokens)
-            other = found.priced[kind, tokens] = tokens, nominal_us
-        return other
+            found.priced[kind, tokens] = nominal_us
+        return nominal_us
 
     def _set(self, found: Found, i: int, call: Call, tokens: int) -> bool:
         """One instance holds so much of the prompt; whether that changes the least or the most."""
-        kind, speed_ppm, usual = self._kind_of[i], self.topology.books.speeds[i], found.nominal_us
-        was_us = found.others[i][1] if i in found.others else usual[kind]
-        nominal_us = usual[kind]
+        kind, speed_ppm = self._kind_of[i], self.topology.books.speeds[i]
+        nominal_us = found.nominal_us[kind]
+        was_us = found.others_us.get(i, nominal_us) * speed_ppm // PPM
         if tokens == found.tokens:
-            del found.others[i]
+            del found.others[i], found.others_us[i]
         else:
-            found.others[i] = _, nominal_us = self._other(found, i, call.prompt_tokens, tokens)
+            nominal_us = self._priced(found, i, call.prompt_tokens, tokens)
+            found.others[i], found.others_us[i] = tokens, nominal_us
         found.changes += 1
         if found.changes > len(self._caches) // 2:
             self._count(found, call.prompt_tokens, [found.tokens_on(p) for p in range(len(self._caches))])
             return True
-        was_us, alone_us = was_us * speed_ppm // PPM, nominal_us * speed_ppm // PPM
+        alone_us = nominal_us * speed_ppm // PPM
         more, least_us = nominal_us > found.most_us[kind], found.least_us
         if more:
             found.most_us[kind] = nominal_us
@@ -176,7 +181,7 @@ class Hits:
     def _least_of(self, found: Found) -> int:
         """Time of what is left of a prompt, alone where that is least."""
         books, others = self.topology.books, found.others
-        least_us = min([us * books.speeds[i] // PPM for i, (_, us) in others.items()], default=NEVER_US)
+        least_us = min([us * books.speeds[i] // PPM for i, us in found.others_us.items()], default=NEVER_US)
         for kind, nominal_us in enumerate(found.nominal_us):
             for speed_ppm, i in books.by_speed[kind]:
                 if i not in others:

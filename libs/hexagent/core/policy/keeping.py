@@ -79,15 +79,12 @@ class Keeping(PredictedFinish):
 
 def appended(found: Found, prompt_tokens: int, tokens_max: int, topology: Topology) -> list[int]:
     """Decode instances that append a prompt: they hold at least as much of it as is new, which is not much."""
+    least_tokens = max(prompt_tokens - tokens_max, -(-prompt_tokens // 2))
     senders, others = topology.senders, found.others
-    places = [i for i, (held, _) in others.items() if i >= senders and is_short(prompt_tokens - held, held, tokens_max)]
-    if is_short(prompt_tokens - found.tokens, found.tokens, tokens_max):
+    places = [i for i, held in others.items() if held >= least_tokens and i >= senders]
+    if found.tokens >= least_tokens:
         places += [i for i in range(senders, len(topology.prefill)) if i not in others]
     return places
-
-
-def is_short(new_tokens: int, held: int, tokens_max: int) -> bool:
-    return new_tokens <= min(held, tokens_max)
 
 
 def idle_milli(busy: int, instances: int) -> int:
