@@ -51,6 +51,13 @@ class All(SimulatedState):
     def _first_moved(self, r: int, leave_us: int) -> tuple[int, int]:
         return min([(self._decoded_us(r, leave_us, j), j) for j in range(self._topology.receivers)])
 
+    def _decoded_us(self, r: int, leave_us: int, j: int) -> int:
+        """Finish on D, but for the transfer, of call r whose KV leaves then; `NEVER_US` where it has no room."""
+        if not self._may_decode(r, j):
+            return NEVER_US
+        wait_us = min(max(self._ingress_free_us[j] - leave_us, 0), self._ingress_busy_us[j])
+        return leave_us + wait_us + self._decode_us(r, j)
+
     def _pairs(self, r: int, near: Near, count: int) -> Pairs:
         topology, pairs = self._topology, []
         for place, (leave_us, i) in enumerate(near):

@@ -142,10 +142,7 @@ class Outlook:
         else:
             found = [self._hits.found[row] for row in rows.tolist()]
             nominal_us = np.array([each.nominal_us for each in found], dtype=np.int64).T[topology.kind_of]
-            calls = np.arange(len(found)).repeat([len(each.others_us) for each in found])
-            places = np.fromiter(chain.from_iterable([each.others_us for each in found]), np.int64, len(calls))
-            others_us = chain.from_iterable([each.others_us.values() for each in found])
-            nominal_us[places, calls] = np.fromiter(others_us, np.int64, len(calls))
+            put(nominal_us, [each.others_us for each in found])
         alone_us: IntArray = nominal_us * topology.books.speed_ppm[:, None] // PPM
         return alone_us
 
@@ -216,6 +213,13 @@ def unbeaten(first: IntArray, *others: IntArray) -> IntArray:
         before = np.maximum.accumulate(least)[:-1]  # place of the least one before each
         beaten[1:] |= np.logical_and.reduce([other[before] <= other[1:] for other in others])
     return order[~beaten]
+
+
+def put(values: IntArray, others: list[dict[int, int]]) -> None:
+    """Other values, by instance, of each call in an array of shape (instances, calls)."""
+    calls = np.arange(len(others)).repeat([len(each) for each in others])
+    places = np.fromiter(chain.from_iterable(others), np.int64, len(calls))
+    values[places, calls] = np.fromiter(chain.from_iterable([each.values() for each in others]), np.int64, len(calls))
 
 
 def begins_us(ready_us: IntArray, free_us: IntArray | int, busy_us: IntArray | int) -> IntArray:

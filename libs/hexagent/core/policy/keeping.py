@@ -16,13 +16,13 @@ import numpy as np
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.policy.books import IDLE, LOCAL, STEP
 from hexagent.core.policy.dispatch import Plan, PredictedFinish
-from hexagent.core.policy.earliest import Outlook, unbeaten
+from hexagent.core.policy.earliest import Outlook, put, unbeaten
 from hexagent.core.policy.hits import Found
 from hexagent.core.policy.order import Ages, IntArray, Order
 from hexagent.core.policy.placement import FEW, OTHERS_MAX, Near, SimulatedState, after, among
 from hexagent.core.policy.profile import Profile
 from hexagent.core.policy.topology import Topology, ints
-from hexagent.core.policy.waiting import OUTPUT, WaitingCalls
+from hexagent.core.policy.waiting import OUTPUT, PROMPT, WaitingCalls
 from hexagent.core.scheduling.ledger import Mixing
 from hexagent.core.units import MILLI, NEVER_US, PPM
 
@@ -151,6 +151,7 @@ class KeepingState(SimulatedState):
             self._local_us[j] = 0
         # By call the few instances where it would finish first without a hand-off, and the `_idle_milli` of these.
         self._first_own: list[tuple[Near, int]] = [([], 0)] * len(self.calls)
+        self._told_of, self._told_ends = (-1, 0), list[tuple[int, int]]()  # what `_told` said last, after so many
         self._busy = senders - sum(self._idle[:senders])
         self._idle_milli = idle_milli(self._busy, senders)
         # How much of a prefill on P each microsecond costs those that decode there, in thousandths.
@@ -201,8 +202,12 @@ class KeepingState(SimulatedState):
         return decode_us + self._alone_us(r, self._home_of[j]) * (MILLI - self._idle_milli) // self._idle_milli
 
     def _told(self, r: int) -> list[tuple[int, int]]:
-        senders = self._topology.senders
-        return [(i, end_us) for i, end_us in super()._told(r) if i < senders]
+        """Of prefill instances, for both ways on from there."""
+        if self._told_of != (r, len(self._applied)):
+            senders = self._topology.senders
+            self._told_of = r, len(self._applied)
+            self._told_ends = [(i, end_us) for i, end_us in super()._told(r) if i < senders]
+        return self._told_ends
 
     def _near(self, r: int, count: int) -> Near:
         """Of instances that differ in what a prefill there costs others as many with and without a hand-off."""
@@ -331,18 +336,19 @@ class KeepingOutlook(Outlook):
         return np.minimum(least_us, self._hits.least_us + own_us), latest_us
 
     def _by_all(self, rows: IntArray) -> IntArray:
-        topology, senders = self.topology, self.topology.senders
+        senders = self.topology.senders
         assert self._hits is not None
         alone_us = np.maximum(self._alone_us(rows) - self._saved_us[:, None], 0)
         end_us = self._free_us[:, None] + alone_us
         leave_us = self._leave_us(rows, end_us)
         leave_us[senders:] = NEVER_US
-        short = np.zeros((len(end_us) - senders, len(rows)), dtype=bool)
-        for r, row in enumerate(rows.tolist()):
-            places = appended(self._hits.found[row], self.waiting.calls[row].prompt_tokens, self._tokens_max, topology)
-            short[[i - senders for i in places], r] = True
-        end_us[senders:][~short] = NEVER_US
-        steps = self.waiting.columns[rows, OUTPUT] - 1
+        found = [self._hits.found[row] for row in rows.tolist()]
+        held = np.tile(ints(each.tokens for each in found), (len(end_us), 1))
+        put(held, [each.others for each in found])
+        prompt, steps = self.waiting.columns[rows].T[[PROMPT, OUTPUT]]
+        short = held >= np.maximum(prompt - self._tokens_max, -(-prompt // 2))
+        end_us[senders:][~short[senders:]] = NEVER_US
+        steps -= 1
         own_us = end_us[self._both] + steps * self._own_step_us[:, None] + self._own_local_us[:, None]
         own_us[self._keeps] += self._waits_us(alone_us[self._both[self._keeps]])
         own_us[self._full(rows)[self._homes]] = NEVER_US

@@ -191,21 +191,18 @@ class SimulatedState(BookedInstances):
 
     def _first_moved(self, r: int, leave_us: int) -> tuple[int, int]:
         """(Finish but for the transfer, D) where that is first if call r's KV leaves then."""
-        steps, first = self.calls[r].output_q50 - 1, (NEVER_US, -1)
+        steps, first_us, first, roomy = self.calls[r].output_q50 - 1, NEVER_US, -1, self._roomy
+        free_us, busy_us, local_us = self._ingress_free_us, self._ingress_busy_us, self._local_us
         for step_us, j in self._by_step:
-            if leave_us + steps * step_us >= first[0]:
+            finish_us = leave_us + steps * step_us
+            if finish_us >= first_us:
                 break
-            finish_us = self._decoded_us(r, leave_us, j)
-            if finish_us < first[0]:
-                first = finish_us, j
-        return first
-
-    def _decoded_us(self, r: int, leave_us: int, j: int) -> int:
-        """Finish on D, but for the transfer, of call r whose KV leaves then; `NEVER_US` where it has no room."""
-        if not self._may_decode(r, j):
-            return NEVER_US
-        wait_us = min(max(self._ingress_free_us[j] - leave_us, 0), self._ingress_busy_us[j])
-        return leave_us + wait_us + self._decode_us(r, j)
+            if free_us[j] > leave_us:
+                finish_us += min(free_us[j] - leave_us, busy_us[j])
+            finish_us += local_us[j]
+            if finish_us < first_us and (roomy or self._may_decode(r, j)):
+                first_us, first = finish_us, j
+        return first_us, first
 
     def _pairs(self, r: int, near: Near, count: int) -> Pairs:
         """The `count` pairs of these prefill instances with the earliest finishes, equal ones in order of place."""
