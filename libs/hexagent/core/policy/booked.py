@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
+from hexagent.core.policy.books import DECODE_ROOM, PREFILL_ROOM, SLOTS
 from hexagent.core.policy.hits import Found
 from hexagent.core.policy.order import IntArray
 from hexagent.core.policy.topology import Topology
@@ -40,7 +41,7 @@ class BookedInstances:
         self.calls: list[Call] = [waiting.calls[row] for row in rows]
         self._hits = waiting.hits(topology) if aware else None
         self._rows = rows
-        self._found: list[Found] = [waiting.found(row, topology, self._hits) for row in rows]
+        self._found: list[Found] = waiting.found(rows, topology, self._hits)
         self._others_us: list[dict[int, int] | None] = [None] * len(self._found)  # `_alone_us` there, once asked for
         self._books = books = topology.books
         free_us, *egress, self._prefill_room, self._idle = map(list.copy, books.prefill_of)
@@ -52,18 +53,18 @@ class BookedInstances:
         self._floor_us = books.floors  # part of a prompt's time that is saved in another's batch
         self._by_free = [_from(now_us, entries) for entries in books.by_free]  # by kind, without those in `_batches`
         self._list_of = books.kinds  # place of P in `_by_free`
-        self._by_step = books.by_step.copy()
+        self._by_step = [entries.copy() for entries in books.by_step]  # by link sort
+        self._sorts = sorted(range(len(self._by_step)), key=self._by_step.__getitem__)  # the fastest first
         # Whether every pair takes every call throughout the plan, as it is far from full.
-        self._roomy = not waiting.demanding and (
-            sum([call.prompt_tokens for call in self.calls]) <= min(self._prefill_room)
-            and sum([call.prompt_tokens + call.max_tokens for call in self.calls]) <= min(self._decode_room)
-            and len(self.calls) <= min(self._slots)
+        self._roomy = bool(
+            not waiting.demanding
+            and sum([call.prompt_tokens for call in self.calls]) <= books.prefill[PREFILL_ROOM].min()
+            and sum([call.prompt_tokens + call.max_tokens for call in self.calls]) <= books.decode[DECODE_ROOM].min()
+            and len(self.calls) <= books.decode[SLOTS].min()
         )
         self._kinds = sorted(range(len(self._by_free)), key=self._found[0].nominal_us.__getitem__)  # the fastest first
-        self._idle_of = [0] * len(self._by_free)  # instances by kind
-        for kind, one in zip(books.kinds, self._idle, strict=True):
-            self._idle_of[kind] += one
-        self._startable = sum(self._idle)  # instances that could take a call that starts now
+        self._idle_of = [bisect_left(entries, (1, 0)) for entries in books.by_free]  # instances by kind
+        self._startable = sum(self._idle_of)  # instances that could take a call that starts now
         self._kv_needed: tuple[list[list[int]], list[list[int]]] = ([], []) if self._roomy else self._kv_of()
         self._batch_us = self._most_batch_us(batch_us)  # the most time a batch may add to its first call
         # What may still be added to the batch begun on P in this plan: (time, tokens).
@@ -157,7 +158,7 @@ class BookedInstances:
             self._send(i, j, self._move_us(r, i, j))
         calls, context = self._added.get(j, (0, 0))
         self._added[j] = calls + 1, context + call.mean_context
-        self._step_on(j, self._by_step)
+        self._step_on(j, self._by_step[self._books.link_sorts[j]])
         self._applied.append((i, j))
 
     def _step_on(self, j: int, entries: list[tuple[int, int]]) -> None:

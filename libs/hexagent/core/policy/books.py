@@ -20,7 +20,8 @@ class Books:
     `prefill` has shape (5, P): when the prefill dispatched there ends (0 = there is none), the `Backlog` of its
     transfers, microseconds; free KV tokens; whether nothing is in prefill. `decode` has shape (6, D): the `Backlog` of
     transfers to it, time of prefills of its own and of its next step, microseconds; free KV tokens; free seats.
-    `prefill_of` and `decode_of` are the same as lists; `by_free` has (FREE, i) by kind, `by_step` (STEP, j), ascending.
+    `prefill_of` and `decode_of` are the same as lists. `by_free` has (FREE, i) by kind, `by_step` (STEP, j) by link
+    sort, ascending.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Books:
         decode: list[Instance],
         floor_us: IntArray,
         kind_of: IntArray,
+        link_sort_of: IntArray,
         estimator: Estimator,
     ) -> None:
         self._prefill, self._decode, self._estimator = prefill, decode, estimator
@@ -43,7 +45,10 @@ class Books:
         self.by_free: list[list[tuple[int, int]]] = [[] for _ in set(self.kinds)]
         for i, kind in enumerate(self.kinds):
             self.by_free[kind].append((0, i))
-        self.by_step = [(0, j) for j in range(len(decode))]
+        self.link_sorts: list[int] = link_sort_of.tolist()  # of D
+        self.by_step: list[list[tuple[int, int]]] = [[] for _ in set(self.link_sorts)]
+        for j, sort in enumerate(self.link_sorts):
+            self.by_step[sort].append((0, j))
         self.learned = -1  # the estimator's `changes` that speeds are of
         # Until the first `update`:
         self.speed_ppm = self.fastest_ppm = self.floor_us = kind_of
@@ -72,7 +77,7 @@ class Books:
                 seats = instance.spec.max_batch - len(instance.decoding)
                 step_us = instance.next_step_us(self._estimator)
                 backlog, local_us = instance.receiver.backlog, instance.local_us
-                _move(self.by_step, self.decode_of[STEP][j], step_us, j)
+                _move(self.by_step[self.link_sorts[j]], self.decode_of[STEP][j], step_us, j)
                 column = *backlog, local_us, instance.kv_free_tokens, seats, step_us
                 _set(self.decode, self.decode_of, j, column)
 

@@ -26,7 +26,6 @@ from hexagent.core.policy.topology import Topology
 from hexagent.core.policy.waiting import OUTPUT, PROMPT, RESERVE_MAX, WaitingCalls
 from hexagent.core.units import NEVER_US, PPM
 
-_ALL_MAX: Final = 20_000  # calls times instances
 _SORTED_WHOLE: Final = 1_024  # values up to which sorting them all is the fastest way to the smallest ones
 
 
@@ -70,55 +69,81 @@ class Outlook:
         return self._by_all(rows)
 
     def _bounds_us(self) -> tuple[IntArray, IntArray]:
-        topology, books, columns = self.topology, self.topology.books, self.waiting.columns
-        steps, free_us = columns[:, OUTPUT] - 1, self._free_us
-        early_us, late_us = [], []  # when KV could leave, by kind
+        topology, books, free_us = self.topology, self.topology.books, self._free_us
         most_us = self.waiting.nominal_us(topology).T if self._hits is None else self._hits.most_us
-        for kind, nominal_us in enumerate(most_us):
-            alike = np.flatnonzero(topology.kind_of[: topology.senders] == kind)
-            if len(alike):
-                early_us.append(nominal_us * books.fastest[kind] // PPM + free_us[alike].min())
-                i = alike[(free_us[alike] + books.prefill[EGRESS_BUSY, alike]).argmin()]
-                end_us = nominal_us * books.speed_ppm[i] // PPM + free_us[i]
-                late_us.append(begins_us(end_us, *books.prefill[EGRESS : EGRESS_BUSY + 1, i]))
-        if self._hits is not None:
-            early_us = [self._hits.least_us + (free_us - self._saved_us).min()]
-        moved_us, leave_us = topology.transfer_us(columns[:, PROMPT]), np.minimum.reduce(late_us)
-        least_us: IntArray = (
-            np.minimum.reduce(early_us) + steps * books.decode[STEP, : topology.receivers].min() + moved_us
-        )
-        latest_us: IntArray = self._latest_us(leave_us, steps) + moved_us
+        first = self._first_free()
+        end_us = most_us[topology.kind_of[first]] * books.speed_ppm[first, None] // PPM + free_us[first, None]
+        late_us = np.minimum.reduce(begins_us(end_us, *books.prefill[EGRESS : EGRESS_BUSY + 1, first, None]))
+        if self._hits is None:
+            early_us = np.minimum.reduce(most_us * books.fastest_ppm[:, None] // PPM + free_us[first, None])
+        else:
+            early_us = self._hits.least_us + (free_us - self._saved_us).min()
+        columns = self.waiting.columns
+        steps, moved_us = columns[:, OUTPUT] - 1, topology.transfer_us(columns[:, PROMPT])
+        decode = books.decode[:, : topology.receivers]
+        least_us: IntArray = early_us + steps * decode[STEP].min() + moved_us
+        # The shortest step of those that take in at once what leaves.
+        _, j = min([(books.decode_of[STEP][few[-1]], few[-1]) for few in self._worth_decode(int(early_us.min()))])
+        begin_us = begins_us(late_us, *decode[INGRESS : INGRESS_BUSY + 1, j])
+        latest_us: IntArray = begin_us + steps * decode[STEP, j] + (decode[LOCAL, j] + moved_us)
         return least_us, latest_us
 
-    def _latest_us(self, leave_us: IntArray, steps: IntArray) -> IntArray:
-        """A finish each call can have whose KV leaves then, but for the transfer."""
-        decode = self.topology.books.decode[:, : self.topology.receivers]
-        most_us = []
-        for usual in (int(steps.mean()), int(steps.mean()) // 4):
-            j = (np.maximum(decode[INGRESS], self._now_us) + decode[LOCAL] + usual * decode[STEP]).argmin()
-            begin_us = begins_us(leave_us, *decode[INGRESS : INGRESS_BUSY + 1, j])
-            most_us.append(begin_us + steps * decode[STEP, j] + decode[LOCAL, j])
-        latest_us: IntArray = np.minimum.reduce(most_us)
-        return latest_us
+    def _first_free(self) -> list[int]:
+        """The sender of each kind that is free first."""
+        first: list[int] = []
+        for entries in self.topology.books.by_free:
+            for _, i in entries:
+                if i < self.topology.senders:
+                    first.append(i)
+                    break
+        return first
 
     def _by_few(self, rows: IntArray) -> IntArray:
         """Where there is room for each call on each instance, and nothing is cached: by the instances worth a look."""
-        topology, books, free_us = self.topology, self.topology.books, self._free_us
-        egress, leave_us = books.prefill[EGRESS : EGRESS_BUSY + 1], np.full(len(rows), NEVER_US)
-        for kind, nominal_us in enumerate(self.waiting.nominal_us(topology)[rows].T):
-            alike = np.flatnonzero(topology.kind_of == kind)
-            few = alike[_worth(len(rows), books.speed_ppm[alike], free_us[alike], *egress[:, alike])]
-            end_us = nominal_us * books.speed_ppm[few, None] // PPM + free_us[few, None]
-            np.minimum(leave_us, np.minimum.reduce(begins_us(end_us, *egress[:, few, None])), out=leave_us)
+        books, nominal_us = self.topology.books, self.waiting.nominal_us(self.topology)[rows]
+        few = self._worth_prefill(np.minimum.reduce(nominal_us).tolist())
+        end_us = nominal_us.T[self.topology.kind_of[few]] * books.speed_ppm[few, None] // PPM + self._free_us[few, None]
+        leave_us = np.minimum.reduce(begins_us(end_us, *books.prefill[EGRESS : EGRESS_BUSY + 1, few, None]))
         return self._moved_us(rows, leave_us)
+
+    def _worth_prefill(self, nominal_us: list[int]) -> list[int]:
+        """P without those behind one of their kind that is no slower, is free as early and sends at once what takes at
+        least so much time, by kind."""
+        books, few = self.topology.books, list[int]()
+        for least_us, entries, fastest_ppm in zip(nominal_us, books.by_free, books.fastest, strict=True):
+            least_ppm = NEVER_US
+            for free_us, i in entries:
+                speed_ppm = books.speeds[i]
+                if speed_ppm < least_ppm:
+                    few.append(i)
+                    if books.prefill_of[EGRESS][i] <= max(free_us, self._now_us) + least_us * speed_ppm // PPM:
+                        least_ppm = speed_ppm
+                        if least_ppm == fastest_ppm:
+                            break
+        return few
+
+    def _worth_decode(self, leave_us: int) -> list[list[int]]:
+        """D, by link sort, up to the first one that takes in at once what leaves then or later; those behind it have
+        no shorter steps."""
+        books, worth = self.topology.books, list[list[int]]()
+        for entries in books.by_step:
+            few: list[int] = []
+            for _, j in entries:
+                if j < self.topology.receivers:
+                    few.append(j)
+                    if books.decode_of[INGRESS][j] <= leave_us and not books.decode_of[LOCAL][j]:
+                        break
+            if few:
+                worth.append(few)
+        return worth
 
     def _moved_us(self, rows: IntArray, leave_us: IntArray) -> IntArray:
         """The earliest finish of calls whose KV leaves then, over equal links."""
         decode, columns = self.topology.books.decode[:, : self.topology.receivers], self.waiting.columns[rows].T
         ingress, step_us, local_us = decode[INGRESS : INGRESS_BUSY + 1], decode[STEP], decode[LOCAL]
-        few = np.arange(len(step_us))
+        few = list(range(len(step_us)))
         if self._room:
-            few = _worth(len(rows), step_us, local_us, *ingress)
+            few = [j for worth in self._worth_decode(int(leave_us.min())) for j in worth]
         alone_us = (columns[OUTPUT] - 1) * step_us[few, None] + local_us[few, None]
         if not self._room:
             alone_us[self._full(rows)[: len(few)]] = NEVER_US
@@ -192,11 +217,6 @@ def foremost(order: Order, ages: Ages, outlook: Outlook, count: int) -> Foremost
     scores[nowhere] = NOT_NOW  # what follows is for calls that have room somewhere
     first = smallest(scores[rows], count)
     return Foremost(rows[first], scores[rows][first], bool(nowhere.any()))
-
-
-def _worth(calls: int, first: IntArray, *others: IntArray) -> IntArray:
-    """`unbeaten`, or all places where looking at all of them for so few calls is cheaper than finding those."""
-    return unbeaten(first, *others) if calls * len(first) > _ALL_MAX else np.arange(len(first))
 
 
 def unbeaten(first: IntArray, *others: IntArray) -> IntArray:

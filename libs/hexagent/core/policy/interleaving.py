@@ -103,7 +103,7 @@ class BesideState(SimulatedState):
     ) -> None:
         super().__init__(topology, estimator, waiting, [row], now_us, 0, aware)
         self._ends_us = ends_us
-        self._by_step = [entry for entry in self._by_step if entry[1] < topology.receivers]
+        self._by_step = [[entry for entry in entries if entry[1] < topology.receivers] for entries in self._by_step]
 
     @property
     def placed(self) -> Placed:

@@ -144,8 +144,8 @@ class KeepingState(SimulatedState):
         self._by_free = [[entry for entry in entries if entry[1] < senders] for entries in self._by_free]
         self._list_of = [*self._list_of[:senders], *[len(self._by_free)] * (len(self._idle) - senders)]
         self._by_free.append(sorted([(self._free_us[i], i) for i in range(senders, len(self._idle))]))
-        self._by_kept = [entry for entry in self._by_step if entry[1] >= receivers]
-        self._by_step = [entry for entry in self._by_step if entry[1] < receivers]
+        self._by_kept = sorted([entry for entries in self._by_step for entry in entries if entry[1] >= receivers])
+        self._by_step = [[entry for entry in entries if entry[1] < receivers] for entries in self._by_step]
         self._home_of = {j: i for i, j in enumerate(topology.homes)}  # P that is D
         for j in range(receivers, len(self._local_us)):
             self._local_us[j] = 0

@@ -5,7 +5,7 @@ in order of their step times, until none further on can be better. What is learn
 looser, never wrong.
 """
 
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -101,7 +101,11 @@ class SimulatedState(BookedInstances):
         spare = 0 if self._topology.equal else OTHERS_MAX
         if not self._roomy or not self._topology.uniform or len(self._idle) - 1 <= spare + before[-1]:
             return False
-        return all(self._surely_elsewhere(r, spare + late) for r, late in zip(rs, before, strict=True))
+        # The last one first: it is the least sure.
+        for r, late in zip(reversed(rs), reversed(before), strict=True):
+            if not self._surely_elsewhere(r, spare + late):
+                return False
+        return True
 
     # --- one call ---------------------------------------------------------------------------------------------
     def _near(self, r: int, count: int) -> Near:
@@ -116,13 +120,13 @@ class SimulatedState(BookedInstances):
         With weights of instances, and the least ones by kind, as much of its time alone is added.
         """
         books, found, others, roomy = self._books, self._found[r], self._found[r].others, self._roomy
-        free_us, busy_us = self._egress_free_us, self._egress_busy_us
+        free_us, busy_us, weighed = self._egress_free_us, self._egress_busy_us, bool(weights_milli)
         near: Near = []
         last_us, last = NEVER_US, 0
         for kind in self._kinds:
             nominal_us, fastest_ppm, slowest_ppm = found.nominal_us[kind], books.fastest[kind], books.slowest[kind]
             alone_us = least_us = nominal_us * fastest_ppm // PPM
-            if weights_milli:
+            if weighed:
                 least_us += least_us * lightest_milli[kind] // MILLI
             for start_us, i in self._by_free[kind]:
                 leave_us = start_us + least_us
@@ -133,31 +137,31 @@ class SimulatedState(BookedInstances):
                 leave_us = start_us + alone_us
                 if free_us[i] > leave_us:
                     leave_us = min(leave_us + busy_us[i], free_us[i])
-                if weights_milli:
+                if weighed:
                     leave_us += alone_us * weights_milli[i] // MILLI
                 if leave_us >= last_us and (leave_us > last_us or i > last):
                     continue
                 if (roomy or self._may_prefill(r, i)) and i not in others:
-                    insort(near, (leave_us, i))
-                    del near[count:]
+                    near = nearest(near, (leave_us, i), count)
                     if len(near) == count:
                         last_us, last = near[-1]
         for i, end_us in self._told(r):
             if end_us <= last_us and (roomy or self._may_prefill(r, i)):
                 leave_us = self._leave_us(end_us, i)
-                if weights_milli:
+                if weighed:
                     leave_us += self._alone_us(r, i) * weights_milli[i] // MILLI
-                insort(near, (leave_us, i))
-                del near[count:]
+                near = nearest(near, (leave_us, i), count)
                 if len(near) == count:
                     last_us = near[-1][0]
         return near
 
     def _told(self, r: int) -> list[tuple[int, int]]:
         """(P, end of prefill) for those that take calls into a batch or hold other parts of the prompt than most."""
-        free_us, batches, others_us = self._free_us, self._batches, self._alone_on_others_us(r)
+        free_us, batches = self._free_us, self._batches
         told = [(i, free_us[i] + self._added_us(r, i)) for i in batches]
-        return told + [(i, free_us[i] + us) for i, us in others_us.items() if i not in batches]
+        if self._found[r].others:
+            told += [(i, free_us[i] + us) for i, us in self._alone_on_others_us(r).items() if i not in batches]
+        return told
 
     def _finish_of(self, r: int) -> int:
         """Where call r would finish if it were placed next."""
@@ -193,15 +197,16 @@ class SimulatedState(BookedInstances):
         """(Finish but for the transfer, D) where that is first if call r's KV leaves then."""
         steps, first_us, first, roomy = self.calls[r].output_q50 - 1, NEVER_US, -1, self._roomy
         free_us, busy_us, local_us = self._ingress_free_us, self._ingress_busy_us, self._local_us
-        for step_us, j in self._by_step:
-            finish_us = leave_us + steps * step_us
-            if finish_us >= first_us:
-                break
-            if free_us[j] > leave_us:
-                finish_us += min(free_us[j] - leave_us, busy_us[j])
-            finish_us += local_us[j]
-            if finish_us < first_us and (roomy or self._may_decode(r, j)):
-                first_us, first = finish_us, j
+        for sort in self._sorts:
+            for step_us, j in self._by_step[sort]:
+                finish_us = leave_us + steps * step_us
+                if finish_us >= first_us:
+                    break
+                if free_us[j] > leave_us:
+                    finish_us += min(free_us[j] - leave_us, busy_us[j])
+                finish_us += local_us[j]
+                if finish_us < first_us and (roomy or self._may_decode(r, j)):
+                    first_us, first = finish_us, j
         return first_us, first
 
     def _pairs(self, r: int, near: Near, count: int) -> Pairs:
@@ -211,38 +216,42 @@ class SimulatedState(BookedInstances):
         free_us, busy_us, local_us = self._ingress_free_us, self._ingress_busy_us, self._local_us
         pairs: Pairs = []
         last_us = NEVER_US - 1
+        numbers: list[int] = []  # of links
         for place, (leave_us, i) in enumerate(near):
             stall_us, own = self._stall_us(r, i), topology.homes[i]
             if own >= 0 and self._may_decode(r, own):
                 finish_us = self._own_us(r, i) + stall_us
                 if finish_us <= last_us:
-                    insort(pairs, (finish_us, place, own))
-                    del pairs[count:]
+                    pairs = first_pairs(pairs, (finish_us, place, own), count)
                     if len(pairs) == count:
                         last_us = pairs[-1][0]
             if leave_us >= NEVER_US:
                 continue
             links = topology.links_from(i)
-            unequal, moving = bool(links.rates), call.prompt_tokens * links.kv_bytes * US_PER_S
-            moved_us = leave_us + moving // links.fastest + links.least_setup_us + stall_us
-            takes = None if topology.uniform else topology.takes[i]
-            for step_us, j in self._by_step:
-                finish_us = moved_us + steps * step_us
-                if finish_us > last_us:
-                    break
-                if takes is not None and not takes[j]:
+            if count == 1 and own < 0 and topology.uniform:
+                # Over equal links the best pair is one of the instance that KV can leave first.
+                if links.number in numbers:
                     continue
-                if unequal:
-                    finish_us += moving // links.rates[j] - moving // links.fastest
-                    finish_us += links.setups_us[j] - links.least_setup_us
-                if free_us[j] > leave_us:
-                    finish_us += min(free_us[j] - leave_us, busy_us[j])
-                finish_us += local_us[j]
-                if finish_us <= last_us and (roomy or self._may_decode(r, j)):
-                    insort(pairs, (finish_us, place, j))
-                    del pairs[count:]
-                    if len(pairs) == count:
-                        last_us = pairs[-1][0]
+                numbers.append(links.number)
+            takes = None if topology.uniform else topology.takes[i]
+            moving = call.prompt_tokens * links.kv_bytes * US_PER_S
+            for sort in self._sorts:
+                least_us = moving // links.fastest[sort] + links.least_setups_us[sort]
+                for step_us, j in self._by_step[sort]:
+                    finish_us = leave_us + stall_us + least_us + steps * step_us
+                    if finish_us > last_us:
+                        break
+                    if takes is not None and not takes[j]:
+                        continue
+                    if not links.alike:
+                        finish_us += moving // links.rates[j] + links.setups_us[j] - least_us
+                    if free_us[j] > leave_us:
+                        finish_us += min(free_us[j] - leave_us, busy_us[j])
+                    finish_us += local_us[j]
+                    if finish_us <= last_us and (roomy or self._may_decode(r, j)):
+                        pairs = first_pairs(pairs, (finish_us, place, j), count)
+                        if len(pairs) == count:
+                            last_us = pairs[-1][0]
         return pairs
 
     def _own_us(self, r: int, i: int) -> int:
@@ -279,19 +288,45 @@ class SimulatedState(BookedInstances):
 
     def _surely_elsewhere(self, r: int, late: int) -> bool:
         """Whether call r's KV could leave more than `late` instances before all those that could start it."""
-        books, others, kinds = self._books, self._found[r].others, range(len(self._by_free))
-        nominal_us = self._found[r].nominal_us
-        able = [self._free_us[i] + self._alone_us(r, i) - self._floor_us[i] for i in self._batches]
-        able += [self._now_us + nominal_us[k] * books.fastest[k] // PPM for k in kinds if self._idle_of[k]]
-        able += [self._free_us[i] + self._alone_us(r, i) for i in others if self._idle[i]]
-        start_us = min(able)
-        for k in kinds:
-            entries, before_us = self._by_free[k], start_us - nominal_us[k] * books.slowest[k] // PPM
-            for _, i in entries[self._idle_of[k] : bisect_left(entries, (before_us, -1))]:
-                late -= self._egress_free_us[i] < start_us and not self._idle[i] and i not in others
-                if late < 0:
-                    return True
+        books, others, nominal_us = self._books, self._found[r].others, self._found[r].nominal_us
+        start_us = NEVER_US
+        for i in self._batches:
+            start_us = min(start_us, self._free_us[i] + self._alone_us(r, i) - self._floor_us[i])
+        for kind, idle in enumerate(self._idle_of):
+            if idle:
+                start_us = min(start_us, self._now_us + nominal_us[kind] * books.fastest[kind] // PPM)
+        for i in others:
+            if self._idle[i]:
+                start_us = min(start_us, self._free_us[i] + self._alone_us(r, i))
+        for kind, entries in enumerate(self._by_free):
+            before_us = start_us - nominal_us[kind] * books.slowest[kind] // PPM
+            for place in range(self._idle_of[kind], len(entries)):
+                free_us, i = entries[place]
+                if free_us >= before_us:
+                    break
+                if self._egress_free_us[i] < start_us and not self._idle[i] and i not in others:
+                    late -= 1
+                    if late < 0:
+                        return True
         return False
+
+
+def nearest(near: Near, entry: tuple[int, int], count: int) -> Near:
+    """The first `count` of these and one more."""
+    if count == 1:
+        return near if near and near[0] < entry else [entry]
+    insort(near, entry)
+    del near[count:]
+    return near
+
+
+def first_pairs(pairs: Pairs, pair: tuple[int, int, int], count: int) -> Pairs:
+    """The same of pairs."""
+    if count == 1:
+        return pairs if pairs and pairs[0] < pair else [pair]
+    insort(pairs, pair)
+    del pairs[count:]
+    return pairs
 
 
 def among(first: Near, place: int) -> bool:

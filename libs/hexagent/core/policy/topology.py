@@ -55,18 +55,17 @@ def _room_key(spec: InstanceSpec) -> Hashable:
 class Links(NamedTuple):
     """From one prefill instance to each decode instance."""
 
+    number: int  # the same for all prefill instances whose links are equal
     kv_bytes: int  # a token
-    fastest: int  # bytes/s, of any of them
-    least_setup_us: int
-    rates: list[int]  # bytes/s; none where all links are equal
+    fastest: list[int]  # bytes/s, by link sort of D
+    least_setups_us: list[int]
+    alike: bool  # whether all of a sort are equal
+    rates: list[int]  # bytes/s
     setups_us: list[int]
 
     def move_us(self, prompt_tokens: int, j: int) -> int:
         """Time of one transfer."""
-        moving = prompt_tokens * self.kv_bytes * US_PER_S
-        if not self.rates:
-            return moving // self.fastest + self.least_setup_us
-        return moving // self.rates[j] + self.setups_us[j]
+        return prompt_tokens * self.kv_bytes * US_PER_S // self.rates[j] + self.setups_us[j]
 
 
 class Topology:
@@ -77,7 +76,7 @@ class Topology:
     estimator says of each link. They and `books` change between plans. `senders` of P are no decode instances,
     `receivers` of D no prefill instances; others, if it `mixes` roles, come last. `own` is the place of each of P in D,
     -1 where it has none; `homes` is the same as a list. Of a call instances of one *room sort* need the same KV;
-    `prefill_sort` and `decode_sort` are those of P and D.
+    `prefill_sort` and `decode_sort` are those of P and D. Of one *link sort* links are described alike.
     """
 
     def __init__(self, prefill: list[Instance], decode: list[Instance], estimator: Estimator) -> None:
@@ -114,12 +113,13 @@ class Topology:
         # Any pair, links described alike: how far they really differ matters little to when a call can be done.
         between = (self.pairs & ~self.local)[sends][:, receives]
         self.uniform = bool(len(links) == 1 and between.size and between.all())
-        self.books = Books(prefill, decode, self.floor_us, self.kind_of, estimator)
+        self.books = Books(prefill, decode, self.floor_us, self.kind_of, self._sorts[1].of, estimator)
         self._estimator, self._learned = estimator, -1
         self.setup_us, self.rate = np.zeros_like(self.local, dtype=np.int64), np.ones_like(self.local, dtype=np.int64)
         self._usual = LinkSpec(1, 0)  # medians of the two
         self.equal = False  # whether all links are, as far as is known
         self._links: dict[int, Links] = {}  # by prefill instance
+        self._equal_links: dict[tuple[int, bytes, bytes], Links] = {}  # by what makes them equal
         self._takes: list[list[bool]] = []  # once asked for
 
     def update(self, changed: Iterable[Instance]) -> None:
@@ -144,6 +144,7 @@ class Topology:
         told = self.rate, self.setup_us, self.kv_bytes
         self.equal = all(bool((values == values.flat[0]).all()) for values in told)
         self._links.clear()
+        self._equal_links.clear()
 
     def excluded_tokens(self, needs: Needs) -> tuple[IntArray, IntArray]:
         """EXCLUDED_TOKENS for each room sort of P, and of D, where calls with these needs may not run; else 0."""
@@ -168,11 +169,21 @@ class Topology:
         """Those of a prefill instance if `uniform`."""
         links = self._links.get(i)
         if links is None:
-            rates, setups_us = self.rate[i], self.setup_us[i]
-            each = ([], []) if self.equal else (rates.tolist(), setups_us.tolist())
-            links = Links(int(self.kv_bytes[i]), int(rates.max()), int(setups_us.min()), *each)
+            key = int(self.kv_bytes[i]), self.rate[i].tobytes(), self.setup_us[i].tobytes()
+            links = self._equal_links.get(key)
+            if links is None:
+                links = self._equal_links[key] = self._links_of(i)
             self._links[i] = links
         return links
+
+    def _links_of(self, i: int) -> Links:
+        rates, setups_us, sorts = self.rate[i], self.setup_us[i], self._sorts[1]
+        by_sort = [sorts.of == sort for sort in range(len(sorts.first))]
+        fastest = [int(rates[those].max()) for those in by_sort]
+        least_setups_us = [int(setups_us[those].min()) for those in by_sort]
+        alike = (rates == ints(fastest)[sorts.of]).all() and (setups_us == ints(least_setups_us)[sorts.of]).all()
+        number, kv_bytes = len(self._equal_links), int(self.kv_bytes[i])
+        return Links(number, kv_bytes, fastest, least_setups_us, bool(alike), rates.tolist(), setups_us.tolist())
 
     @property
     def takes(self) -> list[list[bool]]:

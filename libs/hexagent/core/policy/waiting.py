@@ -1,6 +1,7 @@
 """The ready calls of one model as arrays, kept up to date so that a plan need not build them."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -85,12 +86,17 @@ class WaitingCalls:
         self._hits.update(self._index)
         return self._hits
 
-    def found(self, row: int, topology: Topology, hits: Hits | None) -> Found:
-        """What the call finds in caches; nothing without `hits`."""
-        return hits.found[row] if hits is not None else Found(0, self.nominal_us(topology)[row].tolist())
+    def found(self, rows: Sequence[int], topology: Topology, hits: Hits | None) -> list[Found]:
+        """What the calls find in caches; nothing without `hits`."""
+        if hits is not None:
+            return [hits.found[row] for row in rows]
+        return [Found(0, nominal_us) for nominal_us in self.nominal_us(topology)[list(rows)].tolist()]
 
     def ages(self, now_us: int) -> Ages:
-        ready_us, arrival_us, places, below_us = self._columns[[READY, ARRIVAL, HORIZON, BELOW], : len(self.calls)]
+        """Views of what is kept: as it is until calls come or go."""
+        ready_us, arrival_us, places, below_us = [
+            self._columns[column, : len(self.calls)] for column in (READY, ARRIVAL, HORIZON, BELOW)
+        ]
         if not self.calls:
             return Ages(ready_us, arrival_us, places, lambda: places, below_us, self.calls, now_us)
         horizons = self.calls[0].workflow.horizons
