@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from hexagent.core.instance.io import PrefixSegment, salt
@@ -90,6 +91,8 @@ def test_rows_follow_calls_and_beliefs() -> None:
             kept, anew = waiting.hits(topology), Hits(topology, waiting.calls)
             assert kept is not None
             assert [_times(topology, found) for found in kept.found] == [_times(topology, f) for f in anew.found]
+            every = np.arange(len(waiting))
+            assert (kept.arrays(every) == anew.arrays(every)).all()
             assert kept.least_us.tolist() == anew.least_us.tolist()
             assert (kept.most_us >= anew.most_us).all()
             waiting_seen = max(waiting_seen, len(waiting))

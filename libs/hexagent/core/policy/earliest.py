@@ -4,7 +4,6 @@ Scores need to be known only of calls that may be among the first ones, which bo
 that are alike only those matter that no other one equals or beats in everything, and they are few.
 """
 
-from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -165,9 +164,7 @@ class Outlook:
         if self._hits is None:
             nominal_us = self.waiting.nominal_us(topology)[rows].T[topology.kind_of]
         else:
-            found = [self._hits.found[row] for row in rows.tolist()]
-            nominal_us = np.array([each.nominal_us for each in found], dtype=np.int64).T[topology.kind_of]
-            put(nominal_us, [each.others_us for each in found])
+            nominal_us = self._hits.arrays(rows)[1]
         alone_us: IntArray = nominal_us * topology.books.speed_ppm[:, None] // PPM
         return alone_us
 
@@ -233,13 +230,6 @@ def unbeaten(first: IntArray, *others: IntArray) -> IntArray:
         before = np.maximum.accumulate(least)[:-1]  # place of the least one before each
         beaten[1:] |= np.logical_and.reduce([other[before] <= other[1:] for other in others])
     return order[~beaten]
-
-
-def put(values: IntArray, others: list[dict[int, int]]) -> None:
-    """Other values, by instance, of each call in an array of shape (instances, calls)."""
-    calls = np.arange(len(others)).repeat([len(each) for each in others])
-    places = np.fromiter(chain.from_iterable(others), np.int64, len(calls))
-    values[places, calls] = np.fromiter(chain.from_iterable([each.values() for each in others]), np.int64, len(calls))
 
 
 def begins_us(ready_us: IntArray, free_us: IntArray | int, busy_us: IntArray | int) -> IntArray:

@@ -18,7 +18,7 @@ _FIRST_ROWS = 64
 class Found:
     """Of one prompt: most instances hold as much of it, such as the opening of its class of workflow; few hold more."""
 
-    __slots__ = ("changes", "least_us", "most_us", "nominal_us", "others", "others_us", "priced", "tokens")
+    __slots__ = ("array", "changes", "least_us", "most_us", "nominal_us", "others", "others_us", "priced", "tokens")
 
     def __init__(self, tokens: int, nominal_us: list[int]) -> None:
         self.tokens = tokens  # held by all instances but `others`
@@ -26,6 +26,7 @@ class Found:
         self.others: dict[int, int] = {}  # tokens, by instance
         self.others_us: dict[int, int] = {}  # table time of the rest there
         self.priced: dict[tuple[int, int], int] = {}  # that by kind and tokens, once looked up
+        self.array: IntArray | None = None  # tokens, and table time, by instance, (2, P), once asked for
         self.least_us = 0  # alone, of the rest where that is least
         self.most_us = nominal_us  # table time of the rest where that is most, by kind, or more
         self.changes = 0  # of what instances hold, since they were counted
@@ -98,6 +99,18 @@ class Hits:
         """Table time of what is left of each prompt where that is most, or more, shape (kinds, calls)."""
         return self._most_us[:, : len(self.found)]
 
+    def arrays(self, rows: IntArray) -> IntArray:
+        """What is found of these calls: tokens, and table time of the rest, shape (2, P, calls)."""
+        return np.array([self._array(self.found[row]) for row in rows.tolist()], dtype=np.int64).transpose(1, 2, 0)
+
+    def _array(self, found: Found) -> IntArray:
+        if found.array is None:
+            tokens, nominal_us = np.full(len(self._caches), found.tokens), np.array(found.nominal_us)[self._kind_of]
+            places = list(found.others)
+            tokens[places], nominal_us[places] = list(found.others.values()), list(found.others_us.values())
+            found.array = np.array([tokens, nominal_us])
+        return found.array
+
     def insert(self, row: int, call: Call) -> None:
         """`call` becomes row `row`."""
         count = len(self.found)
@@ -161,6 +174,8 @@ class Hits:
         else:
             nominal_us = self._priced(found, i, call.prompt_tokens, tokens)
             found.others[i], found.others_us[i] = tokens, nominal_us
+        if found.array is not None:
+            found.array[:, i] = tokens, nominal_us
         found.changes += 1
         if found.changes > len(self._caches) // 2:
             self._count(found, call.prompt_tokens, [found.tokens_on(p) for p in range(len(self._caches))])

@@ -16,7 +16,7 @@ import numpy as np
 from hexagent.core.estimate.estimator import Estimator
 from hexagent.core.policy.books import IDLE, LOCAL, STEP
 from hexagent.core.policy.dispatch import Plan, PredictedFinish
-from hexagent.core.policy.earliest import Outlook, put, unbeaten
+from hexagent.core.policy.earliest import Outlook, unbeaten
 from hexagent.core.policy.hits import Found
 from hexagent.core.policy.order import Ages, IntArray, Order
 from hexagent.core.policy.placement import FEW, OTHERS_MAX, Near, SimulatedState, after, among
@@ -202,11 +202,9 @@ class KeepingState(SimulatedState):
         return decode_us + self._alone_us(r, self._home_of[j]) * (MILLI - self._idle_milli) // self._idle_milli
 
     def _told(self, r: int) -> list[tuple[int, int]]:
-        """Of prefill instances, for both ways on from there."""
+        """Once for both ways on from there."""
         if self._told_of != (r, len(self._applied)):
-            senders = self._topology.senders
-            self._told_of = r, len(self._applied)
-            self._told_ends = [(i, end_us) for i, end_us in super()._told(r) if i < senders]
+            self._told_of, self._told_ends = (r, len(self._applied)), super()._told(r)
         return self._told_ends
 
     def _near(self, r: int, count: int) -> Near:
@@ -342,12 +340,9 @@ class KeepingOutlook(Outlook):
         end_us = self._free_us[:, None] + alone_us
         leave_us = self._leave_us(rows, end_us)
         leave_us[senders:] = NEVER_US
-        found = [self._hits.found[row] for row in rows.tolist()]
-        held = np.tile(ints(each.tokens for each in found), (len(end_us), 1))
-        put(held, [each.others for each in found])
         prompt, steps = self.waiting.columns[rows].T[[PROMPT, OUTPUT]]
-        short = held >= np.maximum(prompt - self._tokens_max, -(-prompt // 2))
-        end_us[senders:][~short[senders:]] = NEVER_US
+        held = self._hits.arrays(rows)[0, senders:]
+        end_us[senders:][held < np.maximum(prompt - self._tokens_max, -(-prompt // 2))] = NEVER_US
         steps -= 1
         own_us = end_us[self._both] + steps * self._own_step_us[:, None] + self._own_local_us[:, None]
         own_us[self._keeps] += self._waits_us(alone_us[self._both[self._keeps]])

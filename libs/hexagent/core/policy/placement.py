@@ -156,11 +156,12 @@ class SimulatedState(BookedInstances):
         return near
 
     def _told(self, r: int) -> list[tuple[int, int]]:
-        """(P, end of prefill) for those that take calls into a batch or hold other parts of the prompt than most."""
-        free_us, batches = self._free_us, self._batches
-        told = [(i, free_us[i] + self._added_us(r, i)) for i in batches]
+        """(P, end of prefill) for senders that take calls into a batch or hold other parts of the prompt than most."""
+        free_us, batches, senders = self._free_us, self._batches, self._topology.senders
+        told = [(i, free_us[i] + self._added_us(r, i)) for i in batches if i < senders]
         if self._found[r].others:
-            told += [(i, free_us[i] + us) for i, us in self._alone_on_others_us(r).items() if i not in batches]
+            others_us = self._alone_on_others_us(r)
+            told += [(i, free_us[i] + us) for i, us in others_us.items() if i < senders and i not in batches]
         return told
 
     def _finish_of(self, r: int) -> int:
