@@ -42,7 +42,6 @@ class BookedInstances:
         self._hits = waiting.hits(topology) if aware else None
         self._rows = rows
         self._found: list[Found] = waiting.found(rows, topology, self._hits)
-        self._others_us: list[dict[int, int] | None] = [None] * len(self._found)  # `_alone_us` there, once asked for
         self._books = books = topology.books
         free_us, *egress, self._prefill_room, self._idle = map(list.copy, books.prefill_of)
         self._free_us = [max(us, now_us) for us in free_us]
@@ -89,20 +88,9 @@ class BookedInstances:
 
     def _alone_us(self, r: int, i: int) -> int:
         """Prefill time of call r on P in a step of its own."""
-        others_us = self._alone_on_others_us(r)
-        if i in others_us:
-            return others_us[i]
-        nominal_us = self._found[r].nominal_us[self._books.kinds[i]]
+        found = self._found[r]
+        nominal_us = found.others_us.get(i, found.nominal_us[self._books.kinds[i]])
         return max(nominal_us * self._books.speeds[i] // PPM - self._saved_us[i], 0)
-
-    def _alone_on_others_us(self, r: int) -> dict[int, int]:
-        """The same of all instances that hold another part of the prompt than most."""
-        others_us = self._others_us[r]
-        if others_us is None:
-            speeds, saved_us, nominal_us = self._books.speeds, self._saved_us, self._found[r].others_us
-            others_us = {i: max(us * speeds[i] // PPM - saved_us[i], 0) for i, us in nominal_us.items()}
-            self._others_us[r] = others_us
-        return others_us
 
     def _new_tokens(self, r: int, i: int) -> int:
         """Tokens of the prompt to be computed on P."""

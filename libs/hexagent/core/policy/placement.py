@@ -159,9 +159,13 @@ class SimulatedState(BookedInstances):
         """(P, end of prefill) for senders that take calls into a batch or hold other parts of the prompt than most."""
         free_us, batches, senders = self._free_us, self._batches, self._topology.senders
         told = [(i, free_us[i] + self._added_us(r, i)) for i in batches if i < senders]
-        if self._found[r].others:
-            others_us = self._alone_on_others_us(r)
-            told += [(i, free_us[i] + us) for i, us in others_us.items() if i < senders and i not in batches]
+        if others_us := self._found[r].others_us:
+            speeds = self._books.speeds
+            told += [
+                (i, free_us[i] + us * speeds[i] // PPM)
+                for i, us in others_us.items()
+                if i < senders and i not in batches
+            ]
         return told
 
     def _finish_of(self, r: int) -> int:
