@@ -196,6 +196,23 @@ def test_hexagent_plus_counts_on_a_part_of_what_a_client_says_is_still_to_come()
     assert order_of(desk, 60_000_001) == ["short/b", "long/a"]
 
 
+@pytest.mark.parametrize(
+    ("policy", "age_s", "first"),
+    [("hexagent", 20, "long"), ("hexagent-plus", 20, "short"), ("hexagent-plus", 200, "long")],
+)
+def test_hexagent_plus_lets_short_prompts_go_before_a_much_longer_one_until_that_is_later_still(
+    policy: str, age_s: int, first: str
+) -> None:
+    """By lateness alone the long one is first each time."""
+    desk, arrival_us = busy(policy), (age_s - 1) * 1_000_000
+    desk.start("long", 1)
+    desk.reveal("long", "a", now_us=2, prompt=60_000)
+    for number in range(3):
+        desk.start(f"short{number}", arrival_us)
+        desk.reveal(f"short{number}", "a", now_us=arrival_us, prompt=6_000)
+    assert order_of(desk, age_s * 1_000_000)[0].startswith(first)
+
+
 class Told:
     """An oracle that knows of each call its output, the path below it in seconds and its workflow's horizon."""
 

@@ -7,7 +7,9 @@ declared plan those go first that the join waits for; F is what to count on of t
 (`hexagent.core.estimate.remaining`). With prefix caches R is divided by sqrt(1 + T / `cheap_prefill_us`), with T the
 time of the part of the prompt that no cache is believed to hold: H is the time without caches, so by R alone calls that
 find theirs would wait behind much longer ones. T counts as `DEAR` times that time at most, so that long prompts stay in
-the order of R among themselves and none waits for ever. Without any of these what is left is the paper's.
+the order of R among themselves and none waits for ever. Without caches R is divided by sqrt(max(1, T / usual)), usual
+being twice the median T of what waits: long prompts, which hold an instance for as long as many short ones, go later.
+Without any of these what is left is the paper's.
 """
 
 from typing import Final
@@ -35,12 +37,23 @@ class HexagentPlus:
             self._since_us = ages.arrival_us - ages.below_us - unrevealed_us
             self._divisor_us = ages.horizon_us + unrevealed_us
             if ages.prefill_us is not None:
-                self._divisor_us = self._divisor_us * dearness_milli(ages.prefill_us, self._cheap_us) // MILLI
+                milli_of = dearness_milli if ages.cached else length_milli
+                self._divisor_us = self._divisor_us * milli_of(ages.prefill_us, self._cheap_us) // MILLI
         return -((finish_us - self._since_us) * PPM // self._divisor_us)
 
 
 def dearness_milli(prefill_us: IntArray, cheap_us: int) -> IntArray:
     """sqrt(1 + min(prefill / cheap, DEAR)) in thousandths, rounded down; exact on every machine for up to 1,000 s."""
-    ratio_ppm = (np.minimum(prefill_us, DEAR * cheap_us) + cheap_us) * PPM // cheap_us
+    return _root_milli((np.minimum(prefill_us, DEAR * cheap_us) + cheap_us) * PPM // cheap_us)
+
+
+def length_milli(prefill_us: IntArray, cheap_us: int) -> IntArray:
+    """sqrt(max(1, prefill / usual)) in thousandths, rounded down; usual is twice the median, at least what is cheap."""
+    middle = [(len(prefill_us) - 1) // 2, len(prefill_us) // 2]
+    usual_us = max(int(np.partition(prefill_us, middle)[middle].sum()), cheap_us)
+    return _root_milli(np.maximum(prefill_us * PPM // usual_us, PPM))
+
+
+def _root_milli(ratio_ppm: IntArray) -> IntArray:
     milli: IntArray = np.sqrt(ratio_ppm).astype(np.int64)  # IEEE 754 rounds roots correctly
     return milli

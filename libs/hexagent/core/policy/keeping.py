@@ -61,10 +61,9 @@ class Keeping(PredictedFinish):
     def _ages(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Ages:
         """With what is left to prefill, where more of it waits for each instance than counts as little."""
         ages, hits = waiting.ages(now_us), waiting.hits(topology)
-        if hits is None:
-            return ages
-        queue = hits.least_us.sum() > self._profile.cheap_prefill_us * topology.senders
-        return ages._replace(prefill_us=hits.least_us) if queue else ages
+        least_us = waiting.least_us(topology) if hits is None else hits.least_us
+        queue = least_us.sum() > self._profile.cheap_prefill_us * topology.senders
+        return ages._replace(prefill_us=least_us, cached=hits is not None) if queue else ages
 
     def _outlook(self, topology: Topology, waiting: WaitingCalls, now_us: int) -> Outlook:
         if topology.mixes:

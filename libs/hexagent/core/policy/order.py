@@ -27,6 +27,7 @@ class Ages(NamedTuple):
     calls: Sequence[Call]
     now_us: int
     prefill_us: IntArray | None = None  # alone, where least is left to compute; None = not looked at
+    cached: bool = False  # that is less where a cache holds part of the prompt
 
 
 class Order(Protocol):

@@ -13,6 +13,7 @@ from hexagent.core.policy.hits import Found, Hits
 from hexagent.core.policy.order import Ages, IntArray
 from hexagent.core.policy.topology import Topology
 from hexagent.core.scheduling.calls import Call
+from hexagent.core.units import PPM
 
 READY, ARRIVAL, PROMPT, OUTPUT, RESERVE_PREDICTED, RESERVE_MAX, HORIZON, BELOW, NEEDS = range(9)
 _FIRST_ROWS: Final = 64
@@ -65,6 +66,12 @@ class WaitingCalls:
             for row, call in enumerate(self.calls):
                 self._nominal_us[:, row] = topology.nominal_prefill_us(call.prompt_tokens)
         return self._nominal_us[:, : len(self.calls)].T
+
+    def least_us(self, topology: Topology) -> IntArray:
+        """Time to prefill each whole prompt alone where that is least, shape (calls,)."""
+        alone_us = self.nominal_us(topology) * topology.books.fastest_ppm // PPM
+        least_us: IntArray = np.minimum.reduce(alone_us, axis=1)
+        return least_us
 
     def kv_needed(self, topology: Topology, columns: IntArray) -> KvNeeded:
         """Of the calls of these of the `columns`, shape (9, calls)."""
