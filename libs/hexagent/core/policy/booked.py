@@ -7,7 +7,6 @@ from typing import Final
 import numpy as np
 
 from hexagent.core.estimate.estimator import Estimator
-from hexagent.core.policy.books import DECODE_ROOM, PREFILL_ROOM, SLOTS
 from hexagent.core.policy.hits import Found
 from hexagent.core.policy.order import IntArray
 from hexagent.core.policy.topology import Topology
@@ -41,7 +40,7 @@ class BookedInstances:
         self.calls: list[Call] = [waiting.calls[row] for row in rows]
         self._hits = waiting.hits(topology) if aware else None
         self._rows = rows
-        self._found: list[Found] = waiting.found(rows, topology, self._hits)
+        self._found: list[Found] = [waiting.found(row, topology, self._hits) for row in rows]
         self._books = books = topology.books
         free_us, *egress, self._prefill_room, self._idle = map(list.copy, books.prefill_of)
         self._free_us = [max(us, now_us) for us in free_us]
@@ -55,11 +54,10 @@ class BookedInstances:
         self._by_step = [entries.copy() for entries in books.by_step]  # by link sort
         self._sorts = sorted(range(len(self._by_step)), key=self._by_step.__getitem__)  # the fastest first
         # Whether every pair takes every call throughout the plan, as it is far from full.
-        self._roomy = bool(
-            not waiting.demanding
-            and sum([call.prompt_tokens for call in self.calls]) <= books.prefill[PREFILL_ROOM].min()
-            and sum([call.prompt_tokens + call.max_tokens for call in self.calls]) <= books.decode[DECODE_ROOM].min()
-            and len(self.calls) <= books.decode[SLOTS].min()
+        self._roomy = not waiting.demanding and (
+            sum([call.prompt_tokens for call in self.calls]) <= min(self._prefill_room)
+            and sum([call.prompt_tokens + call.max_tokens for call in self.calls]) <= min(self._decode_room)
+            and len(self.calls) <= min(self._slots)
         )
         self._kinds = sorted(range(len(self._by_free)), key=self._found[0].nominal_us.__getitem__)  # the fastest first
         self._idle_of = [bisect_left(entries, (1, 0)) for entries in books.by_free]  # instances by kind

@@ -175,8 +175,7 @@ class LeastLoaded:
             queue = queues[instance.spec.instance_id]
             if not instance.prefilling and queue:
                 rows = sorted([row for row in queue if scores[row] < NOT_NOW], key=scores.__getitem__)
-                found = waiting.found(rows, topology, hits)
-                work = [self._work(topology, i, waiting.calls[row], f) for row, f in zip(rows, found, strict=True)]
+                work = [self._work(topology, i, waiting.calls[row], waiting.found(row, topology, hits)) for row in rows]
                 starved |= self._batch(topology, i, work, scores[rows].tolist(), now_us, decisions)
         return Plan(tuple(decisions), starved)
 
@@ -232,7 +231,7 @@ class LeastLoaded:
             able = topology.able(call.needs)
             if not able:
                 continue
-            [found] = waiting.found([row], topology, hits)
+            found = waiting.found(row, topology, hits)
             new_tokens = {p: call.prompt_tokens - found.tokens_on(i) for i, p in enumerate(load)}
             chosen = self._choose(call, topology, {p: load[p] for p in able}, new_tokens)
             added = self._added(call, new_tokens[chosen])

@@ -227,9 +227,7 @@ class SimulatedState(BookedInstances):
             if own >= 0 and self._may_decode(r, own):
                 finish_us = self._own_us(r, i) + stall_us
                 if finish_us <= last_us:
-                    pairs = first_pairs(pairs, (finish_us, place, own), count)
-                    if len(pairs) == count:
-                        last_us = pairs[-1][0]
+                    last_us = first_pairs(pairs, finish_us, place, own, count)
             if leave_us >= NEVER_US:
                 continue
             links = topology.links_from(i)
@@ -254,9 +252,7 @@ class SimulatedState(BookedInstances):
                         finish_us += min(free_us[j] - leave_us, busy_us[j])
                     finish_us += local_us[j]
                     if finish_us <= last_us and (roomy or self._may_decode(r, j)):
-                        pairs = first_pairs(pairs, (finish_us, place, j), count)
-                        if len(pairs) == count:
-                            last_us = pairs[-1][0]
+                        last_us = first_pairs(pairs, finish_us, place, j, count)
         return pairs
 
     def _own_us(self, r: int, i: int) -> int:
@@ -325,13 +321,18 @@ def nearest(near: Near, entry: tuple[int, int], count: int) -> Near:
     return near
 
 
-def first_pairs(pairs: Pairs, pair: tuple[int, int, int], count: int) -> Pairs:
-    """The same of pairs."""
-    if count == 1:
-        return pairs if pairs and pairs[0] < pair else [pair]
-    insort(pairs, pair)
-    del pairs[count:]
-    return pairs
+def first_pairs(pairs: Pairs, finish_us: int, place: int, j: int, count: int) -> int:
+    """Make the first `count` pairs of these and one more. Returns the finish behind which none is among them."""
+    if count == 1 and not pairs:
+        pairs.append((finish_us, place, j))
+    elif count == 1:
+        first_us, first_place, first_j = pairs[0]
+        if finish_us < first_us or (finish_us == first_us and place == first_place and j < first_j):
+            pairs[0] = finish_us, place, j
+    else:
+        insort(pairs, (finish_us, place, j))
+        del pairs[count:]
+    return pairs[-1][0] if len(pairs) == count else NEVER_US - 1
 
 
 def among(first: Near, place: int) -> bool:

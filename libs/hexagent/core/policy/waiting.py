@@ -1,7 +1,6 @@
 """The ready calls of one model as arrays, kept up to date so that a plan need not build them."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -44,6 +43,7 @@ class WaitingCalls:
         self._columns = np.zeros((9, _FIRST_ROWS), dtype=np.int64)
         self._nominal_us = np.zeros((0, _FIRST_ROWS), dtype=np.int64)
         self._topology: Topology | None = None
+        self._nothing_found: list[Found] = []  # by row, once there is a topology
         self._hits: Hits | None = None  # once they were asked for
 
     def __len__(self) -> int:
@@ -60,12 +60,16 @@ class WaitingCalls:
 
     def nominal_us(self, topology: Topology) -> IntArray:
         """Shape (calls, kinds) for the kinds of `topology`."""
+        self._price(topology)
+        return self._nominal_us[:, : len(self.calls)].T
+
+    def _price(self, topology: Topology) -> None:
         if topology is not self._topology:
             self._topology = topology
             self._nominal_us = np.zeros((len(topology.kinds), self._columns.shape[1]), dtype=np.int64)
-            for row, call in enumerate(self.calls):
-                self._nominal_us[:, row] = topology.nominal_prefill_us(call.prompt_tokens)
-        return self._nominal_us[:, : len(self.calls)].T
+            self._nothing_found = [Found(0, topology.nominal_prefill_us(call.prompt_tokens)) for call in self.calls]
+            for row, found in enumerate(self._nothing_found):
+                self._nominal_us[:, row] = found.nominal_us
 
     def least_us(self, topology: Topology) -> IntArray:
         """Time to prefill each whole prompt alone where that is least, shape (calls,)."""
@@ -93,11 +97,12 @@ class WaitingCalls:
         self._hits.update(self._index)
         return self._hits
 
-    def found(self, rows: Sequence[int], topology: Topology, hits: Hits | None) -> list[Found]:
-        """What the calls find in caches; nothing without `hits`."""
+    def found(self, row: int, topology: Topology, hits: Hits | None) -> Found:
+        """What the call finds in caches; nothing without `hits`."""
         if hits is not None:
-            return [hits.found[row] for row in rows]
-        return [Found(0, nominal_us) for nominal_us in self.nominal_us(topology)[list(rows)].tolist()]
+            return hits.found[row]
+        self._price(topology)
+        return self._nothing_found[row]
 
     def ages(self, now_us: int) -> Ages:
         """Views of what is kept: as it is until calls come or go."""
@@ -132,7 +137,9 @@ class WaitingCalls:
         )
         self.demanding += call.needs != ANYTHING
         if self._topology is not None:
-            self._nominal_us[:, row] = self._topology.nominal_prefill_us(call.prompt_tokens)
+            nominal_us = self._topology.nominal_prefill_us(call.prompt_tokens)
+            self._nominal_us[:, row] = nominal_us
+            self._nothing_found.insert(row, Found(0, nominal_us))
         if self._hits is not None:
             self._hits.insert(row, call)
 
@@ -145,6 +152,7 @@ class WaitingCalls:
         self.demanding -= call.needs != ANYTHING
         self._columns[:, row : count - 1] = self._columns[:, row + 1 : count]
         self._nominal_us[:, row : count - 1] = self._nominal_us[:, row + 1 : count]
+        del self._nothing_found[row : row + 1]
         if self._hits is not None:
             self._hits.remove(row, call)
         return True
