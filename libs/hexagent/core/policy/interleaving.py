@@ -41,7 +41,7 @@ class Interleaving:
         finish_us = outlook.finish_us(np.arange(len(waiting)))
         nowhere = finish_us >= NEVER_US
         scores = order.scores(waiting.ages(now_us), np.where(nowhere, now_us, finish_us))
-        scores[nowhere] = NOT_NOW
+        scores = np.where(nowhere, NOT_NOW, scores)
         row = int(scores.argmin())
         if scores[row] == NOT_NOW:
             return plan

@@ -105,10 +105,10 @@ class WaitingCalls:
         return self._nothing_found[row]
 
     def ages(self, now_us: int) -> Ages:
-        """Views of what is kept: as it is until calls come or go."""
-        ready_us, arrival_us, places, below_us = [
-            self._columns[column, : len(self.calls)] for column in (READY, ARRIVAL, HORIZON, BELOW)
-        ]
+        """What is kept, to be read until calls come or go."""
+        kept = self.columns
+        kept.flags.writeable = False
+        ready_us, arrival_us, places, below_us = [kept[:, column] for column in (READY, ARRIVAL, HORIZON, BELOW)]
         if not self.calls:
             return Ages(ready_us, arrival_us, places, lambda: places, below_us, self.calls, now_us)
         horizons = self.calls[0].workflow.horizons
