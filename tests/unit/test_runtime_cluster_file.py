@@ -53,7 +53,7 @@ def test_what_is_left_out_is_filled_in() -> None:
     assert config.spec.tenants == (TenantSpec("default", 1),)
     assert config.spec.noise_ppm == 70_000
     assert config.spec.hidden_factor_ppm == (800_000, 1_300_000)
-    assert (config.policy, config.time_scale, config.kv_byte_scale) == ("hexagent", 1.0, 1 / 4096)
+    assert (config.policy, config.time_scale, config.kv_byte_scale) == ("hexagent-plus", 1.0, 1 / 4096)
     assert [(agent.agent_id, agent.instance_ids) for agent in config.agents] == [
         ("agent-decode", ("d-a100-0",)),
         ("agent-prefill", ("p-h100-0",)),
