@@ -24,8 +24,8 @@ def workflow(name: str, *, slo_scale: float = 0.0, deadline: float = 0.0) -> Wor
 def cluster(at_s: int, tokens: int, *, epoch: int = 1, stale: bool = False, wanted: Role | None = None) -> ClusterView:
     """One instance with two GPUs, of which one does not say what it draws."""
     devices = tuple(
-        DeviceSample(temperature_celsius=celsius, power_watts=watts, memory_used_bytes=60, memory_total_bytes=80)
-        for celsius, watts in ((50, 300), (70, None))
+        DeviceSample(use, 60, 80, watts, celsius, None, reasons)
+        for celsius, watts, use, reasons in ((50, 300, 100.0, 0x04), (70, None, 50.0, 0x24))
     )
     load = InstanceLoad(
         1, 10, (at_s - 3) * US_PER_S, 0, 0, 0, 2, 0, kv_used_blocks=50, kv_cached_blocks=0, kv_free_blocks=0
@@ -56,7 +56,8 @@ def test_rates_are_of_the_time_between_two_looks() -> None:
     assert (row["transfer_backlog_s"], row["accepted_percent"], row["sample_age_s"]) == (2.0, 75.0, 1.0)
     assert (row["decode_time_factor"], row["telemetry_age_wall_s"], row["state"]) == (1.25, 0.4, "up")
     assert (row["temperature_celsius"], row["power_watts"], row["sm_clock_mhz"]) == (70, 300, None)
-    assert row["device_memory_percent"] == 75.0
+    assert (row["device_memory_percent"], row["device_utilization_percent"]) == (75.0, 75.0)
+    assert row["clock_held_by"] == "sw_power_cap, sw_thermal_slowdown"
     assert (row["links_warm"], row["links_cold"], row["links_failure"]) == (3, 1, "d-a100-0: KV_LOST_TIMEOUT")
     assert viewed(cluster(100, 3_000)).cluster["events_per_s"] == 400.0
 

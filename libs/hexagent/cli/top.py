@@ -32,9 +32,12 @@ _BELIEFS: Final = {
     "instance": "instance", "prefill x": "prefill_time_factor", "decode x": "decode_time_factor",
     "prefill in s": "prefill_backlog_s", "links in s": "transfer_backlog_s", "reuse wrong %": "prefix_wrong_percent",
     "alarm": "prefix_alarm", "heard s ago": "telemetry_age_wall_s", "sampled s ago": "sample_age_s",
-    "role flip": "flip_way", "takes s": "flip_cost_s", "links warm": "links_warm", "cold": "links_cold",
-    "failed": "links_failure",
-    "C": "temperature_celsius", "MHz": "sm_clock_mhz", "W": "power_watts", "GPU mem %": "device_memory_percent",
+}  # fmt: skip
+_LINKS: Final = {"links warm": "links_warm", "cold": "links_cold", "failed": "links_failure"}
+_FLIPS: Final = {"role flip": "flip_way", "takes s": "flip_cost_s"}
+_DEVICES: Final = {
+    "used %": "device_utilization_percent", "memory %": "device_memory_percent", "C": "temperature_celsius",
+    "W": "power_watts", "MHz": "sm_clock_mhz", "clock held by": "clock_held_by",
 }  # fmt: skip
 _WORKFLOWS: Final = {
     "workflow": "workflow", "tenant": "tenant", "class": "class", "status": "status", "age s": "age_s",
@@ -140,6 +143,9 @@ def drawn(view: View, failure: str = "") -> RenderableType:
     parts.append(
         _table("What is learned of them, how long their queues are, when they were heard of", view.instances, _BELIEFS)
     )
+    for title, columns in ("Links and other roles", _LINKS | _FLIPS), ("Their GPUs", _DEVICES):
+        if any(row[key] is not None for row in view.instances for key in columns.values()):
+            parts.append(_table(title, view.instances, {"instance": "instance"} | columns))
     more = len(view.workflows) - WORKFLOWS_SHOWN
     parts.append(_table("Workflows", view.workflows[:WORKFLOWS_SHOWN], _WORKFLOWS))
     if more > 0:

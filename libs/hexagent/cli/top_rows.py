@@ -1,6 +1,7 @@
 """Rows of `hexagent top`: flat, with units; times are model time unless they say wall."""
 
 from collections.abc import Sequence
+from statistics import mean
 from typing import Final
 
 from hexagent.cli.report import Row, Value
@@ -12,6 +13,16 @@ from hexagent.wire.telemetry import DeviceSample
 
 _PERCENT_PPM: Final = PPM // 100
 _ENDS: Final = ("foreseen_at_call", "foreseen_ago_s", "ends_in_s", "ends_in_90_percent_s", "ends_in_99_percent_s")
+# Of NVML's bits, those that lower the clock of a GPU with work; an idle one and its display clock are no news.
+_HELD_BY: Final = {
+    0x02: "applications_clocks_setting",
+    0x04: "sw_power_cap",
+    0x08: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+}
 _WORK: Final = ("generated_tokens_per_s", "prefilled_tokens_per_s", "step_ms", "reuse_percent", "accepted_percent")
 
 
@@ -122,16 +133,19 @@ def _work_row(before: ReportedView | None, now: ReportedView | None, passed_s: f
 
 
 def _devices(devices: Sequence[DeviceSample]) -> Row:
-    """The hottest and the slowest of its GPUs; power and memory of all."""
+    """The hottest and the slowest of its GPUs, what holds a clock of any down; mean use; power and memory of all."""
 
     def known(field: str) -> list[float]:
         values = [getattr(device, field) for device in devices]
         return [value for value in values if value is not None]
 
     used, total = sum(known("memory_used_bytes")), sum(known("memory_total_bytes"))
+    held = {name for mask in known("throttle_reasons") for bit, name in _HELD_BY.items() if int(mask) & bit}
     return {
+        "device_utilization_percent": mean(use) if (use := known("utilization_percent")) else None,
         "temperature_celsius": max(known("temperature_celsius"), default=None),
         "sm_clock_mhz": min(known("sm_clock_mhz"), default=None),
+        "clock_held_by": ", ".join(sorted(held)) or None,
         "power_watts": sum(power) if (power := known("power_watts")) else None,
         "device_memory_percent": 100 * used / total if total else None,
         "device_memory_used_bytes": used or None,
