@@ -1,4 +1,4 @@
-"""The compiled core decides as the interpreted one does, bit for bit. Runs where `make native` has been."""
+"""The compiled core decides as the interpreted one does, bit for bit, and serves. Runs where `make native` has been."""
 
 import json
 import pathlib
@@ -44,3 +44,12 @@ def test_compiled_and_interpreted_runs_are_the_same(native_python: pathlib.Path)
     ran = subprocess.run([native_python, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == [True, *outcomes()[1:]]
+
+
+def test_a_live_stack_runs_on_the_compiled_core(native_python: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    what = "bench fidelity --workloads bfcl --workflows 2 --policies hexagent-plus --time-scale 2 --json rows.json"
+    command = [str(native_python.with_name("hexagent")), *what.split()]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["driver"]: row["completed"] for row in rows} == {"live": 2, "sim": 2}

